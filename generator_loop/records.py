@@ -1,0 +1,87 @@
+"""The frozen records that cross file borders in the generator package.
+
+Shape legend: B = prompts x group size, G group size, T pixel frames, latents [B, ...] of any rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One text prompt; `prompt_id` keys the random streams and the text-embedding cache."""
+
+    prompt_id: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """Named text-conditioning tensors of one family, each with the batch first."""
+
+    tensors: Mapping[str, Tensor]
+
+    def select(self, index: Tensor) -> Conditioning:
+        """Return the rows of `index` [N] of every tensor."""
+        return Conditioning({name: value[index] for name, value in self.tensors.items()})
+
+
+Predict = Callable[["Tensor", "Tensor", Conditioning], "Tensor"]
+"""predict(x_sigma [B, ...], sigma [B] in [0, 1], cond) -> velocity [B, ...] = eps - x_0."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Groups of samples of the old policy; rows of one prompt are consecutive, G of them.
+
+    `latents` [B, ...] is x_0 in the normalised latent space, `noise` [B, ...] the starting latents at sigma = 1,
+    `frames` float32 RGB [B, T, C, H, W] in [0, 1].
+    """
+
+    prompts: tuple[Prompt, ...]
+    group_size: int
+    noise: Tensor
+    latents: Tensor
+    cond: Conditioning
+    frames: Tensor
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A rollout's rewards: `rewards` [B] (NaN where not `valid`), `valid` bool [B], `scores` dimension -> [B]."""
+
+    rewards: Tensor
+    valid: Tensor
+    scores: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """A scalar loss with gradient and detached metrics for the log."""
+
+    loss: Tensor
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Where random numbers come from: streams keyed by (seed, step, prompt id, sample index), never by rank."""
+
+    seed: int
+    step: int
+
+    def generator(self, prompt_id: int, sample: int) -> torch.Generator:
+        """Return the CPU generator of one sample."""
+        import hashlib
+
+        import torch
+
+        key = f"{self.seed}/{self.step}/{prompt_id}/{sample}".encode()
+        return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key).digest()[:7], "big"))

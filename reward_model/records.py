@@ -1,0 +1,172 @@
+"""The frozen records that cross file borders in the judge package.
+
+Shape legend: B batch, T frames, C = 3 channels, H, W pixels, D dimensions, K = 5 rating levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+DIMENSIONS = ("visual_quality", "motion_quality", "text_alignment", "overall")
+"""The four rated dimensions, in the order in which the judge is asked for them."""
+
+LEVELS = ("bad", "poor", "fair", "good", "excellent")
+"""The five rating words, worst first; level k stands for quality k / 4."""
+
+
+class VideoError(ValueError):
+    """A video that cannot be read or is damaged; the message is the reason shown to the user."""
+
+
+@dataclass(frozen=True)
+class Video:
+    """Decoded frames of one clip.
+
+    `frames` is float32 RGB [T, C, H, W] in [0, 1]; `fps` is in Hz and refers to these frames as consecutive;
+    `times` [T] are seconds from the clip's start (empty: index / fps); `source` names where the clip came from.
+    """
+
+    frames: Tensor
+    fps: float
+    times: tuple[float, ...] = ()
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class FramePlan:
+    """Which frames the judge sees: `indices` into the source, `times` in seconds, `kinds` in {"slow", "fast"}.
+
+    `fps` is the rate in Hz at which the chosen frames follow one another.
+    """
+
+    indices: tuple[int, ...]
+    times: tuple[float, ...]
+    kinds: tuple[str, ...]
+    fps: float
+
+
+@dataclass(frozen=True)
+class Clip:
+    """What the judge is handed: planned frames, float32 RGB [T, C, H, W] in [0, 1], and the plan that chose them."""
+
+    frames: Tensor
+    plan: FramePlan
+
+
+@dataclass(frozen=True)
+class JudgeRequest:
+    """One prefix shared by several branches.
+
+    `prefix` is text with an int wherever clip number i stands; each of `branches` continues the same prefix.
+    """
+
+    clips: tuple[Clip, ...]
+    prefix: tuple[str | int, ...]
+    branches: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RatedClip:
+    """A clip with known quality: `quality` maps a dimension to [0, 1] (higher is better); missing means unknown.
+
+    `source_id` names the clip's origin, by which splits are made. `facts` holds what is known of its making
+    (defect, severity, scene), for explanations and tables.
+    """
+
+    video: Video | Path
+    prompt: str | None
+    quality: Mapping[str, float]
+    source_id: str
+    facts: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class VideoPair:
+    """Two clips of one prompt; `preference` maps a dimension to P(first is better) in {0, 0.5, 1}."""
+
+    first: Video | Path
+    second: Video | Path
+    prompt: str | None
+    preference: Mapping[str, float]
+    source_id: str
+
+
+@dataclass(frozen=True)
+class ParsedAnswer:
+    """A reasoned answer that could be read: `quality` per dimension in [0, 1] and the reasoning text."""
+
+    quality: Mapping[str, float]
+    reasoning: str
+
+
+@dataclass(frozen=True)
+class ParseFailure:
+    """A reasoned answer that could not be read, with the reason and the text as it came."""
+
+    reason: str
+    text: str
+
+
+@dataclass(frozen=True)
+class LevelReadout:
+    """Level readout of one question for N inputs.
+
+    `quality` [N] in [0, 1] keeps its gradient; `level_probs` [N, K]; `std` [N] is the rating spread in quality units,
+    not a certainty; `mass` [N] is the probability that the model puts on the five words.
+    """
+
+    quality: Tensor
+    level_probs: Tensor
+    std: Tensor
+    mass: Tensor
+
+
+@dataclass(frozen=True)
+class RewardOutput:
+    """What `VideoJudgeReward` returns for B videos; see DESIGN vocabulary.
+
+    Attributes:
+        rewards: [B], overall unless weights were given; NaN where it could not be had.
+        scores: dimension -> [B]; NaN where invalid.
+        std: dimension -> [B], rating spread (NaN for a greedy reasoned answer).
+        level_probs: dimension -> [B, K] (empty for the reasoned readout).
+        level_mass: dimension -> [B].
+        valid: dimension -> bool [B].
+        reasons: dimension -> B strings, empty where valid.
+        texts: B reasoned answers, or None.
+        frame_plan: B plans, None where the clip could not be read.
+        overall_from: per video, the dimensions whose mean is `overall` where it was not asked of the judge.
+    """
+
+    rewards: Tensor
+    scores: Mapping[str, Tensor]
+    std: Mapping[str, Tensor]
+    level_probs: Mapping[str, Tensor]
+    level_mass: Mapping[str, Tensor]
+    valid: Mapping[str, Tensor]
+    reasons: Mapping[str, Sequence[str]]
+    texts: Sequence[str] | None
+    frame_plan: Sequence[FramePlan | None]
+    overall_from: Sequence[tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Outcome of `compare` for B pairs: `p_first`, `p_tie` [B] in [0, 1], `margin` [B] in [-1, 1], `valid` bool [B].
+
+    `margin` is P(first better) - P(second better), averaged over both orders when swapped; `consistent` bool [B]
+    says whether both orders agree on the winner.
+    """
+
+    p_first: Tensor
+    p_tie: Tensor
+    margin: Tensor
+    valid: Tensor
+    reasons: Sequence[str]
+    consistent: Tensor

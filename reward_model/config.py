@@ -13,21 +13,25 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 Schema = TypeVar("Schema")
+Variants = Mapping[str, Mapping[str, type]]
+"""Field -> name -> dataclass."""
 
-VARIANTS = "variants"
-"""Key of the field metadata that maps a variant's `name` to its dataclass."""
 
-
-def load_config(schema: type[Schema], path: str | Path | None = None, overrides: Sequence[str] = ()) -> Schema:
+def load_config(
+    schema: type[Schema],
+    path: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    variants: Variants | None = None,
+) -> Schema:
     """Return `schema` filled from a YAML file and then from command-line overrides.
-
-    A field declared with `metadata={"variants": {name: dataclass}}` holds one variant, chosen by its `name` key, or,
-    where its default is an empty mapping, a mapping of variants.
 
     Args:
         schema: Frozen dataclass whose fields may be dataclasses themselves.
         path: YAML file; None starts from the schema's defaults.
         overrides: Items of the form "section.key=value"; values are read as YAML.
+        variants: Fields of the schema (annotated `Any`) that hold one of several dataclasses, chosen by the `name` key
+            in them; where such a field's default is an empty mapping it holds a mapping of variants.
 
     Raises:
         ValueError: Unreadable YAML, unknown key, wrong type, value out of range, or missing required field; the message
@@ -48,7 +52,7 @@ def load_config(schema: type[Schema], path: str | Path | None = None, overrides:
         raise ValueError(f"{source} must hold a mapping of sections, got a {type(written).__name__}")
     try:
         raw = OmegaConf.merge(written, OmegaConf.from_dotlist(_checked_overrides(overrides)))
-        return OmegaConf.to_object(_merge(schema, raw))
+        return OmegaConf.to_object(_merge(schema, raw, variants or {}))
     except OmegaConfBaseException as error:
         raise ValueError(f"{source}: {_explain(error)}") from error
     except ValueError as error:
@@ -88,37 +92,37 @@ def _checked_overrides(overrides: Sequence[str]) -> list[str]:
     return list(overrides)
 
 
-def _merge(schema: type, raw: Any) -> Any:
+def _merge(schema: type, raw: Any, variants: Variants) -> Any:
     """Return the typed config of `schema` overlaid with `raw`, variant fields replaced by the variant they name."""
     from omegaconf import DictConfig, OmegaConf, read_write
 
     typed = OmegaConf.structured(schema)
     for field in dataclasses.fields(schema):
-        variants, value = field.metadata.get(VARIANTS), raw.get(field.name)
-        if variants is None or not isinstance(value, DictConfig):
+        choices, value = variants.get(field.name), raw.get(field.name)
+        if choices is None or not isinstance(value, DictConfig):
             continue
         default = None if field.default_factory is dataclasses.MISSING else field.default_factory()
         if default == {}:
             for name in list(value):
-                value[name] = _variant(variants, value[name], key=f"{field.name}.{name}", default=None)
+                value[name] = _variant(choices, value[name], key=f"{field.name}.{name}", default=None)
             continue
         with read_write(typed):
-            typed[field.name] = _variant(variants, value, key=field.name, default=default)
+            typed[field.name] = _variant(choices, value, key=field.name, default=default)
         del raw[field.name]
     return OmegaConf.merge(typed, raw)
 
 
-def _variant(variants: Mapping[str, type], value: Any, *, key: str, default: Any) -> Any:
+def _variant(choices: Mapping[str, type], value: Any, *, key: str, default: Any) -> Any:
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     if not isinstance(value, DictConfig) or ("name" not in value and default is None):
-        raise ValueError(f"{key}.name is missing; expected one of {', '.join(sorted(variants))}")
+        raise ValueError(f"{key}.name is missing; expected one of {', '.join(sorted(choices))}")
     name = str(value["name"]) if "name" in value else default.name
-    if name not in variants:
-        raise ValueError(f"{key}.name is {name!r}{did_you_mean(name, list(variants))}")
+    if name not in choices:
+        raise ValueError(f"{key}.name is {name!r}{did_you_mean(name, list(choices))}")
     try:
-        return OmegaConf.merge(OmegaConf.structured(variants[name]), value)
+        return OmegaConf.merge(OmegaConf.structured(choices[name]), value)
     except OmegaConfBaseException as error:
         raise ValueError(f"{key}.{_explain(error)}") from error
 

@@ -1,0 +1,109 @@
+"""Turns whatever a caller holds (tensors, PIL frames, paths, bytes) into planned clips.
+
+Shapes: B videos, T frames, C = 3, H, W pixels; a layout string names the axes of a tensor, e.g. "BTCHW".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from reward_model.media.frame_sampling import FramePolicy, take
+from reward_model.media.video_io import read_video
+from torch import Tensor
+
+from reward_model.records import Clip, Video, VideoError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    VideoLike = Tensor | Sequence[Image] | str | Path | bytes | Video
+
+RANGE_SLACK = 1e-3
+"""How far outside [0, 1] a float pixel may lie: bicubic resizes overshoot, [-1, 1] inputs do not hide in this."""
+
+
+def to_clips(
+    videos: Tensor | Sequence[VideoLike],
+    *,
+    policy: FramePolicy,
+    fps: float | Sequence[float] | None = None,
+    layout: str = "BTCHW",
+    allow_damaged: bool = False,
+) -> list[Clip | str]:
+    """Return one planned clip per video, or the reason why that video cannot be read.
+
+    Args:
+        videos: a tensor of all videos, or a sequence of tensors, PIL lists, paths, bytes or `Video` records.
+            Tensors are RGB, float in [0, 1] or uint8 in 0..255; gradients pass through float tensors.
+        policy: which frames to keep.
+        fps: frame rate in Hz of tensors and PIL lists, one for all or one each; files carry their own.
+        layout: axes of a batched tensor; for a sequence of tensors the "B" is dropped.
+        allow_damaged: accept files whose sampled frames the decoder marks damaged.
+
+    Returns:
+        A list of B items: `Clip`, or a string that says what is wrong with that file.
+
+    Raises:
+        ValueError: a tensor without fps, of the wrong rank, channel count, range or layout.
+        TypeError: an item of a kind that is not a video.
+    """
+    items = list(videos) if not isinstance(videos, Tensor) else _split_batch(videos, layout)
+    item_layout = "TCHW" if isinstance(videos, Tensor) else layout.replace("B", "")
+    rates = list(fps) if isinstance(fps, Sequence) else [fps] * len(items)
+    if len(rates) != len(items):
+        raise ValueError(f"fps must be one number or one per video: got {len(rates)} rates for {len(items)} videos")
+    return [_to_clip(item, rate, item_layout, policy, allow_damaged) for item, rate in zip(items, rates, strict=True)]
+
+
+def _split_batch(videos: Tensor, layout: str) -> list[Tensor]:
+    if sorted(layout) != sorted("BTCHW"):
+        raise ValueError(f"layout must name each of B, T, C, H, W once, got {layout!r}")
+    if videos.ndim != 5:
+        raise ValueError(f"videos must have the 5 axes {layout}, got shape {tuple(videos.shape)}")
+    return list(videos.permute(*(layout.index(axis) for axis in "BTCHW")))
+
+
+def _to_clip(item: VideoLike, fps: float | None, layout: str, policy: FramePolicy, allow_damaged: bool) -> Clip | str:
+    if isinstance(item, (str, Path, bytes)):
+        try:
+            video, plan = read_video(item, policy=policy, allow_damaged=allow_damaged)
+        except VideoError as error:
+            return str(error)
+        return Clip(frames=video.frames, plan=plan)
+    if not isinstance(item, Video):
+        if fps is None:
+            raise ValueError("fps is required for videos given as tensors or PIL frames (frames per second, in Hz)")
+        item = Video(frames=_as_frames(item, layout), fps=float(fps))
+    return take(item, policy)
+
+
+def _as_frames(item: Any, layout: str) -> Tensor:
+    """Return float32 RGB frames [T, C, H, W] in [0, 1] of one tensor or list of PIL images."""
+    if isinstance(item, Tensor):
+        if item.ndim != 4 or sorted(layout) != sorted("TCHW"):
+            raise ValueError(f"each video must have the axes {layout}, got shape {tuple(item.shape)}")
+        frames = item.permute(*(layout.index(axis) for axis in "TCHW"))
+    elif isinstance(item, Sequence) and item and all(hasattr(frame, "convert") for frame in item):
+        import numpy
+
+        frames = torch.stack([torch.from_numpy(numpy.array(frame.convert("RGB"))) for frame in item])
+        frames = frames.permute(0, 3, 1, 2)  # [T, C, H, W]
+    else:
+        raise TypeError(f"a video is a tensor, a list of PIL images, a path or bytes, got {type(item).__name__}")
+    if frames.shape[1] != 3:
+        raise ValueError(f"frames must have 3 channels (RGB), got {frames.shape[1]}; check layout={layout!r}")
+    if frames.shape[0] == 0:
+        raise ValueError("a video must have at least one frame, got none")
+    if frames.dtype == torch.uint8:
+        return frames.float() / 255
+    if not frames.is_floating_point():
+        raise ValueError(f"frames must be float in [0, 1] or uint8, got {frames.dtype}")
+    low, high = frames.detach().amin().item(), frames.detach().amax().item()
+    if not (low >= -RANGE_SLACK and high <= 1 + RANGE_SLACK):
+        raise ValueError(
+            f"float frames must lie in [0, 1], got [{low:.3g}, {high:.3g}]; rescale (x + 1) / 2 or x / 255"
+        )
+    return frames if frames.dtype == torch.float64 else frames.float()

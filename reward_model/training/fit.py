@@ -1,0 +1,120 @@
+"""The one optimisation loop of the judge: any loss of a step number, on one or several processes."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+Loss = Callable[[int], tuple[Tensor, Mapping[str, float]]]
+"""loss(step) -> (scalar with gradient, detached metrics); the step keys all randomness."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitSettings:
+    """How parameters are optimised."""
+
+    num_steps: int
+    """Optimiser steps; raising it trains longer and stretches the schedule."""
+    learning_rate: float
+    """Peak rate of AdamW, reached after the warm-up and then lowered along a cosine to a tenth."""
+    batch_size: int
+    """Clips per optimiser step, over all processes."""
+    warmup_steps: int = 50
+    """Steps of linear warm-up."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay of AdamW."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this global norm."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        for name in ("num_steps", "batch_size", "learning_rate", "max_grad_norm"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
+        if self.warmup_steps < 0 or self.weight_decay < 0:
+            raise ValueError(
+                f"warmup_steps and weight_decay must be >= 0, got {self.warmup_steps}, {self.weight_decay}"
+            )
+
+
+def learning_rate(step: int, settings: FitSettings) -> float:
+    """Return the rate of step 0, 1, ...: linear warm-up, then a cosine down to a tenth of the peak."""
+    warm = min(1.0, (step + 1) / max(1, settings.warmup_steps))
+    progress = step / max(1, settings.num_steps)
+    return settings.learning_rate * warm * (0.1 + 0.45 * (1 + math.cos(math.pi * progress)))
+
+
+def fit(
+    parameters: Iterable[nn.Parameter],
+    loss: Loss,
+    settings: FitSettings,
+    *,
+    log: Callable[[dict[str, float]], None] | None = None,
+    log_every: int = 50,
+) -> dict[str, float]:
+    """Minimise `loss` by AdamW over `parameters`; return the means of the metrics over the last logged stretch.
+
+    Args:
+        parameters: what is trained; gradients of nothing else are used.
+        loss: the loss of a step on this process's share of the batch; with several processes the gradients are averaged
+            in one flattened all-reduce.
+        settings: steps, rates, clipping.
+        log: receives {"step", "loss", "learning_rate", "seconds", metrics...} every `log_every` steps.
+        log_every: steps between two logs.
+
+    Returns:
+        The last logged row.
+
+    Raises:
+        RuntimeError: the loss or the gradient of any process is not finite.
+    """
+    trained = [p for p in parameters if p.requires_grad]
+    if not trained:
+        raise ValueError("fit needs at least one parameter that requires a gradient")
+    decay = [p for p in trained if p.ndim > 1]
+    plain = [p for p in trained if p.ndim <= 1]
+    groups = [{"params": decay, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.learning_rate, betas=(0.9, 0.98))
+    rows: list[dict[str, float]] = []
+    last: dict[str, float] = {}
+    start = time.monotonic()
+    for step in range(settings.num_steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, settings)
+        optimizer.zero_grad(set_to_none=True)
+        value, metrics = loss(step)
+        value.backward()
+        average_gradients(trained)
+        norm = nn.utils.clip_grad_norm_(trained, settings.max_grad_norm)
+        if not bool(torch.isfinite(norm)) or not bool(torch.isfinite(value.detach())):
+            raise RuntimeError(f"step {step}: loss {float(value)} with gradient norm {float(norm)} is not finite")
+        optimizer.step()
+        rows.append({"loss": float(value.detach()), "grad_norm": float(norm), **metrics})
+        if (step + 1) % log_every == 0 or step + 1 == settings.num_steps:
+            last = {"step": step + 1, **_means(rows), "learning_rate": learning_rate(step, settings)}
+            last["seconds"] = time.monotonic() - start
+            rows.clear()
+            if log is not None:
+                log(last)
+    return last
+
+
+def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Average the gradients over all processes in one flattened all-reduce; a missing gradient counts as zero."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
+    torch.distributed.all_reduce(flat)
+    flat /= torch.distributed.get_world_size()
+    for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad = part.view_as(parameter).clone()
+
+
+def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    names = {name for row in rows for name in row}
+    return {n: sum(r[n] for r in rows if n in r) / sum(n in r for r in rows) for n in sorted(names)}

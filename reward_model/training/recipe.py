@@ -1,0 +1,121 @@
+"""The schema of a judge recipe: a list of stages, each trained from its data into a base or an adapter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from reward_model.training.fit import FitSettings
+
+TASKS = ("rate", "describe", "reason", "compare")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where rated clips come from."""
+
+    kind: Literal["moving_shapes", "stored", "manifest"]
+    """moving_shapes renders clips without end; stored reads a file of `training.sources.store_clips`; manifest an
+    annotation file (CSV or JSONL) through `columns`."""
+    path: str = ""
+    """The file of stored and manifest data."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Manifest only: our name -> the file's column (see datasets.base)."""
+    weight: float = 1.0
+    """Share of a batch relative to the other data of the stage."""
+
+    def __post_init__(self) -> None:
+        """Check that files are named where they are needed, and only there."""
+        if (self.kind == "moving_shapes") == bool(self.path):
+            raise ValueError(
+                f"data.path must be given for stored and manifest data only, got {self.path!r} ({self.kind})"
+            )
+        if self.weight <= 0:
+            raise ValueError(f"data.weight must be > 0, got {self.weight}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Size of a role's adapter."""
+
+    rank: int = 16
+    """Rank of the update."""
+    alpha: int = 32
+    """Scale: the update is multiplied by alpha / rank."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        if self.rank < 1 or self.alpha < 1:
+            raise ValueError(f"lora.rank and lora.alpha must be >= 1, got {self.rank}, {self.alpha}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """One stage of supervised training."""
+
+    name: str
+    """Folder name of the stage's checkpoint."""
+    data: list[DataConfig]
+    """Sources of rated clips."""
+    tasks: dict[str, float]
+    """Task (rate, describe, reason, compare) -> weight of its mean loss."""
+    fit: FitSettings
+    """Steps, rates, batch."""
+    role: str | None = None
+    """Adapter that is trained; null trains the base itself."""
+    lora: LoraConfig = LoraConfig()
+    """Size of a new adapter."""
+    task_share: dict[str, float] = field(default_factory=dict)
+    """Task -> share of the batch's clips that carry it (default 1); compare: pairs per clip (default 0.5)."""
+    held_out: int = 200
+    """Held-out moving-shapes clips of the table after the stage; 0 leaves it out."""
+
+    def __post_init__(self) -> None:
+        """Check task names."""
+        for name in (*self.tasks, *self.task_share):
+            if name not in TASKS:
+                raise ValueError(f"tasks of stage {self.name!r} must be of {', '.join(TASKS)}, got {name!r}")
+        if not self.tasks or not self.data:
+            raise ValueError(f"stage {self.name!r} needs at least one task and one source of data")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScratchConfig:
+    """A judge trained from nothing, for the embedded world: the real architecture at a small size."""
+
+    family: Literal["qwen2_5_vl", "qwen3_vl"] = "qwen2_5_vl"
+    """Architecture."""
+    hidden: int = 128
+    """Width of the language model and of the vision tower."""
+    layers: int = 4
+    """Depth of each."""
+    patch_size: int = 8
+    """Pixels per patch side; a token covers 2 x 2 patches of 2 frames."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeConfig:
+    """A judge recipe."""
+
+    name: Literal["judge"]
+    """Names the schema of the file."""
+    output: str
+    """Folder of checkpoints, metrics and the finished judge."""
+    base: str | None = None
+    """Folder or hub id of a Qwen2.5-VL / Qwen3-VL checkpoint or a judge; null builds `scratch`."""
+    scratch: ScratchConfig | None = None
+    """Architecture of a judge trained from nothing; needs base: null."""
+    stages: list[StageConfig]
+    """Trained in this order, each from the one before."""
+    seed: int = 0
+    """Seed of initial weights, data and order."""
+    trained_on: str
+    """One phrase that warns users what the judge was trained on."""
+
+    def __post_init__(self) -> None:
+        """Check that exactly one start is given and names are unique."""
+        if (self.base is None) == (self.scratch is None):
+            raise ValueError("exactly one of base and scratch must be given")
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) != len(names) or not names:
+            raise ValueError(f"stages must have unique names and be at least one, got {names}")

@@ -1,0 +1,155 @@
+"""Runs a recipe: every stage starts from the one before, trains, is measured, saved once and skipped on restart."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from reward_model.judge.model import VideoJudge
+from reward_model.media.frame_sampling import FramePolicy, take
+from reward_model.media.video_io import read_video
+from reward_model.records import Clip, RatedClip, Video
+from reward_model.training.fit import fit
+from reward_model.training.recipe import RecipeConfig, StageConfig
+from reward_model.training.sft import lesson_loss
+from reward_model.training.sources import Source, open_mixture
+from reward_model.training.tasks import Lesson, clip_lesson, pair_lesson
+
+log = logging.getLogger(__name__)
+
+PAIRS_PER_CLIP = 0.5
+"""Default number of comparisons per clip of a batch."""
+
+
+def run_recipe(config: RecipeConfig, *, num_stages: int | None = None) -> Path:
+    """Train all stages of a recipe and return the folder of the finished judge.
+
+    Args:
+        config: the recipe.
+        num_stages: stop after that many stages; None runs all.
+
+    Returns:
+        `config.output`/judge.
+    """
+    output = Path(config.output)
+    previous: Path | None = None
+    for number, stage in enumerate(config.stages[:num_stages]):
+        folder = output / "stages" / f"{number:02d}-{stage.name}"
+        if not (folder / "done.json").exists():
+            judge = (
+                start_judge(config) if previous is None else VideoJudge.from_pretrained(previous, dtype=torch.float32)
+            )
+            metrics = run_stage(judge, stage, seed=config.seed * 1000 + number, log_file=output / "metrics.jsonl")
+            _save_atomically(judge, folder, {"stage": asdict(stage), "metrics": metrics})
+        previous = folder
+    assert previous is not None
+    finished = output / "judge"
+    shutil.rmtree(finished, ignore_errors=True)
+    shutil.copytree(previous, finished, ignore=shutil.ignore_patterns("done.json"))
+    return finished
+
+
+def start_judge(config: RecipeConfig) -> VideoJudge:
+    """Return the judge that the first stage trains: a loaded checkpoint or a small one with random weights."""
+    if config.base is not None:
+        return VideoJudge.from_pretrained(config.base, dtype=torch.float32)
+    from reward_model.judge.tiny import build_judge
+
+    assert config.scratch is not None
+    return build_judge(**asdict(config.scratch), seed=config.seed, trained_on=config.trained_on)
+
+
+def run_stage(judge: VideoJudge, stage: StageConfig, *, seed: int, log_file: Path) -> dict[str, float]:
+    """Train one stage in place and return its last metrics.
+
+    Args:
+        judge: the judge; a new role gets an adapter.
+        stage: what to train and on what.
+        seed: seed of data order and of a new adapter.
+        log_file: JSONL that receives the metrics.
+
+    Returns:
+        Means of the metrics over the last logged stretch.
+    """
+    torch.manual_seed(seed)
+    if stage.role is not None and stage.role not in judge.roles:
+        judge.add_role(stage.role, rank=stage.lora.rank, alpha=stage.lora.alpha)
+    source = open_mixture(stage.data)
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+
+    def write(row: dict[str, float]) -> None:
+        log.info("%s %s", stage.name, " ".join(f"{k}={v:.4g}" for k, v in row.items()))
+        with log_file.open("a") as file:
+            file.write(json.dumps({"stage": stage.name, **row}) + "\n")
+
+    rank, world = _rank_and_world()
+    share = max(1, stage.fit.batch_size // world)
+    judge.train()
+    with judge.use_role(stage.role):
+        parameters = judge.trainable_parameters(stage.role)
+
+        def loss(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+            draw = (seed * 1_000_003 + step) * world + rank
+            return lesson_loss(judge, draw_lessons(judge, source, stage, draw, share), stage.tasks)
+
+        metrics = fit(parameters, loss, stage.fit, log=write if rank == 0 else None)
+    judge.eval()
+    return metrics
+
+
+def draw_lessons(judge: VideoJudge, source: Source, stage: StageConfig, seed: int, num: int) -> list[Lesson]:
+    """Return the lessons of one step: every clip with its tasks behind one prefix, then the comparisons."""
+    planner = clip_planner(judge)
+    clips = source(seed, num)
+    kinds = [kind for kind in stage.tasks if kind != "compare"]
+    lessons = []
+    for place, rated in enumerate(clips):
+        chosen = [kind for kind in kinds if place < num * stage.task_share.get(kind, 1.0)]
+        if chosen:
+            lessons.append(clip_lesson(rated, planner, chosen))
+    if "compare" in stage.tasks:
+        lessons += _comparisons(clips, planner, round(num * stage.task_share.get("compare", PAIRS_PER_CLIP)))
+    return lessons
+
+
+def _comparisons(clips: Sequence[RatedClip], planner: Callable[[RatedClip], Clip], num: int) -> list[Lesson]:
+    """Pair clips of one prompt; a batch must bring them as neighbours that share `source_id`'s prompt."""
+    pairs = [(a, b) for a, b in zip(clips, clips[1:], strict=False) if a.prompt == b.prompt]
+    return [pair_lesson(a, b, planner) for a, b in pairs[:num]]
+
+
+def clip_planner(judge: VideoJudge) -> Callable[[RatedClip], Clip]:
+    """Return the function that reads and plans a rated clip the way this judge sees clips."""
+    policy = FramePolicy.from_dict(judge.config.frame_policy)
+
+    def plan(rated: RatedClip) -> Clip:
+        if isinstance(rated.video, Video):
+            return take(rated.video, policy)
+        video, frames = read_video(rated.video, policy=policy)
+        return Clip(video.frames, frames)
+
+    return plan
+
+
+def _save_atomically(judge: VideoJudge, folder: Path, record: dict[str, object]) -> None:
+    if _rank_and_world()[0] != 0:
+        return
+    beside = folder.with_name(f".{folder.name}")
+    shutil.rmtree(beside, ignore_errors=True)
+    judge.save_pretrained(beside)
+    (beside / "done.json").write_text(json.dumps(record, indent=1) + "\n")
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(beside, folder)
+
+
+def _rank_and_world() -> tuple[int, int]:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1

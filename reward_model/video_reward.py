@@ -1,0 +1,408 @@
+"""VideoJudgeReward, the public promise: a video judge as a differentiable, sampled or pairwise reward.
+
+Shapes: B videos, D dimensions, K = 5 levels; frames are float32 RGB [B, T, C, H, W] in [0, 1].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from reward_model.judge import readouts
+from reward_model.judge.model import VideoJudge
+from reward_model.language import parsing
+from reward_model.language import prompts as language
+from reward_model.media.frame_sampling import FramePolicy
+from reward_model.media.intake import to_clips
+from reward_model.records import (
+    DIMENSIONS,
+    LEVELS,
+    Clip,
+    Comparison,
+    JudgeRequest,
+    ParsedAnswer,
+    RewardOutput,
+    VideoError,
+)
+from reward_model.score_sheet import ScoreSheet, comparison
+
+if TYPE_CHECKING:
+    from reward_model.media.intake import VideoLike
+
+TOY_JUDGE = Path(__file__).parent / "assets" / "toy_judge"
+"""The embedded judge of the moving-shapes world; `from_pretrained("toy")` loads it."""
+
+_ALIGN_NAMES = {"VQ": "visual_quality", "MQ": "motion_quality", "TA": "text_alignment"}
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why the judge scores a clip as it does.
+
+    Attributes:
+        text: the reasoned answer as generated.
+        quality: dimension -> [0, 1] as the reasoned answer states it, NaN where it could not be read.
+        levels: dimension -> most probable level word of the level readout.
+        labels: dimension -> faults that the reasoning names for it.
+        saliency: dimension -> [T], share of each judged frame in the pixel gradient of the level score; sums to 1.
+        reason: empty, or why the reasoned answer could not be read.
+    """
+
+    text: str
+    quality: Mapping[str, float]
+    levels: Mapping[str, str]
+    labels: Mapping[str, tuple[str, ...]]
+    saliency: Mapping[str, Tensor]
+    reason: str
+
+
+class VideoJudgeReward(nn.Module):
+    """A video judge read as a reward.
+
+    Gradients reach the pixels with `differentiable=True`; the weights stay frozen unless the caller unfreezes them.
+    Calls are thread-safe: adapter switches hold the judge's lock.
+    """
+
+    def __init__(self, judge: VideoJudge, *, role: str | None = "generated") -> None:
+        """Wrap a loaded judge.
+
+        Args:
+            judge: the judge; its weights are shared, not copied.
+            role: adapter that scores ("natural", "generated", ...); None for the base without adapter.
+
+        Raises:
+            ValueError: the judge has adapters but none of that name.
+        """
+        super().__init__()
+        if role is not None and judge.roles and role not in judge.roles:
+            raise ValueError(f"role must be one of {sorted(judge.roles)} or None, got {role!r}")
+        self.judge = judge
+        self.role = role if judge.roles else None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_id: str | Path,
+        *,
+        role: str | None = "generated",
+        dtype: str | torch.dtype = "auto",
+        device: str | torch.device | None = None,
+        attn_implementation: str = "sdpa",
+    ) -> VideoJudgeReward:
+        """Load a judge folder, a hub id or a stock Qwen2.5-VL / Qwen3-VL checkpoint.
+
+        Args:
+            path_or_id: folder, hub id, or "toy" for the embedded judge of the moving-shapes world.
+            role: adapter that scores; a judge without adapters has no roles and ignores it.
+            dtype: weights' dtype, "auto" keeps the stored one (float32 on CPU).
+            device: where to put the judge; None keeps the CPU.
+            attn_implementation: attention backend of transformers.
+
+        Returns:
+            The reward, frozen and in eval mode.
+        """
+        path = TOY_JUDGE if str(path_or_id) == "toy" else path_or_id
+        judge = VideoJudge.from_pretrained(path, dtype=dtype, device=device, attn_implementation=attn_implementation)
+        return cls(judge.requires_grad_(False).eval(), role=role)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the judge (adapters, base if trained from scratch, configuration) to a folder."""
+        self.judge.save_pretrained(folder)
+
+    def with_role(self, role: str | None) -> VideoJudgeReward:
+        """Return a view with another adapter; the weights are shared."""
+        return VideoJudgeReward(self.judge, role=role)
+
+    @property
+    def frame_policy(self) -> FramePolicy:
+        """Which frames the judge was trained to see."""
+        return FramePolicy.from_dict(self.judge.config.frame_policy)
+
+    def forward(
+        self,
+        videos: Tensor | Sequence[VideoLike],
+        prompts: str | Sequence[str | None] | None = None,
+        *,
+        fps: float | Sequence[float] | None = None,
+        layout: str = "BTCHW",
+        dimensions: Sequence[str] | None = None,
+        weights: Mapping[str, float] | None = None,
+        readout: Literal["level", "reason"] = "level",
+        normalize: Literal["unit", "raw", "z"] = "unit",
+        differentiable: bool = False,
+        batch_size: int = 16,
+    ) -> RewardOutput:
+        """Score B videos.
+
+        Args:
+            videos: tensor [B, T, C, H, W] in [0, 1] (or another `layout`), or a sequence of tensors, PIL lists, paths,
+                bytes.
+            prompts: the generation prompts, one each (one string serves all); None where there is none.
+            fps: frame rate in Hz; required for tensors and PIL lists.
+            layout: axes of tensors.
+            dimensions: what to score; None for all of the judge's.
+            weights: dimension -> weight of `rewards`; None makes `rewards` the overall score.
+            readout: "level" (one forward pass, deterministic, differentiable) or "reason" (greedy think/answer text).
+            normalize: "unit" quality in [0, 1], "raw" 1..5, "z" standardised by the judge's calibration constants.
+            differentiable: keep the graph from scores to pixels (level readout only).
+            batch_size: clips per forward pass.
+
+        Returns:
+            `RewardOutput`; a score that could not be had is NaN with its reason, never a number.
+
+        Raises:
+            ValueError: wrong shapes, ranges, unknown dimensions, weights or readout, missing fps or constants.
+        """
+        dims = self._check(dimensions, weights, readout, differentiable)
+        clips = to_clips(videos, policy=self.frame_policy, fps=fps, layout=layout)
+        texts = _one_prompt_each(prompts, len(clips))
+        grad: AbstractContextManager[Any] = nullcontext() if differentiable else torch.no_grad()
+        with grad, self.judge.use_role(self.role):
+            sheet = ScoreSheet(dims, len(clips), self.judge.device)
+            for start in range(0, len(clips), batch_size):
+                rows = range(start, min(start + batch_size, len(clips)))
+                self._read(sheet, [(row, clips[row], texts[row]) for row in rows], readout)
+        plans = [None if isinstance(clip, str) else clip.plan for clip in clips]
+        return sheet.output(plans, weights, normalize, self.judge.config.calibration)
+
+    def _check(
+        self,
+        dimensions: Sequence[str] | None,
+        weights: Mapping[str, float] | None,
+        readout: str,
+        differentiable: bool,
+    ) -> tuple[str, ...]:
+        known = tuple(self.judge.config.dimensions)
+        asked = tuple(dimensions) if dimensions is not None else known
+        for name in (*asked, *(weights or ())):
+            if name not in known:
+                raise ValueError(f"unknown dimension {name!r}; this judge has {', '.join(known)}")
+        if not asked:
+            raise ValueError("dimensions must name at least one dimension")
+        missing = set(weights or ()) - set(asked)
+        if missing:
+            raise ValueError(f"weights name dimensions that are not scored: {sorted(missing)}; add them to dimensions")
+        if readout not in ("level", "reason"):
+            raise ValueError(f"readout must be 'level' or 'reason', got {readout!r}")
+        if differentiable and readout != "level":
+            raise ValueError("differentiable=True needs readout='level': generated text has no gradient")
+        return tuple(name for name in DIMENSIONS if name in asked)
+
+    def _read(self, sheet: ScoreSheet, batch: Sequence[tuple[int, Clip | str, str | None]], readout: str) -> None:
+        """Enter the scores of (row, clip, prompt) triples."""
+        readable = [
+            (row, clip, prompt, asked)
+            for row, clip, prompt in batch
+            if (asked := sheet.refuse(row, clip, prompt)) and isinstance(clip, Clip)
+        ]
+        if not readable:
+            return
+        if readout == "level":
+            requests = [language.score_request(clip, prompt, asked) for _, clip, prompt, asked in readable]
+            logits = self.judge.next_token_logits(requests)
+            for (row, _, _, asked), branches in zip(readable, logits, strict=True):
+                sheet.put_levels(row, asked, readouts.read_levels(branches, self.judge.level_ids))
+            return
+        texts = self._generate([language.reason_request(clip, prompt) for _, clip, prompt, _ in readable])
+        for (row, _, _, asked), text in zip(readable, texts, strict=True):
+            sheet.put_answer(row, asked, text, parsing.parse_reason(text, asked))
+
+    def _generate(self, requests: Sequence[JudgeRequest]) -> list[str]:
+        texts = self.judge.generate(requests, max_new_tokens=self.judge.config.max_answer_tokens)
+        return [branches[0][0] for branches in texts]
+
+    def compare(
+        self,
+        a: Tensor | Sequence[VideoLike],
+        b: Tensor | Sequence[VideoLike],
+        prompts: str | Sequence[str | None] | None = None,
+        *,
+        swap: bool = True,
+        fps: float | Sequence[float] | None = None,
+        layout: str = "BTCHW",
+        batch_size: int = 16,
+    ) -> Comparison:
+        """Say which of two videos is better overall, with the role this view has (use the comparator).
+
+        Args:
+            a: B first videos, as in a call.
+            b: B second videos.
+            prompts: the generation prompts of the pairs.
+            swap: ask in both orders and average, which removes the position bias.
+            fps: frame rate in Hz of tensors and PIL lists.
+            layout: axes of tensors.
+            batch_size: pairs per forward pass.
+
+        Returns:
+            `Comparison`; pairs with an unreadable video are NaN and not valid.
+
+        Raises:
+            ValueError: different numbers of videos, or inputs that a call refuses.
+        """
+        left, right = (to_clips(v, policy=self.frame_policy, fps=fps, layout=layout) for v in (a, b))
+        if len(left) != len(right):
+            raise ValueError(f"compare needs as many first as second videos, got {len(left)} and {len(right)}")
+        texts = _one_prompt_each(prompts, len(left))
+        reasons = [next((c for c in pair if isinstance(c, str)), "") for pair in zip(left, right, strict=True)]
+        rows = [row for row, reason in enumerate(reasons) if not reason]
+        orders = [self._preferences([(left[r], right[r], texts[r]) for r in rows], batch_size)]
+        if swap:
+            flipped = self._preferences([(right[r], left[r], texts[r]) for r in rows], batch_size)
+            orders.append(flipped[:, [1, 0, 2, 3]])
+        return comparison(torch.stack(orders), rows, reasons)
+
+    @torch.no_grad()
+    def _preferences(self, pairs: Sequence[tuple[Any, Any, str | None]], batch_size: int) -> Tensor:
+        """Return [N, 4]: P(first), P(second), P(tie), mass on the three words."""
+        found = [torch.zeros(0, 4, device=self.judge.device)]
+        with self.judge.use_role(self.role):
+            for start in range(0, len(pairs), batch_size):
+                requests = [language.compare_request(*pair) for pair in pairs[start : start + batch_size]]
+                logits = torch.cat(self.judge.next_token_logits(requests))
+                p_first, p_tie, mass = readouts.read_preference(logits, self.judge.preference_ids)
+                found.append(torch.stack([p_first, 1 - p_first - p_tie, p_tie, mass], dim=1))
+        return torch.cat(found)
+
+    def explain(
+        self, video: VideoLike, prompt: str | None = None, *, fps: float | None = None, layout: str = "TCHW"
+    ) -> Explanation:
+        """Explain one video's scores: reasoned text, named faults, levels, and which frames the score hangs on.
+
+        Args:
+            video: one video, as an item of a call.
+            prompt: its generation prompt.
+            fps: frame rate in Hz of a tensor or PIL list.
+            layout: axes of a tensor.
+
+        Returns:
+            `Explanation`.
+
+        Raises:
+            VideoError: the video cannot be read.
+        """
+        clip = to_clips([video], policy=self.frame_policy, fps=fps, layout=layout)[0]
+        if isinstance(clip, str):
+            raise VideoError(clip)
+        known = tuple(self.judge.config.dimensions)
+        asked = tuple(d for d in known if prompt is not None or d not in ("text_alignment", "overall"))
+        pixels = clip.frames.detach().to(self.judge.device).requires_grad_(True)
+        with self.judge.use_role(self.role):
+            with torch.enable_grad():
+                request = language.score_request(Clip(pixels, clip.plan), prompt, asked)
+                levels = readouts.read_levels(self.judge.next_token_logits([request])[0], self.judge.level_ids)
+            saliency = {}
+            for place, name in enumerate(asked):
+                (gradient,) = torch.autograd.grad(levels.quality[place], pixels, retain_graph=True)
+                energy = gradient.abs().sum(dim=(1, 2, 3))  # [T]
+                saliency[name] = energy / energy.sum().clamp_min(1e-12)
+            with torch.no_grad():
+                text = self._generate([language.reason_request(clip, prompt)])[0]
+        answer = parsing.parse_reason(text)
+        read = isinstance(answer, ParsedAnswer)
+        return Explanation(
+            text=text,
+            quality={name: answer.quality.get(name, math.nan) if read else math.nan for name in known},
+            levels={name: LEVELS[int(levels.level_probs[i].argmax())] for i, name in enumerate(asked)},
+            labels=parsing.parse_faults(answer.reasoning) if read else {},
+            saliency=saliency,
+            reason="" if read else answer.reason,
+        )
+
+    def reward(
+        self,
+        video_paths: Sequence[str | Path],
+        prompts: Sequence[str],
+        fps: float | None = None,
+        num_frames: int | None = None,
+        max_pixels: int | None = None,
+        use_norm: bool = True,
+    ) -> list[dict[str, float]]:
+        """Score files with VideoAlign's call and return.
+
+        Args:
+            video_paths: B files.
+            prompts: B generation prompts.
+            fps: sampling rate in Hz; excludes num_frames; None with num_frames None keeps the judge's own plan.
+            num_frames: uniformly sampled frames; excludes fps.
+            max_pixels: pixel cap per frame; None keeps the judge's.
+            use_norm: z scores by the calibration constants; otherwise raw 1..5.
+
+        Returns:
+            B dicts with VQ, MQ, TA and Overall = VQ + MQ + TA; NaN where a score could not be had.
+
+        Raises:
+            ValueError: fps and num_frames together, or what a call refuses.
+
+        Source: KwaiVGI/VideoAlign, VideoVLMRewardInference.reward.
+        """
+        if fps is not None and num_frames is not None:
+            raise ValueError("fps and num_frames exclude each other")
+        policy = self.frame_policy
+        if fps is not None:
+            policy = FramePolicy(mode="fps", fps=fps, max_frames=policy.max_frames)
+        elif num_frames is not None:
+            policy = FramePolicy(mode="uniform", num_frames=num_frames)
+        clips = to_clips(list(video_paths), policy=policy)
+        texts = _one_prompt_each(prompts, len(clips))
+        dims = tuple(_ALIGN_NAMES.values())
+        sheet = ScoreSheet(dims, len(clips), self.judge.device)
+        with torch.no_grad(), self.judge.use_role(self.role), self.judge.pixel_cap(max_pixels):
+            for row in range(len(clips)):
+                self._read(sheet, [(row, clips[row], texts[row])], "level")
+        out = sheet.output([None] * len(clips), None, "z" if use_norm else "raw", self.judge.config.calibration)
+        rows = [{key: out.scores[name][row].item() for key, name in _ALIGN_NAMES.items()} for row in range(len(clips))]
+        return [{**row, "Overall": sum(row.values())} for row in rows]
+
+    def as_loss(
+        self,
+        target: float | None = None,
+        *,
+        scale: float = 1.0,
+        space: Literal["expectation", "logit"] = "expectation",
+        weights: Mapping[str, float] | None = None,
+    ) -> Callable[..., tuple[Tensor, Tensor]]:
+        """Return `loss(videos, prompts, fps=...) -> (loss, reward)` with gradient to the pixels.
+
+        Args:
+            target: None minimises -reward; a number minimises |reward - target|.
+            scale: factor of the loss.
+            space: "expectation" uses the quality in [0, 1]; "logit" its log-odds, which do not saturate near the ends.
+            weights: dimension -> weight of the reward; None for overall.
+
+        Returns:
+            The loss callable; its reward [B] is detached quality.
+
+        Raises:
+            ValueError: unknown space.
+        """
+        if space not in ("expectation", "logit"):
+            raise ValueError(f"space must be 'expectation' or 'logit', got {space!r}")
+
+        def loss(
+            videos: Tensor | Sequence[VideoLike], prompts: Any = None, *, fps: Any = None, layout: str = "BTCHW"
+        ) -> tuple[Tensor, Tensor]:
+            out = self(videos, prompts, fps=fps, layout=layout, weights=weights, differentiable=True)
+            bad = ~torch.isfinite(out.rewards.detach())
+            if bool(bad.any()):
+                why = {name: [r for r in reasons if r] for name, reasons in out.reasons.items()}
+                raise RuntimeError(f"{int(bad.sum())} of {len(bad)} rewards could not be had: {why}")
+            value = out.rewards if space == "expectation" else torch.logit(out.rewards, eps=1e-4)
+            distance = -value if target is None else (value - target).abs()
+            return scale * distance.mean(), out.rewards.detach()
+
+        return loss
+
+
+def _one_prompt_each(prompts: str | Sequence[str | None] | None, num: int) -> list[str | None]:
+    if prompts is None or isinstance(prompts, str):
+        return [prompts] * num
+    if len(prompts) != num:
+        raise ValueError(f"prompts must be one each: got {len(prompts)} for {num} videos")
+    return list(prompts)

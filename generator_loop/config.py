@@ -1,0 +1,312 @@
+"""Schema of a joint run: what `joint_train.py` reads from a recipe and its overrides.
+
+The objective's own settings live beside its formula in `objectives/`; `setup.read_config` puts both together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """Where and how long a run works."""
+
+    output: str
+    """Folder for everything that the run writes."""
+    seed: int = 0
+    """Root of every random stream; another seed gives other prompts, noise and adapters."""
+    max_hours: float | None = None
+    """Hours after which the run saves and exits cleanly at the next iteration; null never stops it."""
+    num_threads: int | None = None
+    """CPU threads per process; null takes one per process."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where models live; auto takes a GPU if there is one."""
+    keep_checkpoints: int = 2
+    """Finished checkpoints kept on disk; more cost space only."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _positive("run", self, "keep_checkpoints", "num_threads", "max_hours")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorSettings:
+    """The text-to-video model and its adapter."""
+
+    path: str
+    """Local pipeline folder, hub id, or "toy" for the embedded generator."""
+    family: str = "wan"
+    """Adapter that knows the model; one of `generator_loop.adapters.GENERATORS`."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Dtype of the frozen weights; the trained adapter stays in float32."""
+    num_frames: int
+    """Pixel frames per clip, 4k + 1 for Wan; more cost memory and time in proportion."""
+    height: int
+    """Frame height in pixels, a multiple of 16 for most models."""
+    width: int
+    """Frame width in pixels."""
+    fps: float
+    """Frames per second at which clips are shown and judged."""
+    lora_rank: int = 16
+    """Rank of the adapter; raising it adds capacity and memory (32 in DiffusionNFT's recipes)."""
+    lora_alpha: int = 32
+    """Scale of the adapter, in ranks: its output is multiplied by alpha / rank."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _positive("generator", self, "num_frames", "height", "width", "fps", "lora_rank", "lora_alpha")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeSettings:
+    """The judge that rewards, and the one that audits."""
+
+    path: str
+    """Judge folder, hub id of a judge or of a stock checkpoint, or "toy" for the embedded judge."""
+    role: str = "generated"
+    """Adapter that scores; refreshed where `refresh.every` is set."""
+    audit_path: str | None = None
+    """Second judge, of another family and seed, that only watches; "toy" for the embedded one, null for none."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Dtype of the judges' weights; auto keeps the stored one."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Attention backend of the judges."""
+    batch_size: int = 16
+    """Clips per forward pass; raising it costs memory, results do not change."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _positive("judge", self, "batch_size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardTerm:
+    """A reward of the user's own, beside the judge's."""
+
+    callable: str
+    """`module:function`, called as function(frames [B, T, C, H, W], prompts, fps=...) -> [B]; NaN marks no score."""
+    weight: float = 1.0
+    """Factor in the sum of rewards; negative punishes."""
+
+    def __post_init__(self) -> None:
+        """Check the form of the name."""
+        module, colon, function = self.callable.partition(":")
+        if not (module and colon and function):
+            raise ValueError(f"reward.terms.*.callable must look like module:function, got {self.callable!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardSettings:
+    """What the generator learns from: a weighted sum of the judge's dimensions and the user's own terms."""
+
+    weights: dict[str, float] = field(default_factory=lambda: {"overall": 1.0})
+    """Dimension of the judge -> weight."""
+    terms: dict[str, RewardTerm] = field(default_factory=dict)
+    """Name -> reward of the user's own."""
+    transform: Literal["none", "shuffle", "negate"] = "none"
+    """Control experiments: shuffle hands rewards to other samples of the batch, negate turns them round."""
+    max_invalid_fraction: float = 0.5
+    """Share of samples without a score in one iteration above which the run stops."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        if not 0 <= self.max_invalid_fraction <= 1:
+            raise ValueError(f"reward.max_invalid_fraction must be in [0, 1], got {self.max_invalid_fraction}")
+        if not any([*self.weights.values(), *(term.weight for term in self.terms.values())]):
+            raise ValueError("reward.weights and reward.terms are all zero, so nothing would be learned")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSettings:
+    """Which prompts are trained on, and which are held out for the evaluation."""
+
+    world: Literal["moving_shapes"] | None = None
+    """Embedded world whose captions are the prompts; its oracle then measures every evaluation."""
+    path: str | None = None
+    """File of prompts: .csv or .jsonl with a column, or .txt with one a line; excludes `world`."""
+    column: str = "prompt"
+    """Column of the file that holds the prompts."""
+    num_held_out: int = 64
+    """Prompts kept from training for the evaluation: the world's own held-out ones, or drawn from the file by the seed."""
+    max_prompts: int | None = None
+    """Most training prompts; null takes all."""
+
+    def __post_init__(self) -> None:
+        """Check that exactly one source is named."""
+        _positive("prompts", self, "num_held_out", "max_prompts")
+        if (self.world is None) == (self.path is None):
+            raise ValueError("prompts needs exactly one of prompts.world and prompts.path")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingSettings:
+    """How groups of clips are drawn from the generator."""
+
+    num_prompts: int = 8
+    """Prompts per iteration over all processes; batches do not grow with the number of processes."""
+    group_size: int = 8
+    """Samples of one prompt; more sharpen the group mean at proportional cost."""
+    num_steps: int = 12
+    """Euler steps of the sampler; more cost time in proportion."""
+    batch_size: int = 16
+    """Clips per forward pass of the generator; costs memory, results differ by rounding only."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _positive("sampling", self, "num_prompts", "num_steps", "batch_size")
+        if self.group_size < 2:
+            raise ValueError(f"sampling.group_size must be >= 2, got {self.group_size}: advantages compare siblings")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateSettings:
+    """How the generator's adapter is optimised."""
+
+    learning_rate: float = 3e-4
+    """Rate of AdamW; 3e-4 is DiffusionNFT's, 1e-4 suits DPO."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of AdamW."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this global norm."""
+    micro_batch_size: int = 32
+    """Rows per backward pass; costs memory, results differ by rounding only."""
+    old_decay: float = 0.0
+    """How much the sampling policy keeps of itself after an iteration; 0 is on-policy."""
+    advantage_std: Literal["global", "group"] = "global"
+    """Rewards are divided by one deviation of the whole batch, or by each group's own."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _positive("update", self, "learning_rate", "max_grad_norm", "micro_batch_size")
+        if not 0 <= self.old_decay < 1 or self.weight_decay < 0:
+            raise ValueError(
+                f"update.old_decay must be in [0, 1) and update.weight_decay >= 0, got {self.old_decay} and "
+                f"{self.weight_decay}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopSettings:
+    """How generator and judge alternate."""
+
+    num_rounds: int
+    """Rounds; each ends with a judge refresh (when due), an evaluation and a checkpoint."""
+    num_iterations: int
+    """Iterations of (rollout, score, update) per round."""
+    reset_reference: bool = False
+    """Move the reference to the policy at each round's start, as alternating DPO does; false keeps the first."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _positive("loop", self, "num_rounds", "num_iterations")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnchorSettings:
+    """Clips of known quality that hold the judge in place."""
+
+    path: str | None = None
+    """CSV with columns video, prompt and one per known dimension (quality in [0, 1]); null renders moving shapes."""
+    num_train: int = 256
+    """Anchors mixed into a refresh."""
+    num_held_out: int = 128
+    """Anchors on which a refresh is accepted or rolled back, and rounds are brought to one scale."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _positive("refresh.anchors", self, "num_train", "num_held_out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefreshSettings:
+    """How the judge learns from the generator's newest clips."""
+
+    every: int = 1
+    """Rounds between two refreshes; 0 never refreshes."""
+    num_prompts: int = 16
+    """Prompts whose newest best clip is paired with an old loser."""
+    num_steps: int = 30
+    """Optimiser steps of one refresh."""
+    batch_size: int = 16
+    """Pairs and anchors per optimiser step."""
+    learning_rate: float = 1e-4
+    """Rate of AdamW on the judge's adapter."""
+    max_accuracy_loss: float = 0.01
+    """Held-out anchor accuracy, as a fraction, that a refresh may lose before it is rolled back."""
+    anchors: AnchorSettings = field(default_factory=AnchorSettings)
+    """The labelled clips."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _positive("refresh", self, "num_prompts", "num_steps", "batch_size", "learning_rate")
+        if self.every < 0 or not 0 <= self.max_accuracy_loss <= 1:
+            raise ValueError(
+                f"refresh.every must be >= 0 and refresh.max_accuracy_loss in [0, 1], got {self.every} and "
+                f"{self.max_accuracy_loss}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings:
+    """How progress is measured on held-out prompts, with the same noise each time."""
+
+    num_seeds: int = 4
+    """Clips per held-out prompt before and after."""
+    num_round_prompts: int = 16
+    """Held-out prompts evaluated between rounds; before and after use all of them."""
+    num_probes: int = 16
+    """Noisy latents on which the velocity difference to the reference is measured, and clips of the flow loss."""
+    num_samples: int = 8
+    """Clips written as video after each round and shown in the report."""
+    num_resamples: int = 1000
+    """Bootstrap resamples of the difference."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _positive("evaluation", self, *(item.name for item in fields(self)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointConfig:
+    """One joint run."""
+
+    run: RunSettings
+    """Where and how long."""
+    generator: GeneratorSettings
+    """The text-to-video model."""
+    judge: JudgeSettings
+    """The judges."""
+    prompts: PromptSettings
+    """What is asked of the generator."""
+    objective: Any
+    """How the generator learns; the settings of the objective that `objective.name` chooses."""
+    loop: LoopSettings
+    """How generator and judge alternate."""
+    reward: RewardSettings = field(default_factory=RewardSettings)
+    """What is rewarded."""
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    """How clips are drawn."""
+    update: UpdateSettings = field(default_factory=UpdateSettings)
+    """How the adapter is optimised."""
+    refresh: RefreshSettings = field(default_factory=RefreshSettings)
+    """How the judge learns."""
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    """How progress is measured."""
+
+    def __post_init__(self) -> None:
+        """Check what concerns several sections."""
+        if self.refresh.every and self.prompts.world is None and self.refresh.anchors.path is None:
+            raise ValueError(
+                "refresh.every > 0 needs labelled clips of your domain: set refresh.anchors.path, or refresh.every=0"
+            )
+        if self.objective.name == "draft" and (self.reward.terms or self.reward.transform != "none"):
+            raise ValueError("objective.name=draft differentiates the judge alone: drop reward.terms and reward.transform")
+
+
+def _positive(section: str, settings: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and value <= 0:
+            raise ValueError(f"{section}.{name} must be > 0, got {value}")

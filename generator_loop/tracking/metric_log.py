@@ -1,0 +1,78 @@
+"""The metric log: one JSON object a line, means over all processes, written by the first."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from generator_loop.tracking.checkpoint import write_text
+
+
+class MetricLog:
+    """Appends rows to `metrics.jsonl` on the first process; the others take part in the means only."""
+
+    def __init__(self, path: str | Path, *, is_main: bool) -> None:
+        self.path, self.is_main = Path(path), is_main
+
+    def rewind(self, step: int) -> None:
+        """Drop rows at or after `step`, which a resumed run will write again."""
+        if self.is_main and self.path.exists():
+            kept = [row for row in read_log(self.path) if row["step"] < step]
+            write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+
+    def write(self, kind: str, step: int, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Append one row and return its metrics averaged over the processes.
+
+        Args:
+            kind: what the row tells of ("update", "round", "refresh", ...).
+            step: iterations begun so far, over all rounds.
+            metrics: this process's numbers; a number that is not finite is written as null.
+        """
+        means = mean_over_processes(metrics)
+        if self.is_main:
+            row = {"kind": kind, "step": step, **{name: finite_or_none(value) for name, value in means.items()}}
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        return means
+
+
+def read_log(path: str | Path) -> list[dict[str, Any]]:
+    """Return the rows of a log; a last line cut short by a kill is left out."""
+    rows = []
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def mean_over_processes(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return the mean of each metric over the processes that have a finite one; NaN where none has."""
+    names = sorted(metrics)
+    found = [metrics]
+    if is_distributed():
+        found = [{} for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather_object(found, dict(metrics))
+        names = sorted({name for row in found for name in row})
+    return {name: _mean(row[name] for row in found if name in row) for name in names}
+
+
+def is_distributed() -> bool:
+    """Return whether several processes run together."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def finite_or_none(value: float) -> float | None:
+    """Return the number, or None (JSON null) if it is not finite."""
+    return float(value) if math.isfinite(value) else None
+
+
+def _mean(values: Iterable[float]) -> float:
+    finite = [float(value) for value in values if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else math.nan

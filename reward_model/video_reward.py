@@ -5,16 +5,15 @@ Shapes: B videos, D dimensions, K = 5 levels; frames are float32 RGB [B, T, C, H
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from reward_model.explanation import Explanation, explain_clip
 from reward_model.judge import readouts
 from reward_model.judge.model import VideoJudge
 from reward_model.language import parsing
@@ -23,11 +22,9 @@ from reward_model.media.frame_sampling import FramePolicy
 from reward_model.media.intake import to_clips
 from reward_model.records import (
     DIMENSIONS,
-    LEVELS,
     Clip,
     Comparison,
     JudgeRequest,
-    ParsedAnswer,
     RewardOutput,
     VideoError,
 )
@@ -40,27 +37,6 @@ TOY_JUDGE = Path(__file__).parent / "assets" / "toy_judge"
 """The embedded judge of the moving-shapes world; `from_pretrained("toy")` loads it."""
 
 _ALIGN_NAMES = {"VQ": "visual_quality", "MQ": "motion_quality", "TA": "text_alignment"}
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """Why the judge scores a clip as it does.
-
-    Attributes:
-        text: the reasoned answer as generated.
-        quality: dimension -> [0, 1] as the reasoned answer states it, NaN where it could not be read.
-        levels: dimension -> most probable level word of the level readout.
-        labels: dimension -> faults that the reasoning names for it.
-        saliency: dimension -> [T], share of each judged frame in the pixel gradient of the level score; sums to 1.
-        reason: empty, or why the reasoned answer could not be read.
-    """
-
-    text: str
-    quality: Mapping[str, float]
-    levels: Mapping[str, str]
-    labels: Mapping[str, tuple[str, ...]]
-    saliency: Mapping[str, Tensor]
-    reason: str
 
 
 class VideoJudgeReward(nn.Module):
@@ -290,30 +266,8 @@ class VideoJudgeReward(nn.Module):
         clip = to_clips([video], policy=self.frame_policy, fps=fps, layout=layout)[0]
         if isinstance(clip, str):
             raise VideoError(clip)
-        known = tuple(self.judge.config.dimensions)
-        asked = tuple(d for d in known if prompt is not None or d not in ("text_alignment", "overall"))
-        pixels = clip.frames.detach().to(self.judge.device).requires_grad_(True)
         with self.judge.use_role(self.role):
-            with torch.enable_grad():
-                request = language.score_request(Clip(pixels, clip.plan), prompt, asked)
-                levels = readouts.read_levels(self.judge.next_token_logits([request])[0], self.judge.level_ids)
-            saliency = {}
-            for place, name in enumerate(asked):
-                (gradient,) = torch.autograd.grad(levels.quality[place], pixels, retain_graph=True)
-                energy = gradient.abs().sum(dim=(1, 2, 3))  # [T]
-                saliency[name] = energy / energy.sum().clamp_min(1e-12)
-            with torch.no_grad():
-                text = self._generate([language.reason_request(clip, prompt)])[0]
-        answer = parsing.parse_reason(text)
-        read = isinstance(answer, ParsedAnswer)
-        return Explanation(
-            text=text,
-            quality={name: answer.quality.get(name, math.nan) if read else math.nan for name in known},
-            levels={name: LEVELS[int(levels.level_probs[i].argmax())] for i, name in enumerate(asked)},
-            labels=parsing.parse_faults(answer.reasoning) if read else {},
-            saliency=saliency,
-            reason="" if read else answer.reason,
-        )
+            return explain_clip(self.judge, clip, prompt)
 
     def reward(
         self,

@@ -1,0 +1,48 @@
+"""A video judge: it scores, compares and explains generated or natural video.
+
+The names below are the public ones. They load on first use, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from reward_model.config import load_config
+    from reward_model.datasets import moving_shapes, oracle
+    from reward_model.evaluation.metrics import bootstrap_interval, srcc
+    from reward_model.media.video_io import read_video, write_video
+    from reward_model.video_reward import VideoJudgeReward
+
+__all__ = [
+    "VideoJudgeReward",
+    "bootstrap_interval",
+    "load_config",
+    "moving_shapes",
+    "oracle",
+    "read_video",
+    "srcc",
+    "write_video",
+]
+
+_HOMES = {
+    "VideoJudgeReward": "reward_model.video_reward",
+    "bootstrap_interval": "reward_model.evaluation.metrics",
+    "load_config": "reward_model.config",
+    "read_video": "reward_model.media.video_io",
+    "srcc": "reward_model.evaluation.metrics",
+    "write_video": "reward_model.media.video_io",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name in ("moving_shapes", "oracle"):
+        return import_module(f"reward_model.datasets.{name}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'reward_model' has no attribute {name!r}; public names: {', '.join(__all__)}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

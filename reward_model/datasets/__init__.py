@@ -1,0 +1,1 @@
+"""Rated clips: the embedded world of moving shapes and the oracle that measures it."""

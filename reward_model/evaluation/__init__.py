@@ -1,0 +1,1 @@
+"""Honest tables: agreement metrics and the benchmark that runs a judge over rated clips."""

@@ -1,0 +1,1 @@
+"""Pixels in and out: decoding, which frames, and known damage."""

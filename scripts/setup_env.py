@@ -1,0 +1,99 @@
+"""Create a virtual environment once, by pip, without CUDA packages where there is no NVIDIA device.
+
+    python3.11 scripts/setup_env.py .venv --editable ".[dev]"
+    python3.11 scripts/setup_env.py .venv-parity --requirement tests/parity/requirements.txt
+
+Everything after the folder goes to `pip install`, under constraints.txt. A second call with the same inputs returns at
+once. It runs before anything is installed, so it uses the standard library alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+CONSTRAINTS = ROOT / "constraints.txt"
+STAMP = "installed.sha256"
+CUDA_PACKAGES = ("nvidia-", "cuda-", "triton")
+
+
+def fingerprint(folder: Path, pip_args: Sequence[str]) -> str:
+    """Return a digest of all that decides what the environment holds."""
+    digest = hashlib.sha256(repr((str(folder.resolve()), sys.version, list(pip_args))).encode())
+    requirement_files = [ROOT / name for name in pip_args if (ROOT / name).is_file()]
+    for path in (ROOT / "pyproject.toml", CONSTRAINTS, Path(__file__), *requirement_files):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def has_nvidia_device() -> bool:
+    """Tell whether this machine shows an NVIDIA driver."""
+    return Path("/dev/nvidiactl").exists() or shutil.which("nvidia-smi") is not None
+
+
+def cuda_requirements(report: dict, machine: str) -> list[str]:
+    """Name the CUDA packages that the builds in pip's installation report ask for on this kind of machine."""
+    lines = [line for item in report["install"] for line in item["metadata"].get("requires_dist", [])]
+    wanted = [line for line in lines if line.lower().startswith(CUDA_PACKAGES) and "extra ==" not in line]
+    return [line for line in wanted if "platform_machine" not in line or machine in line]
+
+
+def refuse_cuda_build(python: Path, env: dict[str, str]) -> None:
+    """Exit with one sentence where the package index would bring CUDA packages to a machine without a device.
+
+    The check looks at the chosen build of torch alone (no dependencies), so it downloads no CUDA package itself.
+    """
+    report_path = python.parent.parent / "torch_report.json"
+    command = [str(python), "-m", "pip", "install", "-qq", "--dry-run", "--no-deps", "--ignore-installed"]
+    subprocess.run([*command, "--report", str(report_path), "-c", str(CONSTRAINTS), "torch"], env=env, check=True)
+    if cuda_requirements(json.loads(report_path.read_text(encoding="utf-8")), platform.machine()):
+        sys.exit(
+            "setup: this machine has no NVIDIA device and the package index offers only CUDA builds of torch; "
+            "set PIP_EXTRA_INDEX_URL to PyTorch's CPU index (its address is in README.md, Installation) and run the "
+            "same command again."
+        )
+
+
+def install(folder: Path, pip_args: Sequence[str]) -> None:
+    """Make `folder` a virtual environment that holds what `pip_args` ask for; do nothing where it already does."""
+    stamp = folder / STAMP
+    expected = fingerprint(folder, pip_args)
+    if stamp.exists() and stamp.read_text(encoding="utf-8") == expected:
+        return
+    print(f"setup: installing into {folder} (a minute or two; later calls skip this)", flush=True)
+    # pip and the interpreter must leave byte code behind: imports take twice as long without it.
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    python = folder / "bin" / "python"
+    if not stamp.exists():
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], env=env, check=True)
+    stamp.unlink(missing_ok=True)
+    pip = [str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
+    # Older versions download whole wheels where their metadata would do.
+    subprocess.run([*pip, "--upgrade", "pip>=24.1"], env=env, check=True)
+    if platform.system() == "Linux" and not has_nvidia_device():
+        refuse_cuda_build(python, env)
+    subprocess.run([*pip, "-c", str(CONSTRAINTS), *pip_args], env=env, cwd=ROOT, check=True)
+    stamp.write_text(expected, encoding="utf-8")
+
+
+def main() -> int:
+    """Run the command line; return the exit status."""
+    if len(sys.argv) < 3 or sys.version_info < (3, 11):
+        sys.exit("setup: needs Python 3.11 or later and the arguments FOLDER PIP_ARGUMENT...")
+    try:
+        install(Path(sys.argv[1]), sys.argv[2:])
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"setup: this command failed: {' '.join(error.cmd)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,220 @@
+"""Video files and bytes to frames and back; the only place where pixels are 8 bit.
+
+A file is demuxed once for its time stamps, planned, then decoded from start to end, keeping the wanted frames: faster
+than seeking, and the only way to see damage. H.264 predicts frames from one another, so a fault in any frame makes the
+clip suspect, whether that frame was sampled or not.
+
+Shapes: T frames of the source, N kept frames, C = 3 (RGB), H, W pixels.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reward_model.media.decoders import DECODERS, Source, Target, open_video
+from reward_model.media.frame_sampling import FramePolicy, plan_frames
+from reward_model.records import FramePlan, Video, VideoError
+
+ENCODERS = {"h264": "libx264", "hevc": "libx265"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MediaLimits:
+    """What a single input may cost; beyond it the file is refused with the reason."""
+
+    max_frame_pixels: int = 2**25
+    """Pixels of one source frame; 2**25 admits 8K."""
+    max_frames: int = 36_000
+    """Frames of the source, all of which are decoded; 36,000 are 20 minutes at 30 Hz."""
+    max_kept_pixels: int = 2**28
+    """Pixels of all kept frames together, 12 bytes each in float32; 2**28 is 3.2 GB."""
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What is known before decoding: size (width, height), mean rate in Hz, and when each of the T frames appears."""
+
+    size: tuple[int, int]
+    fps: float
+    times: tuple[float, ...]
+
+
+def read_video(
+    source: Source,
+    *,
+    policy: FramePolicy | None = None,
+    max_side: int | None = None,
+    allow_damaged: bool = False,
+    decoder: str = "pyav",
+    limits: MediaLimits | None = None,
+) -> tuple[Video, FramePlan]:
+    """Decode the frames that a policy chooses, upright and in display order.
+
+    Args:
+        source: path of a file, or the file's bytes.
+        policy: which frames to keep; None keeps all.
+        max_side: shrink frames whose longer side is above this many pixels, while decoding.
+        allow_damaged: accept clips that the decoder marks as damaged; frames that are lost leave the plan.
+        decoder: "pyav", "decord" or "torchcodec". The last two see missing frames but not damaged ones.
+        limits: bounds on size; None takes the defaults.
+
+    Returns:
+        The kept frames (float32 in [0, 1]) with their times, and the plan that chose them.
+
+    Raises:
+        VideoError: if the file cannot be read, is damaged, or is no moving picture; the message is the reason.
+        ValueError: if a setting is unknown or out of range.
+    """
+    if decoder not in DECODERS:
+        raise ValueError(f"decoder must be one of {sorted(DECODERS)}, got {decoder!r}")
+    if max_side is not None and max_side < 2:
+        raise ValueError(f"max_side must be >= 2 pixels, got {max_side}")
+    _check_source(source)
+    limits = limits or MediaLimits()
+    header = _inspect(source, limits, allow_damaged=allow_damaged)
+    if len(header.times) == 1 and policy is not None:
+        raise VideoError("a single frame: a still image has no motion to judge")
+    plan = plan_frames(len(header.times), header.fps, policy, times=header.times)
+    target = _target(header, plan, max_side)
+    width, height = target.size
+    if width * height * len(plan.indices) > limits.max_kept_pixels:
+        raise VideoError(
+            f"too large: {len(plan.indices)} frames of {width}x{height} exceed the limit of "
+            f"{limits.max_kept_pixels} pixels; choose fewer frames or a max_side"
+        )
+    pictures = DECODERS[decoder](source, target, allow_damaged=allow_damaged)
+    kept = [position for position, index in enumerate(plan.indices) if index in pictures]
+    if not kept:
+        raise VideoError("damaged: none of the wanted frames could be decoded")
+    if len(kept) < len(plan.indices):
+        plan = FramePlan(
+            indices=tuple(plan.indices[position] for position in kept),
+            times=tuple(plan.times[position] for position in kept),
+            kinds=tuple(plan.kinds[position] for position in kept),
+            fps=plan.fps,
+        )
+    stacked = torch.from_numpy(np.stack([pictures[index] for index in plan.indices]))  # [N, H, W, C]
+    frames = stacked.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+    name = "bytes" if isinstance(source, bytes) else str(source)
+    return Video(frames=frames, fps=plan.fps, times=plan.times, source=name), plan
+
+
+def encode_video(frames: Tensor, fps: float, *, codec: str = "h264", crf: int = 18) -> bytes:
+    """Encode frames as an MP4 that browsers play (yuv420p).
+
+    Args:
+        frames: RGB [T, C, H, W] in [0, 1], values outside are clipped; an odd height or width gains a repeated last
+            row or column, since yuv420p needs even sizes.
+        fps: rate in Hz, > 0.
+        codec: "h264" or "hevc".
+        crf: constant rate factor, 0 (nearly lossless) to 51; 18 is visually lossless.
+
+    Returns:
+        The file's bytes, the same on every machine with the same FFmpeg.
+
+    Raises:
+        ValueError: if shape, values or a setting are out of range.
+    """
+    import av
+
+    if codec not in ENCODERS:
+        raise ValueError(f"codec must be one of {sorted(ENCODERS)}, got {codec!r}")
+    if frames.ndim != 4 or frames.shape[1] != 3 or 0 in frames.shape:
+        raise ValueError(f"frames must be non-empty RGB [T, 3, H, W], got shape {tuple(frames.shape)}")
+    if not (math.isfinite(fps) and fps > 0):
+        raise ValueError(f"fps must be a finite rate > 0 in Hz, got {fps!r}")
+    pixels = frames.detach().to("cpu", torch.float32)
+    if not torch.isfinite(pixels).all():
+        raise ValueError("frames hold values that are not finite")
+    height, width = pixels.shape[-2:]
+    pixels = torch.nn.functional.pad(pixels, (0, width % 2, 0, height % 2), mode="replicate")
+    pictures = pixels.clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        # One thread: the bytes must not depend on the number of cores.
+        options = {"crf": str(crf), "threads": "1"}
+        if codec == "hevc":
+            options["x265-params"] = "log-level=none:pools=1:frame-threads=1"
+        stream = container.add_stream(ENCODERS[codec], rate=Fraction(fps).limit_denominator(100_000), options=options)
+        stream.width, stream.height, stream.pix_fmt = pictures.shape[2], pictures.shape[1], "yuv420p"
+        for picture in pictures:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    return buffer.getvalue()
+
+
+def write_video(path: str | Path, frames: Tensor, fps: float, *, codec: str = "h264", crf: int = 18) -> None:
+    """Write frames to an MP4 file, making its folder; arguments as in `encode_video`."""
+    path = Path(path)
+    encoded = encode_video(frames, fps, codec=codec, crf=crf)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(encoded)
+
+
+def _check_source(source: Source) -> None:
+    if isinstance(source, bytes):
+        if not source:
+            raise VideoError("empty: no bytes")
+        return
+    path = Path(source)
+    if not path.exists():
+        raise VideoError("no such file")
+    if not path.is_file():
+        raise VideoError("not a file")
+    if path.stat().st_size == 0:
+        raise VideoError("empty: the file has 0 bytes")
+
+
+def _inspect(source: Source, limits: MediaLimits, *, allow_damaged: bool) -> _Header:
+    """Read sizes and time stamps without decoding."""
+    with open_video(source) as (container, stream):
+        width, height = stream.width, stream.height
+        if width < 1 or height < 1:
+            raise VideoError("damaged: the header gives no frame size")
+        if width * height > limits.max_frame_pixels:
+            raise VideoError(f"too large: {width}x{height} exceeds {limits.max_frame_pixels} pixels a frame")
+        if stream.frames > limits.max_frames:
+            raise VideoError(f"too long: {stream.frames} frames exceed the limit of {limits.max_frames}")
+        stamps, num_discarded = [], 0
+        for packet in container.demux(stream):
+            if packet.size == 0:
+                continue
+            if packet.is_discard:
+                num_discarded += 1
+                continue
+            stamps.append(packet.pts)
+            if len(stamps) > limits.max_frames:
+                raise VideoError(f"too long: more than {limits.max_frames} frames")
+        if not stamps:
+            raise VideoError("no frames")
+        num_missing = stream.frames - num_discarded - len(stamps)
+        if num_missing > 0 and not allow_damaged:
+            raise VideoError(f"damaged: {num_missing} of the {stream.frames} frames that the header names are missing")
+        fps = float(stream.average_rate or stream.guessed_rate or 0)
+        if None in stamps:
+            times = tuple(index / fps for index in range(len(stamps))) if fps > 0 else (0.0,) * len(stamps)
+        else:
+            stamps.sort()
+            times = tuple(float((stamp - stamps[0]) * stream.time_base) for stamp in stamps)
+    if times[-1] > 0:
+        fps = (len(times) - 1) / times[-1]
+    if not (math.isfinite(fps) and fps > 0):
+        raise VideoError("damaged: the header gives no frame rate")
+    return _Header((width, height), fps, times)
+
+
+def _target(header: _Header, plan: FramePlan, max_side: int | None) -> Target:
+    longer = max(header.size)
+    if max_side is None or longer <= max_side:
+        size = header.size
+    else:
+        size = tuple(max(round(side * max_side / longer), 1) for side in header.size)
+    return Target(frozenset(plan.indices), len(header.times), stored_size=header.size, size=size)

@@ -42,7 +42,7 @@ class Rollout:
     """Groups of samples of the old policy; rows of one prompt are consecutive, G of them.
 
     `latents` [B, ...] is x_0 in the normalised latent space, `noise` [B, ...] the starting latents at sigma = 1,
-    `frames` float32 RGB [B, T, C, H, W] in [0, 1].
+    `frames` float32 RGB [B, T, C, H, W] in [0, 1]; `tail` holds the last states for objectives that ask for them.
     """
 
     prompts: tuple[Prompt, ...]
@@ -51,6 +51,7 @@ class Rollout:
     latents: Tensor
     cond: Conditioning
     frames: Tensor
+    tail: Tail | None = None
 
 
 @dataclass(frozen=True)
@@ -85,3 +86,18 @@ class Draw:
 
         key = f"{self.seed}/{self.step}/{prompt_id}/{sample}".encode()
         return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key).digest()[:7], "big"))
+
+    def fork(self, purpose: str) -> Draw:
+        """Return streams for another purpose of the same step, independent of these."""
+        import hashlib
+
+        key = f"{self.seed}/{purpose}".encode()
+        return Draw(seed=int.from_bytes(hashlib.sha256(key).digest()[:7], "big"), step=self.step)
+
+
+@dataclass(frozen=True)
+class Tail:
+    """The last K sampling steps: `states` [K, B, ...] before each step, `sigmas` [K + 1] with the final 0 last."""
+
+    states: Tensor
+    sigmas: Tensor

@@ -1,0 +1,5 @@
+"""Generator families by name."""
+
+from generator_loop.adapters.wan import WanGenerator
+
+GENERATORS = {"wan": WanGenerator}

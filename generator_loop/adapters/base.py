@@ -1,0 +1,170 @@
+"""What the loop asks of a text-to-video generator.
+
+Shape legend: B batch, T pixel frames, F latent frames, c latent channels, h, w latent height and width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from generator_loop.records import Conditioning, Predict
+
+POLICY, OLD, REFERENCE = "policy", "old", "reference"
+"""The live weights, those that drew the last samples, and those that the policy must stay near."""
+
+
+class VideoGenerator(Protocol):
+    """A text-to-video model in the vocabulary of the loop: sigma, velocity and normalised latents.
+
+    Named weights are copies of the trained parameters: `policy` is live, `old` and `reference` start equal to it.
+    Freshly attached LoRA changes nothing, so the first reference is the base model itself.
+    """
+
+    name: str
+    fps: float
+    num_frames: int
+    size: tuple[int, int]
+    device: torch.device
+
+    def encode_prompts(self, texts: Sequence[str]) -> Conditioning:
+        """Encode prompts without gradient.
+
+        Args:
+            texts: B prompts.
+
+        Returns:
+            Conditioning with B rows on the generator's device.
+        """
+        ...
+
+    def init_latents(self, generators: Sequence[torch.Generator]) -> Tensor:
+        """Draw unit Gaussian noise, one row from each CPU generator.
+
+        Args:
+            generators: B CPU generators, each advanced by one row.
+
+        Returns:
+            Float32 latents [B, c, F, h, w] on the generator's device.
+        """
+        ...
+
+    def sigmas(self, num_steps: int) -> Tensor:
+        """Return the sampling schedule.
+
+        Args:
+            num_steps: number S of solver steps.
+
+        Returns:
+            Float32 noise levels [S + 1], falling from 1 to 0, on the generator's device.
+        """
+        ...
+
+    def predict(self, latents: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        """Predict the velocity eps - x_0 with the weights in use; differentiable in `latents` and in the policy.
+
+        Args:
+            latents: noisy latents [B, c, F, h, w].
+            sigma: noise levels [B] in [0, 1].
+            cond: conditioning with B rows.
+
+        Returns:
+            Float32 velocity [B, c, F, h, w].
+        """
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Decode clean latents; differentiable where `latents` carry gradient.
+
+        Args:
+            latents: x_0 [B, c, F, h, w], normalised.
+
+        Returns:
+            Float32 RGB frames [B, T, 3, H, W] in [0, 1].
+        """
+        ...
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """Encode frames to the mode of their latents, without gradient.
+
+        Args:
+            frames: RGB [B, T, 3, H, W] in [0, 1].
+
+        Returns:
+            Float32 normalised latents [B, c, F, h, w].
+        """
+        ...
+
+    def trainable_parameters(self) -> dict[str, torch.nn.Parameter]:
+        """Return the parameters that training updates, by name, in a fixed order."""
+        ...
+
+    def use(self, name: str) -> AbstractContextManager[None]:
+        """Predict with the named weights inside the context; all but the policy run without gradient.
+
+        Args:
+            name: `policy` or a name given to `set_weights`.
+
+        Returns:
+            A context that restores the weights in use before it, also after an error.
+        """
+        ...
+
+    def weights(self, name: str) -> dict[str, Tensor]:
+        """Return the named weights, detached and not copied.
+
+        Args:
+            name: `policy` or a name given to `set_weights`.
+
+        Returns:
+            Parameter name to tensor.
+        """
+        ...
+
+    def set_weights(self, name: str, weights: Mapping[str, Tensor]) -> None:
+        """Copy `weights` into the named set, creating it if it is new.
+
+        Args:
+            name: `policy` or any other name.
+            weights: parameter name to tensor, complete.
+        """
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write the policy so that the stock pipeline loads it.
+
+        Args:
+            folder: an existing or new folder.
+        """
+        ...
+
+    def load(self, folder: Path) -> None:
+        """Read a policy that `save` wrote, exactly.
+
+        Args:
+            folder: the folder given to `save`.
+        """
+        ...
+
+
+def predict_with(generator: VideoGenerator, name: str) -> Predict:
+    """Bind a generator to one of its named weights.
+
+    Args:
+        generator: the generator.
+        name: `policy`, `old`, `reference` or another name of its weights.
+
+    Returns:
+        predict(x_sigma, sigma, cond), without gradient unless `name` is the policy.
+    """
+
+    def predict(latents: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        with generator.use(name):
+            return generator.predict(latents, sigma, cond)
+
+    return predict

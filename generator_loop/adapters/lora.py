@@ -1,0 +1,153 @@
+"""LoRA on a diffusers model, with named copies of its weights that can be swapped in.
+
+All copies share the frozen base. A swap exchanges parameter storage and never touches requires_grad, so the policy
+stays trainable and the base stays frozen whatever happens inside.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from generator_loop.adapters.base import OLD, POLICY, REFERENCE
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
+
+ADAPTER = "default"
+"""The adapter's name in peft; the only one that diffusers' own savers look for."""
+
+
+class LoraWeights:
+    """The trained parameters of one model and their named copies."""
+
+    def __init__(self, model: ModelMixin, *, rank: int, alpha: int, targets: Sequence[str], seed: int) -> None:
+        """Attach LoRA whose first state changes nothing (Gaussian A, zero B).
+
+        Args:
+            model: frozen diffusers model.
+            rank: inner dimension.
+            alpha: the update is scaled by alpha / rank.
+            targets: endings of module names; each must match a module.
+            seed: seed of A.
+
+        Raises:
+            ValueError: if a target matches no module.
+        """
+        from peft import LoraConfig
+
+        names = [name for name, _ in model.named_modules()]
+        for target in targets:
+            if not any(name == target or name.endswith(f".{target}") for name in names):
+                raise ValueError(f"LoRA target {target!r} matches no module of {type(model).__name__}")
+        if not targets:
+            raise ValueError("LoRA needs at least one target module")
+        config = LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=sorted(targets))
+        model.requires_grad_(False)
+        model.add_adapter(config, ADAPTER)
+        self._model = model
+        self._lock = threading.RLock()
+        self._active = POLICY
+        self._parameters = {
+            name.replace(f".{ADAPTER}", ""): parameter
+            for name, parameter in model.named_parameters()
+            if f".{ADAPTER}." in name
+        }
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in self._parameters.items():
+            start = torch.zeros(parameter.shape)
+            if "lora_A" in name:
+                start.normal_(std=1 / rank, generator=generator)
+            # 32-bit beside a 16-bit base: small updates would be lost to rounding
+            parameter.data = start.to(parameter.device)
+        self._stored = {name: _copy(self._tensors()) for name in (OLD, REFERENCE)}
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Return the trained parameters by their name in the saved file."""
+        return dict(self._parameters)
+
+    @contextmanager
+    def use(self, name: str) -> Iterator[None]:
+        """Put the named weights in place inside the context, and the former ones back after it.
+
+        Args:
+            name: `policy` or a stored copy, which runs without gradient.
+
+        Yields:
+            Nothing.
+        """
+        with self._lock, torch.set_grad_enabled(torch.is_grad_enabled() and name == POLICY):
+            former = self._active
+            self._activate(name)
+            try:
+                yield
+            finally:
+                self._activate(former)
+
+    def weights(self, name: str) -> dict[str, Tensor]:
+        """Return the named weights, detached and not copied.
+
+        Args:
+            name: `policy` or a stored copy.
+
+        Returns:
+            Parameter name to tensor.
+        """
+        with self._lock:
+            return self._tensors() if name == self._active else self._known(name)
+
+    def set_weights(self, name: str, weights: Mapping[str, Tensor]) -> None:
+        """Copy weights into a named set.
+
+        Args:
+            name: `policy`, a stored copy or a new name.
+            weights: every parameter by name.
+
+        Raises:
+            ValueError: if names or shapes differ from the parameters'.
+        """
+        shapes = {key: parameter.shape for key, parameter in self._parameters.items()}
+        if {key: value.shape for key, value in weights.items()} != shapes:
+            differing = sorted(weights.keys() ^ shapes.keys())[:3] or "the same names with other shapes"
+            raise ValueError(f"weights for {name!r} do not fit the attached LoRA: {differing}; check rank and targets")
+        with self._lock:
+            if name not in (self._active, POLICY):
+                self._stored.setdefault(name, _copy(self._tensors()))
+            for key, tensor in self.weights(name).items():
+                tensor.copy_(weights[key])
+
+    def to_peft(self) -> tuple[dict[str, Tensor], dict[str, object]]:
+        """Return the policy in peft's naming and the adapter's settings, alpha among them.
+
+        Returns:
+            Tensors by name, and settings that JSON can hold.
+        """
+        settings = self._model.peft_config[ADAPTER].to_dict()
+        settings = {key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()}
+        return {name: tensor.contiguous() for name, tensor in self.weights(POLICY).items()}, settings
+
+    def _known(self, name: str) -> dict[str, Tensor]:
+        if name not in self._stored:
+            raise ValueError(f"no weights named {name!r}; there are {sorted({POLICY, *self._stored})}")
+        return self._stored[name]
+
+    def _activate(self, name: str) -> None:
+        if name == self._active:
+            return
+        incoming = self._known(name)
+        self._stored[self._active] = self._tensors()
+        for key, parameter in self._parameters.items():
+            parameter.data = incoming[key]
+        self._active = name
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: parameter.detach() for name, parameter in self._parameters.items()}
+
+
+def _copy(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in weights.items()}

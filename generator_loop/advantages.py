@@ -1,0 +1,88 @@
+"""Group-relative advantages: how much better a sample is than its siblings of the same prompt.
+
+Shape legend: B = prompts x G rows, the G samples of one prompt consecutive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+MIN_STD = 1e-4
+"""Floor of the reward's standard deviation, so that equal rewards give zero advantages (flow_grpo adds as much)."""
+
+
+@dataclass(frozen=True)
+class Credit:
+    """What each sample is credited with.
+
+    Attributes:
+        advantages: [B] in units of the reward's standard deviation; 0 where not usable.
+        usable: bool [B], false where the reward could not be had.
+        num_invalid: samples without reward.
+        num_flat_groups: groups whose usable rewards are all equal, which teach nothing.
+        num_groups: groups in all.
+    """
+
+    advantages: Tensor
+    usable: Tensor
+    num_invalid: int
+    num_flat_groups: int
+    num_groups: int
+
+
+def local_sum(values: Tensor) -> Tensor:
+    """Return the sum over ranks of a single process: the values themselves."""
+    return values
+
+
+def group_advantages(
+    rewards: Tensor,
+    *,
+    group_size: int,
+    std: Literal["global", "group"] = "global",
+    all_sum: Callable[[Tensor], Tensor] = local_sum,
+) -> Credit:
+    """Subtract each group's mean and divide by a standard deviation.
+
+    The global deviation is that of the centred rewards of all groups, so that differences between prompts do not
+    count. NaN rewards take no part in any mean.
+
+    Args:
+        rewards: [B], NaN where a reward could not be had.
+        group_size: samples of one prompt.
+        std: one deviation for the whole batch of all ranks, or one for each group.
+        all_sum: sums a tensor over ranks; the global deviation needs it.
+
+    Returns:
+        The credit of every sample.
+
+    Source:
+        DeepSeekMath (arXiv 2402.03300) eq. 3 for the group mean; Flow-GRPO (arXiv 2505.05470) uses the deviation of
+        the whole batch.
+    """
+    if rewards.ndim != 1 or len(rewards) % group_size:
+        raise ValueError(f"rewards must be [B] with B a multiple of group_size {group_size}, got {list(rewards.shape)}")
+    groups = rewards.double().view(-1, group_size)  # [B / G, G]
+    usable = groups.isfinite()
+    count = usable.sum(1, keepdim=True)
+    mean = torch.where(usable, groups, 0.0).sum(1, keepdim=True) / count.clamp_min(1)
+    centred = torch.where(usable, groups - mean, 0.0)
+    squares = centred.square().sum(1, keepdim=True)
+    if std == "global":
+        total, num = all_sum(torch.stack([squares.sum(), count.sum().double()]))
+        deviation = (total / num.clamp_min(1)).sqrt()
+    else:
+        deviation = (squares / count.clamp_min(1)).sqrt()
+    spread = torch.where(usable, groups, -torch.inf).amax(1) - torch.where(usable, groups, torch.inf).amin(1)
+    return Credit(
+        advantages=(centred / deviation.clamp_min(MIN_STD)).flatten().to(rewards.dtype),
+        usable=usable.flatten(),
+        num_invalid=int((~usable).sum()),
+        num_flat_groups=int((~(spread > 0)).sum()),
+        num_groups=len(groups),
+    )

@@ -1,0 +1,149 @@
+"""What every training objective is to the loop, so that no caller needs to know which one it has.
+
+An objective turns a scored rollout into optimiser steps (`plan`) and adds the gradient of one micro-batch to the
+policy (`backward`). Objectives that learn from samples put their formula into a pure `loss`; the gradient objective
+walks the sampler backwards. Random numbers are keyed by prompt and sample, so that ranks with disjoint prompts
+together draw what one process would draw.
+
+Shape legend: B rollout rows, N micro-batch rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from generator_loop.advantages import Credit
+from generator_loop.records import Draw, LossOutput, Predict, Prompt, Rollout, Scored
+
+Reward = Callable[[Tensor, Sequence[Prompt]], Tensor]
+"""reward(frames [N, T, C, H, W], N prompts) -> [N] with gradient to the frames, NaN where it could not be had."""
+
+
+@dataclass(frozen=True)
+class Actors:
+    """What an objective may call: the three policies, the decoder and the differentiable reward.
+
+    Only `policy` carries gradient to the trained parameters; `decode` and `reward` carry it to their input.
+    """
+
+    policy: Predict
+    old: Predict
+    reference: Predict
+    decode: Callable[[Tensor], Tensor]
+    reward: Reward
+
+
+class Batch(Protocol):
+    """A micro-batch of one objective's own kind; its length is the number of rows that the loss averages."""
+
+    def __len__(self) -> int: ...
+
+
+BatchT = TypeVar("BatchT", bound=Batch)
+
+
+class Objective(Protocol[BatchT]):
+    """One way to learn from a rollout.
+
+    Attributes:
+        metrics: names of the metrics that `backward` returns, the same on every rank.
+        num_updates: optimiser steps that one rollout gives.
+        tail_span: span of sigma whose states the rollout must keep; 0 keeps none.
+        old_decay: share of itself that the sampling policy keeps at each round; 0 samples from the newest policy.
+    """
+
+    metrics: tuple[str, ...]
+    num_updates: int
+    tail_span: float
+    old_decay: float
+
+    def plan(
+        self, rollout: Rollout, scored: Scored, credit: Credit, *, draw: Draw, micro_batch_size: int
+    ) -> Iterator[Iterator[BatchT]]:
+        """Lay out the optimiser steps of one rollout.
+
+        Args:
+            rollout: samples of the old policy.
+            scored: their rewards.
+            credit: their group-relative advantages.
+            draw: random streams of this round.
+            micro_batch_size: most rows in one micro-batch; it does not change the result.
+
+        Returns:
+            Exactly `num_updates` optimiser steps, each a lazy and possibly empty sequence of micro-batches.
+        """
+        ...
+
+    def backward(self, batch: BatchT, actors: Actors, *, scale: float) -> Mapping[str, float]:
+        """Add the gradient of scale x (mean loss of the rows) to the policy's parameters.
+
+        Args:
+            batch: one micro-batch of `plan`.
+            actors: what the objective may call.
+            scale: factor on the mean loss.
+
+        Returns:
+            Every name of `metrics`, as means over the rows.
+        """
+        ...
+
+
+def backward_of(output: LossOutput, *, scale: float) -> Mapping[str, float]:
+    """Run backward through a scaled loss.
+
+    Args:
+        output: a loss with gradient and its metrics.
+        scale: factor on the loss.
+
+    Returns:
+        The metrics, with the unscaled `loss` among them.
+    """
+    (output.loss * scale).backward()
+    return {"loss": float(output.loss.detach()), **output.metrics}
+
+
+def keyed_noise(draw: Draw, keys: Sequence[tuple[int, int]], like: Tensor) -> Tensor:
+    """Draw unit Gaussian noise by (prompt id, sample) on the CPU.
+
+    Args:
+        draw: random streams.
+        keys: N pairs of prompt id and sample.
+        like: a tensor [_, ...] whose trailing shape, dtype and device the noise takes.
+
+    Returns:
+        Noise [N, ...].
+    """
+    rows = [torch.randn(like.shape[1:], generator=draw.generator(*key)) for key in keys]
+    return torch.stack(rows).to(like)
+
+
+def noised(latents: Tensor, noise: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """Return noisy latents and their velocity target.
+
+    Args:
+        latents: x_0 [N, ...].
+        noise: eps [N, ...].
+        sigma: noise levels [N] in [0, 1].
+
+    Returns:
+        x_sigma = (1 - sigma) x_0 + sigma eps and eps - x_0, both [N, ...].
+    """
+    level = sigma.view(-1, *[1] * (latents.ndim - 1))
+    return (1 - level) * latents + level * noise, noise - latents
+
+
+def mean_square(value: Tensor) -> Tensor:
+    """Return the mean square of each row.
+
+    Args:
+        value: [N, ...].
+
+    Returns:
+        [N].
+    """
+    return value.square().flatten(1).mean(1)

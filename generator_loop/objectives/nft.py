@@ -1,0 +1,207 @@
+"""DiffusionNFT: learn from good and bad samples on the forward process, without trajectories or likelihoods.
+
+Shape legend: B rollout rows, N micro-batch rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from generator_loop.advantages import Credit
+from generator_loop.objectives.base import Actors, backward_of, keyed_noise, mean_square, noised
+from generator_loop.records import Conditioning, Draw, LossOutput, Rollout, Scored
+
+MIN_ERROR = 1e-5
+"""Floor of the mean absolute error that weights a sample (authors' code)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NFTConfig:
+    """Settings of DiffusionNFT; "measured" defaults come from the embedded moving-shapes world."""
+
+    name: Literal["nft"] = "nft"
+    """Chooses this objective."""
+
+    beta: float = 1.0
+    """Strength of the implicit guidance, above 0; small values push farther from the old policy. Paper: 1, or 0.1."""
+
+    advantage_clip: float = 2.0
+    """Advantage that counts as certainly good or bad, in reward deviations. Measured: 2; paper: 5."""
+
+    num_updates: int = 8
+    """Optimiser steps on one rollout; more reuse each sample more often. Measured: 8."""
+
+    samples_per_group: int = 4
+    """Samples of each prompt in one optimiser step, drawn without repeats; at most the group size. Measured: 4 of 8."""
+
+    sigma_range: tuple[float, float] = (0.01, 0.99)
+    """Noise levels are uniform between these, before the shift. Paper: 99 % of the sampling schedule."""
+
+    sigma_shift: float = 1.0
+    """Moves noise levels up: s u / (1 + (s - 1) u). Use the generator's own shift to train where it samples."""
+
+    kl_coef: float = 0.0
+    """Weight of the mean squared velocity difference to the reference; 0 skips its forward pass. Paper: 1e-4."""
+
+    old_decay: float = 0.0
+    """Share of itself that the sampling policy keeps at each round; 0 samples from the newest. Measured: 0."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        for field in ("beta", "advantage_clip", "num_updates", "samples_per_group", "sigma_shift"):
+            if not getattr(self, field) > 0:
+                raise ValueError(f"objective.{field} must be > 0, got {getattr(self, field)}")
+        low, high = self.sigma_range
+        if not 0 < low < high <= 1:
+            raise ValueError(f"objective.sigma_range must be two rising values in (0, 1], got {self.sigma_range}")
+        if self.kl_coef < 0:
+            raise ValueError(f"objective.kl_coef must be >= 0, got {self.kl_coef}")
+        if not 0 <= self.old_decay < 1:
+            raise ValueError(f"objective.old_decay must be in [0, 1), got {self.old_decay}")
+
+
+@dataclass(frozen=True)
+class NFTBatch:
+    """Samples `latents`, `noise` [N, ...], `sigma` [N], and `goodness` [N] in [0, 1], the weight of the good branch."""
+
+    latents: Tensor
+    noise: Tensor
+    sigma: Tensor
+    cond: Conditioning
+    goodness: Tensor
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.sigma)
+
+
+class NFT:
+    """DiffusionNFT as an objective of the loop."""
+
+    metrics = ("loss", "goodness", "policy_shift", "kl")
+    tail_span = 0.0
+
+    def __init__(self, config: NFTConfig) -> None:
+        """Keep the settings.
+
+        Args:
+            config: settings of the objective.
+        """
+        self.config = config
+        self.num_updates = config.num_updates
+        self.old_decay = config.old_decay
+
+    def plan(
+        self, rollout: Rollout, scored: Scored, credit: Credit, *, draw: Draw, micro_batch_size: int
+    ) -> Iterator[Iterator[NFTBatch]]:
+        """Yield optimiser steps, each with a fresh choice of samples, noise and noise levels; see `Objective.plan`."""
+        for update in range(self.num_updates):
+            yield self._micro_batches(rollout, credit, draw.fork(f"nft {update}"), micro_batch_size)
+
+    def _micro_batches(self, rollout: Rollout, credit: Credit, draw: Draw, micro_batch_size: int) -> Iterator[NFTBatch]:
+        device, size = rollout.latents.device, rollout.group_size
+        rows = [row for group in range(len(rollout.prompts)) for row in self._choose(rollout, credit, draw, group)]
+        for start in range(0, len(rows), micro_batch_size):
+            part = rows[start : start + micro_batch_size]
+            keys = [(rollout.prompts[row // size].prompt_id, row % size) for row in part]
+            level = torch.stack([torch.rand((), generator=draw.fork("sigma").generator(*key)) for key in keys])
+            index = torch.tensor(part, device=device)
+            yield NFTBatch(
+                latents=rollout.latents[index],
+                noise=keyed_noise(draw, keys, rollout.latents),
+                sigma=self._sigma(level).to(device),
+                cond=rollout.cond.select(index),
+                goodness=goodness(credit.advantages[torch.tensor(part)], clip=self.config.advantage_clip).to(device),
+            )
+
+    def _choose(self, rollout: Rollout, credit: Credit, draw: Draw, group: int) -> list[int]:
+        usable = credit.usable.view(-1, rollout.group_size)[group].nonzero().flatten().tolist()
+        shuffle = draw.fork("choice").generator(rollout.prompts[group].prompt_id, 0)
+        order = torch.randperm(len(usable), generator=shuffle)[: self.config.samples_per_group]
+        return [group * rollout.group_size + usable[place] for place in order.tolist()]
+
+    def _sigma(self, level: Tensor) -> Tensor:
+        low, high = self.config.sigma_range
+        level = low + (high - low) * level
+        return self.config.sigma_shift * level / (1 + (self.config.sigma_shift - 1) * level)
+
+    def loss(self, batch: NFTBatch, actors: Actors) -> LossOutput:
+        """Compute the loss of one micro-batch.
+
+        Args:
+            batch: samples with noise and goodness.
+            actors: the policies.
+
+        Returns:
+            Mean loss; `kl` is the mean squared velocity difference to the reference, 0 where it is not asked for.
+        """
+        noisy, target = noised(batch.latents, batch.noise, batch.sigma)
+        old = actors.old(noisy, batch.sigma, batch.cond)
+        velocity = actors.policy(noisy, batch.sigma, batch.cond)
+        config = self.config
+        rows = nft_loss(velocity, old, target, batch.sigma, batch.goodness, beta=config.beta)
+        loss = config.advantage_clip * rows.mean()
+        kl = torch.zeros((), device=loss.device)
+        if config.kl_coef > 0:
+            kl = mean_square(velocity - actors.reference(noisy, batch.sigma, batch.cond)).mean()
+            loss = loss + config.kl_coef * kl
+        metrics = {
+            "goodness": batch.goodness.mean(),
+            "policy_shift": mean_square(velocity.detach() - old).mean(),
+            "kl": kl.detach(),
+        }
+        return LossOutput(loss, {name: float(value) for name, value in metrics.items()})
+
+    def backward(self, batch: NFTBatch, actors: Actors, *, scale: float) -> Mapping[str, float]:
+        """Add the gradient of one micro-batch; see `Objective.backward`."""
+        return backward_of(self.loss(batch, actors), scale=scale)
+
+
+def goodness(advantages: Tensor, *, clip: float) -> Tensor:
+    """Map advantages to the probability of being a good sample.
+
+    Args:
+        advantages: [N].
+        clip: advantage A_max that maps to 1.
+
+    Returns:
+        clip(A / A_max, -1, 1) / 2 + 1/2, [N].
+    """
+    return (advantages / clip).clamp(-1, 1) / 2 + 0.5
+
+
+def nft_loss(velocity: Tensor, old: Tensor, target: Tensor, sigma: Tensor, goodness: Tensor, *, beta: float) -> Tensor:
+    """Compute DiffusionNFT's loss for each sample, before the factor A_max.
+
+    The good branch (1 - beta) v_old + beta v and the bad one (1 + beta) v_old - beta v are both drawn to the target,
+    with weights r and 1 - r. Errors are taken in x_0 and divided by their own mean absolute value.
+
+    Args:
+        velocity: v of the policy, with gradient [N, ...].
+        old: v_old of the policy that sampled [N, ...].
+        target: eps - x_0 [N, ...].
+        sigma: noise levels [N].
+        goodness: r in [0, 1] [N].
+        beta: strength of the implicit guidance.
+
+    Returns:
+        [N].
+
+    Source:
+        DiffusionNFT (arXiv 2509.16117) eq. 5 and the adaptive weighting of its code.
+    """
+    good = _weighted_error((1 - beta) * old + beta * velocity - target, sigma)
+    bad = _weighted_error((1 + beta) * old - beta * velocity - target, sigma)
+    return (goodness * good + (1 - goodness) * bad) / beta
+
+
+def _weighted_error(error: Tensor, sigma: Tensor) -> Tensor:
+    # x_sigma - sigma v is the clean sample, so sigma times a velocity error is its error in x_0
+    error = error * sigma.view(-1, *[1] * (error.ndim - 1))
+    weight = error.detach().abs().flatten(1).mean(1).clamp_min(MIN_ERROR)
+    return mean_square(error) / weight

@@ -1,0 +1,166 @@
+"""The optimiser step: accumulate, sum over processes once, check, clip, step.
+
+Every objective's gradient is a sum over rows here; one all-reduce carries gradients, row count and metrics together,
+so that N processes step exactly like one with the same rows. There is no DDP wrapper: only LoRA trains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from generator_loop.adapters.base import OLD, POLICY, REFERENCE, VideoGenerator, predict_with
+from generator_loop.objectives.base import Actors, Batch, Objective, Reward
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or gradient is NaN or infinite; raised on all processes at once, before any weight has changed."""
+
+
+def all_sum(values: Tensor) -> Tensor:
+    """Sum a tensor over processes.
+
+    Args:
+        values: any tensor, of the same shape on every process.
+
+    Returns:
+        The sum; the tensor itself where torch.distributed is not initialised.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        values = values.clone()
+        torch.distributed.all_reduce(values)
+    return values
+
+
+def actors_of(generator: VideoGenerator, reward: Reward) -> Actors:
+    """Hand an objective what it may call.
+
+    Args:
+        generator: the generator, with its `old` and `reference` weights set.
+        reward: differentiable reward.
+
+    Returns:
+        The actors.
+    """
+    return Actors(
+        policy=predict_with(generator, POLICY),
+        old=predict_with(generator, OLD),
+        reference=predict_with(generator, REFERENCE),
+        decode=generator.decode,
+        reward=reward,
+    )
+
+
+class Updater:
+    """AdamW on a generator's trained parameters, exact under accumulation, several processes and resume."""
+
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        *,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 0.0,
+        max_grad_norm: float = 1.0,
+    ) -> None:
+        """Start with empty moments.
+
+        Args:
+            parameters: trained parameters by name.
+            lr: learning rate.
+            betas: AdamW's decay rates.
+            weight_decay: decoupled weight decay.
+            max_grad_norm: gradients with a larger norm are scaled down to it.
+        """
+        self._parameters = dict(parameters)
+        self._max_grad_norm = max_grad_norm
+        self._optimizer = torch.optim.AdamW(
+            self._parameters.values(), lr=lr, betas=tuple(betas), weight_decay=weight_decay
+        )
+
+    def step(self, objective: Objective, batches: Iterable[Batch], actors: Actors) -> dict[str, float]:
+        """Take one optimiser step on the mean loss over the rows of all processes.
+
+        Args:
+            objective: the objective that planned the batches.
+            batches: this process's micro-batches, possibly none.
+            actors: what the objective may call.
+
+        Returns:
+            The objective's metrics as means over all rows, `grad_norm` before clipping and `num_rows`. Without any
+            row on any process nothing is changed and only `num_rows` = 0 is returned.
+
+        Raises:
+            NonFiniteError: on all processes, if any loss or gradient is not finite; no weight has changed then.
+        """
+        self._optimizer.zero_grad(set_to_none=True)
+        num_rows, sums = 0, dict.fromkeys(objective.metrics, 0.0)
+        for batch in batches:
+            num_rows += len(batch)
+            for name, value in objective.backward(batch, actors, scale=float(len(batch))).items():
+                sums[name] += value * len(batch)
+        total, sums = self._sum_over_processes(float(num_rows), sums)
+        if total == 0:
+            return {"num_rows": 0.0}
+        metrics = {name: value / total for name, value in sums.items()}
+        norm = float(nn.utils.clip_grad_norm_(self._parameters.values(), self._max_grad_norm))
+        self._check_finite({**metrics, "grad_norm": norm})
+        self._optimizer.step()
+        return {**metrics, "grad_norm": norm, "num_rows": total}
+
+    def _sum_over_processes(self, num_rows: float, sums: Mapping[str, float]) -> tuple[float, dict[str, float]]:
+        """Turn summed gradients into means over the rows of all processes; a NaN anywhere reaches everyone."""
+        parameters = list(self._parameters.values())
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        numbers = torch.tensor([num_rows, *sums.values()], device=gradients[0].device)
+        flat = all_sum(torch.cat([numbers, *[gradient.flatten().float() for gradient in gradients]]))
+        numbers, flat = flat[: len(numbers)].tolist(), flat[len(numbers) :] / flat[0].clamp_min(1)
+        for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+            parameter.grad = part.view_as(parameter)
+        return numbers[0], dict(zip(sums, numbers[1:], strict=True))
+
+    def _check_finite(self, metrics: Mapping[str, float]) -> None:
+        bad = {name: value for name, value in metrics.items() if not torch.tensor(value).isfinite()}
+        if bad:
+            self._optimizer.zero_grad(set_to_none=True)
+            raise NonFiniteError(f"not finite: {bad}; no weight was changed. Lower the learning rate or resume earlier")
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the moments and step counts as plain tensors, for a safetensors file.
+
+        Returns:
+            `<parameter>.<entry>` to tensor; empty before the first step.
+        """
+        states = self._optimizer.state
+        return {
+            f"{name}.{entry}": value.detach().clone()
+            for name, parameter in self._parameters.items()
+            for entry, value in states.get(parameter, {}).items()
+        }
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from a state, exactly.
+
+        Args:
+            state: what `state` returned.
+
+        Raises:
+            ValueError: if it belongs to other parameters.
+        """
+        entries: dict[str, dict[str, Tensor]] = {}
+        for key, value in state.items():
+            name, entry = key.rsplit(".", 1)
+            entries.setdefault(name, {})[entry] = value
+        if state and entries.keys() != self._parameters.keys():
+            unknown = sorted(entries.keys() ^ self._parameters.keys())[:3]
+            raise ValueError(f"the optimiser state belongs to other parameters: {unknown}")
+        self._optimizer.state.clear()
+        for name, parts in entries.items():
+            parameter = self._parameters[name]
+            # AdamW keeps its step count on the CPU, as a scalar
+            self._optimizer.state[parameter] = {
+                entry: value.detach().clone().to("cpu" if entry == "step" else parameter.device)
+                for entry, value in parts.items()
+            }

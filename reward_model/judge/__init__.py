@@ -1,0 +1,1 @@
+"""One vision-language model and how it is read."""

@@ -1,0 +1,117 @@
+"""The saved form of a judge: judge_config.json, base/ or a base id, adapters/<role>/, tokenizer. No pickle."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from reward_model.judge.families import DEFAULT_PIXELS, family_of
+from reward_model.language.prompts import PROMPTS_VERSION
+from reward_model.records import DIMENSIONS, LEVELS
+
+CONFIG_FILE = "judge_config.json"
+BASE_FOLDER = "base"
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeConfig:
+    """What a saved judge says of itself."""
+
+    family: str
+    """Model type of the base, a key of `judge.families.FAMILIES`."""
+    base: str = BASE_FOLDER
+    """Hub id or path of the base; "base" means the sub-folder that is saved with the judge."""
+    revision: str | None = None
+    """Revision of a hub base."""
+    min_pixels: int
+    """Least pixels that clips are resized to, as the family's official processor counts them."""
+    max_pixels: int
+    """Most pixels; raising it shows finer detail and costs tokens."""
+    position_rule: str
+    """Name of the family's rule for position ids; a judge is read with the rule it was trained with."""
+    prompts_version: str = PROMPTS_VERSION
+    """Version of the prompts that it was trained with."""
+    levels: tuple[str, ...] = LEVELS
+    """Level words, worst first."""
+    dimensions: tuple[str, ...] = DIMENSIONS
+    """Dimensions that it can be asked for."""
+    frame_policy: Mapping[str, Any] = field(default_factory=lambda: {"mode": "fps", "fps": 2.0, "max_frames": 16})
+    """Fields of the frame planner's policy, the same at training and use."""
+    calibration: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Dimension -> {"mean", "std"} of its quality, for z scores."""
+    max_answer_tokens: int = 512
+    """Longest reasoned answer."""
+    trained_on: str = ""
+    """One line for users: what it has seen."""
+    lineage: tuple[str, ...] = ()
+    """Training stages, oldest first."""
+
+    @classmethod
+    def for_model(cls, config: Any, **changes: Any) -> JudgeConfig:
+        """Return the configuration of an untrained judge on a model config, with `changes` to single fields."""
+        low, high = DEFAULT_PIXELS.get(config.model_type, (1, 1))
+        low, high = changes.pop("min_pixels", low), changes.pop("max_pixels", high)
+        rule = family_of(config, low, high).position_rule
+        return cls(family=config.model_type, min_pixels=low, max_pixels=high, position_rule=rule, **changes)
+
+    def save(self, folder: Path) -> None:
+        """Write judge_config.json."""
+        (folder / CONFIG_FILE).write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> JudgeConfig:
+        """Read judge_config.json.
+
+        Raises:
+            ValueError: unknown or missing fields, or prompts or levels that this version does not speak.
+        """
+        values = json.loads((folder / CONFIG_FILE).read_text())
+        known = {f.name for f in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise ValueError(f"{folder / CONFIG_FILE} has unknown fields {unknown}")
+        for name in ("levels", "dimensions", "lineage"):
+            values[name] = tuple(values.get(name, ()))
+        for name, mine in (("prompts_version", PROMPTS_VERSION), ("levels", LEVELS)):
+            if values[name] != mine:
+                raise ValueError(f"{folder / CONFIG_FILE}: {name} is {values[name]!r}, this version speaks {mine!r}")
+        return cls(**values)
+
+
+def load_parts(
+    path_or_id: str | Path, *, dtype: str | torch.dtype, device: torch.device, attn_implementation: str
+) -> tuple[Any, Any, JudgeConfig]:
+    """Return the base model, its tokenizer and the configuration of a judge folder or of a stock checkpoint.
+
+    Args:
+        path_or_id: a folder written by `VideoJudge.save_pretrained`, or a stock checkpoint's folder or hub id.
+        dtype: of the weights; "auto" is float32 on CPU and the checkpoint's own elsewhere.
+        device: where the model goes.
+        attn_implementation: "sdpa" or "eager"; others cannot take the mask of a shared prefix.
+
+    Raises:
+        ValueError: an attention implementation that cannot take masks, or a model that cannot judge.
+    """
+    from transformers import AutoModelForImageTextToText, AutoTokenizer
+
+    if attn_implementation not in ("sdpa", "eager"):
+        raise ValueError(f"attn_implementation must be 'sdpa' or 'eager', got {attn_implementation!r}")
+    if dtype == "auto" and device.type == "cpu":
+        dtype = torch.float32
+    folder = Path(path_or_id)
+    saved = JudgeConfig.load(folder) if (folder / CONFIG_FILE).is_file() else None
+    if saved is None:
+        source, revision = str(path_or_id), None
+    else:
+        source, revision = (str(folder / BASE_FOLDER) if saved.base == BASE_FOLDER else saved.base), saved.revision
+    model = AutoModelForImageTextToText.from_pretrained(
+        source, revision=revision, dtype=dtype, attn_implementation=attn_implementation, use_safetensors=True
+    ).to(device)
+    tokenizer = AutoTokenizer.from_pretrained(str(path_or_id))
+    config = saved or JudgeConfig.for_model(model.config, base=str(path_or_id))
+    return model, tokenizer, config

@@ -1,0 +1,30 @@
+"""The vision-language families that can judge, by the model type of their config."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from reward_model.judge.families import qwen2_5_vl
+from reward_model.judge.families.base import Family
+from reward_model.judge.families.qwen2_5_vl import Qwen25VL
+
+FAMILIES = {"qwen2_5_vl": Qwen25VL}
+DEFAULT_PIXELS = {"qwen2_5_vl": qwen2_5_vl.DEFAULT_PIXELS}
+
+
+def family_of(config: Any, min_pixels: int, max_pixels: int) -> Family:
+    """Return the family of a model's config.
+
+    Args:
+        config: a transformers config.
+        min_pixels: least pixels as the family's official processor counts them (Qwen2.5-VL a frame, Qwen3-VL a clip).
+        max_pixels: most pixels, counted likewise.
+
+    Raises:
+        ValueError: a model type that cannot judge, or bounds in the wrong order.
+    """
+    if config.model_type not in FAMILIES:
+        raise ValueError(f"model type {config.model_type!r} cannot judge, expected one of {', '.join(FAMILIES)}")
+    if not 0 < min_pixels <= max_pixels:
+        raise ValueError(f"pixel bounds must be 0 < min <= max, got {min_pixels} and {max_pixels}")
+    return FAMILIES[config.model_type].of(config, min_pixels, max_pixels)

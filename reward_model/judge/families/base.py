@@ -1,0 +1,192 @@
+"""What every vision-language family shares: pixels to patches, and positions, as plain functions of a model's facts.
+
+Shapes: N clips of one size, T frames, C = 3 channels, H, W pixels, P patches a clip, L tokens, p patch size, m merge size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from reward_model.records import FramePlan
+
+Grid = tuple[int, int, int]
+"""Frame groups, rows and columns of patches of one clip, before merging."""
+
+MAX_ASPECT_RATIO = 200
+
+
+@dataclass(frozen=True)
+class VisionFacts:
+    """The numbers of one model's vision input; `mean` and `std` are per channel on the [0, 1] scale."""
+
+    patch_size: int
+    merge_size: int
+    temporal_patch_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    video_token_id: int
+
+    @property
+    def factor(self) -> int:
+        """Side in pixels of one merged token."""
+        return self.patch_size * self.merge_size
+
+
+@dataclass(frozen=True)
+class VisionFeatures:
+    """Merged video tokens: `tokens` [N, D], and per deep layer of the text model what is added there [N, D]."""
+
+    tokens: Tensor
+    deep: tuple[Tensor, ...]
+
+    def select(self, index: Tensor) -> VisionFeatures:
+        """Return the rows of `index` [M]."""
+        return VisionFeatures(self.tokens[index], tuple(layer[index] for layer in self.deep))
+
+
+class Family(Protocol):
+    """All that differs between vision-language models."""
+
+    facts: VisionFacts
+
+    @property
+    def position_rule(self) -> str:
+        """Name of the rule that `runs` and `text_positions` follow, as judge_config.json records it."""
+
+    def size(self, num_frames: int, height: int, width: int) -> tuple[int, int]:
+        """Return the height and width that a clip is resized to."""
+
+    def placeholder(self, plan: FramePlan, grid: Grid) -> str:
+        """Return the text that stands for a clip, with one video token per merged patch."""
+
+    def runs(self, plan: FramePlan, grid: Grid) -> list[tuple[Grid, float]]:
+        """Return each unbroken run of video tokens: its merged grid and the position step between its frame groups."""
+
+    def encode(self, model: nn.Module, patches: Tensor, grids: Tensor) -> VisionFeatures:
+        """Run the vision tower on patches [P, ...] of clips with grids [N, 3]."""
+
+    def text(
+        self,
+        model: nn.Module,
+        embeddings: Tensor,
+        positions: Tensor,
+        mask: Tensor,
+        *,
+        deep: tuple[Tensor, ...] = (),
+        video_mask: Tensor | None = None,
+        cache: object | None = None,
+    ) -> Tensor:
+        """Run the text model: embeddings [B, L, D], positions [3, B, L], additive mask [B, 1, L, K] -> [B, L, D].
+
+        `deep` is added at the True places of `video_mask` [B, L]; a `cache` is filled.
+        """
+
+
+def patchify(frames: Tensor, size: tuple[int, int], facts: VisionFacts, *, quantise: bool) -> Tensor:
+    """Turn frames into the patches of the official processors, differentiably and without torchvision.
+
+    Args:
+        frames: RGB [N, T, C, H, W] in [0, 1], any float dtype.
+        size: height and width to resize to, multiples of `facts.factor`.
+        facts: the model's numbers.
+        quantise: give the value of the processors' uint8 path with the gradient of the float resize (straight through);
+            otherwise both come from the float resize.
+
+    Returns:
+        [N, P, C * temporal patch * p * p] in merge-block order.
+
+    Source: transformers 5.23, Qwen2VLVideoProcessor and Qwen3VLVideoProcessor.
+    """
+    num, num_frames = frames.shape[:2]
+    pixels = frames.flatten(0, 1) * 255.0  # [N * T, C, H, W]
+    resized = _resize(pixels, size)
+    if quantise:
+        resized = resized + (_uint8_path(pixels.detach(), size) - resized.detach())
+    mean, std = (resized.new_tensor(v)[:, None, None] * 255.0 for v in (facts.mean, facts.std))
+    normal = ((resized - mean) / std).unflatten(0, (num, num_frames))
+    missing = -num_frames % facts.temporal_patch_size
+    if missing:
+        normal = torch.cat([normal, normal[:, -1:].expand(-1, missing, -1, -1, -1)], dim=1)
+    groups, p, m = normal.shape[1] // facts.temporal_patch_size, facts.patch_size, facts.merge_size
+    rows, columns = size[0] // p, size[1] // p
+    blocks = normal.reshape(num, groups, facts.temporal_patch_size, 3, rows // m, m, p, columns // m, m, p)
+    blocks = blocks.permute(0, 1, 4, 7, 5, 8, 3, 2, 6, 9)
+    return blocks.reshape(num, groups * rows * columns, -1)
+
+
+def grid_of(num_frames: int, size: tuple[int, int], facts: VisionFacts) -> Grid:
+    """Return the grid of a clip that was resized to `size`."""
+    return (-(-num_frames // facts.temporal_patch_size), size[0] // facts.patch_size, size[1] // facts.patch_size)
+
+
+def merged(grid: Grid, facts: VisionFacts) -> Grid:
+    """Return the grid of merged tokens."""
+    return grid[0], grid[1] // facts.merge_size, grid[2] // facts.merge_size
+
+
+def check_aspect(height: int, width: int) -> None:
+    """Refuse clips so narrow that the official processors refuse them.
+
+    Raises:
+        ValueError: the sides differ by more than a factor of 200.
+    """
+    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+        raise ValueError(f"frames of {height}x{width} are too narrow, the sides may differ by {MAX_ASPECT_RATIO} times")
+
+
+def prefix_positions(is_video: Tensor, runs: Sequence[tuple[Grid, float]]) -> tuple[Tensor, int]:
+    """Return the positions of a prefix and the position of the text token that follows it.
+
+    Text counts up by one; a run of video tokens that starts at s has (s + step * group, s + row, s + column); the text
+    after it goes on at s + max(rows, columns).
+
+    Args:
+        is_video: bool [L].
+        runs: merged grid and position step between frame groups, in order of appearance.
+
+    Returns:
+        Positions [3, L] (time, height, width) and the next position.
+
+    Source: get_rope_index of transformers 5.23 (4.57 went on at the maximum over all axes + 1).
+    """
+    parts, place, position = [], 0, 0
+    flags = is_video.tolist()
+    for (groups, rows, columns), step in runs:
+        start = flags.index(True, place)
+        parts.append(text_positions(position, start - place))
+        position += start - place
+        time = (torch.arange(groups) * torch.tensor(step, dtype=torch.float32)).long() + position
+        axes = torch.meshgrid(time, torch.arange(rows) + position, torch.arange(columns) + position, indexing="ij")
+        parts.append(torch.stack(axes).reshape(3, -1))
+        position += max(rows, columns)
+        place = start + groups * rows * columns
+    parts.append(text_positions(position, len(flags) - place))
+    return torch.cat(parts, dim=1), position + len(flags) - place
+
+
+def text_positions(start: int, length: int) -> Tensor:
+    """Return [3, length] positions of plain text from `start` on."""
+    return (torch.arange(length) + start).expand(3, -1)
+
+
+def _resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    if tuple(pixels.shape[-2:]) == size:
+        return pixels
+    return F.interpolate(pixels, size, mode="bicubic", antialias=True, align_corners=False)
+
+
+@torch.no_grad()
+def _uint8_path(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    whole = pixels.round().clamp(0, 255)
+    if tuple(pixels.shape[-2:]) == size:
+        return whole
+    if pixels.device.type == "cpu":
+        return _resize(whole.to(torch.uint8), size).to(pixels.dtype)
+    # torch has no uint8 resize elsewhere; torchvision rounds the float result there
+    return _resize(whole, size).round().clamp(0, 255)

@@ -1,0 +1,94 @@
+"""Qwen2.5-VL: a pixel budget per frame, one block of video tokens per clip, positions spaced by the clip's seconds."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reward_model.judge.families.base import Grid, VisionFacts, VisionFeatures, check_aspect, merged
+from reward_model.records import FramePlan
+
+DEFAULT_PIXELS = (128 * 28 * 28, 768 * 28 * 28)
+"""Least and most pixels of a frame, as the official processor has them."""
+
+
+@dataclass(frozen=True)
+class Qwen25VL:
+    """The family's facts and forward calls; `min_pixels` and `max_pixels` bound one resized frame."""
+
+    facts: VisionFacts
+    min_pixels: int
+    max_pixels: int
+    tokens_per_second: float
+
+    @classmethod
+    def of(cls, config: Any, min_pixels: int, max_pixels: int) -> Qwen25VL:
+        """Read the facts from a model's config."""
+        vision = config.vision_config
+        facts = VisionFacts(
+            patch_size=vision.patch_size,
+            merge_size=vision.spatial_merge_size,
+            temporal_patch_size=vision.temporal_patch_size,
+            mean=(0.48145466, 0.4578275, 0.40821073),
+            std=(0.26862954, 0.26130258, 0.27577711),
+            video_token_id=config.video_token_id,
+        )
+        return cls(facts, min_pixels, max_pixels, vision.tokens_per_second)
+
+    @property
+    def position_rule(self) -> str:
+        """Time in ticks of the clip's seconds; text goes on after the longer merged side."""
+        return "mrope_seconds_then_longer_side"
+
+    def size(self, num_frames: int, height: int, width: int) -> tuple[int, int]:
+        """Return the height and width that a clip is resized to; the number of frames does not matter."""
+        check_aspect(height, width)
+        factor = self.facts.factor
+        rows, columns = round(height / factor) * factor, round(width / factor) * factor
+        if rows * columns > self.max_pixels:
+            shrink = math.sqrt(height * width / self.max_pixels)
+            rows, columns = (max(factor, math.floor(s / shrink / factor) * factor) for s in (height, width))
+        elif rows * columns < self.min_pixels:
+            grow = math.sqrt(self.min_pixels / (height * width))
+            rows, columns = (math.ceil(s * grow / factor) * factor for s in (height, width))
+        return rows, columns
+
+    def placeholder(self, plan: FramePlan, grid: Grid) -> str:
+        """Return start, one video token per merged patch, end."""
+        return f"<|vision_start|>{'<|video_pad|>' * math.prod(merged(grid, self.facts))}<|vision_end|>"
+
+    def runs(self, plan: FramePlan, grid: Grid) -> list[tuple[Grid, float]]:
+        """Return the clip's one run; its step is the ticks between two frame groups."""
+        # float32 throughout, as the library rounds its time axis in float32
+        seconds = torch.tensor(self.facts.temporal_patch_size / plan.fps, dtype=torch.float32)
+        return [(merged(grid, self.facts), float(self.tokens_per_second * seconds))]
+
+    def encode(self, model: nn.Module, patches: Tensor, grids: Tensor) -> VisionFeatures:
+        """Run the vision tower once over all clips."""
+        features = model.model.get_video_features(patches, grids, return_dict=True)
+        return VisionFeatures(torch.cat(features.pooler_output), ())
+
+    def text(
+        self,
+        model: nn.Module,
+        embeddings: Tensor,
+        positions: Tensor,
+        mask: Tensor,
+        *,
+        deep: tuple[Tensor, ...] = (),
+        video_mask: Tensor | None = None,
+        cache: object | None = None,
+    ) -> Tensor:
+        """Run the text model; this family adds nothing in deep layers."""
+        output = model.model.language_model(
+            inputs_embeds=embeddings,
+            position_ids=positions,
+            attention_mask={"full_attention": mask, "sliding_attention": mask},
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+        return output.last_hidden_state

@@ -1,0 +1,256 @@
+"""VideoJudge: one vision-language model that answers requests about clips, batched behind shared prefixes.
+
+Shapes: R packed rows, L tokens of the longest row, D hidden size, V vocabulary, M answer tokens of a batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reward_model.judge.batching import Batch, TokenCache, lay_out, patches_of
+from reward_model.judge.checkpoint import BASE_FOLDER, JudgeConfig, load_parts
+from reward_model.judge.families import family_of
+from reward_model.judge.roles import Roles, base_state
+from reward_model.judge.shared_prefix import tree_mask
+from reward_model.language import prompts
+from reward_model.records import JudgeRequest
+
+
+@dataclass(frozen=True)
+class AnswerLogits:
+    """What the judge would have said in place of each answer token.
+
+    `logits` [M, V] fp32 with gradient, `targets` [M] the answer tokens, `owner` [M] the running number of the answer over
+    all requests and branches in the order given, `is_first` [M] whether a token opens its answer.
+    """
+
+    logits: Tensor
+    targets: Tensor
+    owner: Tensor
+    is_first: Tensor
+
+
+class VideoJudge(nn.Module):
+    """A vision-language model with its tokenizer, its family's facts and its roles."""
+
+    def __init__(self, model: nn.Module, tokenizer: Any, config: JudgeConfig) -> None:
+        """Take the parts; `from_pretrained` is the usual way.
+
+        Args:
+            model: a transformers image-text-to-text model of one of the families.
+            tokenizer: its tokenizer, which must know each answer word as one token.
+            config: how it is read.
+
+        Raises:
+            ValueError: the model and the configuration disagree, or an answer word is not one token.
+        """
+        super().__init__()
+        self.model, self.tokenizer, self.config = model, tokenizer, config
+        self.family = family_of(model.config, config.min_pixels, config.max_pixels)
+        if config.position_rule != self.family.position_rule:
+            raise ValueError(
+                f"position rule {config.position_rule!r} is not the family's {self.family.position_rule!r}"
+            )
+        self.level_ids = tuple(self._one_token(text) for text in prompts.level_texts())
+        self.preference_ids = tuple(self._one_token(text) for text in prompts.preference_texts())
+        self._roles = Roles(model)
+        self._texts = TokenCache(tokenizer)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_id: str | Path,
+        *,
+        dtype: str | torch.dtype = "auto",
+        device: str | torch.device | None = None,
+        attn_implementation: str = "sdpa",
+    ) -> VideoJudge:
+        """Load a saved judge, or a stock checkpoint as an untrained one.
+
+        Args:
+            path_or_id: a folder of `save_pretrained`, or a stock checkpoint's folder or hub id.
+            dtype: of the weights; "auto" is float32 on CPU and the checkpoint's own elsewhere.
+            device: None is the first CUDA device where there is one, else the CPU.
+            attn_implementation: "sdpa" or "eager".
+
+        Returns:
+            The judge in evaluation mode, with all its roles and none active.
+        """
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        parts = load_parts(path_or_id, dtype=dtype, device=place, attn_implementation=attn_implementation)
+        judge = cls(*parts)
+        judge._roles.load(Path(path_or_id))
+        return judge.eval()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write configuration, tokenizer, adapters and, for a judge trained from scratch, the base."""
+        place = Path(folder)
+        place.mkdir(parents=True, exist_ok=True)
+        if self.config.base == BASE_FOLDER:
+            self.model.save_pretrained(place / BASE_FOLDER, state_dict=base_state(self.model))
+        self._roles.save(place)
+        self.tokenizer.save_pretrained(place)
+        self.config.save(place)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.lm_head.weight.device
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Names of the adapters."""
+        return self._roles.names
+
+    def use_role(self, name: str | None) -> AbstractContextManager[None]:
+        """Return a context with that adapter active (None: the base alone).
+
+        It holds the judge's lock and leaves requires_grad of every weight as it was; gradients computed after leaving it
+        are still those of the forward passes inside, unless gradient checkpointing repeats them.
+        """
+        return self._roles.use(name)
+
+    def add_role(
+        self, name: str, *, rank: int = 16, alpha: int = 32, vision: bool = False, copy_from: str | None = None
+    ) -> None:
+        """Add a LoRA adapter on the text model's linear layers.
+
+        Args:
+            name: of letters, digits, - and _.
+            rank: of the update; raising it lets more change.
+            alpha: the update is scaled by alpha / rank.
+            vision: adapt the vision tower's linear layers too.
+            copy_from: role whose settings and weights it starts from; the other settings are then not read.
+
+        Raises:
+            ValueError: a name that is taken or malformed, or an unknown role to copy.
+        """
+        self._roles.add(name, rank=rank, alpha=alpha, vision=vision, copy_from=copy_from)
+
+    def trainable_parameters(self, role: str | None) -> list[nn.Parameter]:
+        """Make one role's weights (None: the base's) the only ones that require a gradient, and return them."""
+        self._roles.check(role)
+        adapters = {id(p) for name in self.roles for p in self._roles.parameters(name)}
+        everything = list(self.model.parameters())
+        chosen = [p for p in everything if id(p) not in adapters] if role is None else self._roles.parameters(role)
+        self.requires_grad_(False)
+        for parameter in chosen:
+            parameter.requires_grad_(True)
+        return chosen
+
+    @contextmanager
+    def pixel_cap(self, max_pixels: int | None) -> Iterator[None]:
+        """Show clips with at most `max_pixels` (None: as configured) inside this context; holds the judge's lock."""
+        with self._roles.hold():
+            before = self.family
+            if max_pixels is not None:
+                low = min(self.config.min_pixels, max_pixels)
+                self.family = family_of(self.model.config, low, max_pixels)
+            try:
+                yield
+            finally:
+                self.family = before
+
+    def next_token_logits(self, requests: Sequence[JudgeRequest], *, quantise: bool = True) -> list[Tensor]:
+        """Return what comes after each branch.
+
+        Requests with the same clips (the same tensors) and prefix share one encoding.
+
+        Args:
+            requests: any number, of any clips.
+            quantise: see pixels as 8-bit values, as the official processors do; the gradient is the float path's.
+
+        Returns:
+            Per request [number of branches, V], fp32, differentiable in weights and pixels.
+        """
+        batch = self._lay_out(requests, None)
+        logits = self._head(self._hidden(batch, quantise=quantise), batch.rows.ends)[batch.branch_order]
+        return list(logits.split([len(request.branches) for request in requests]))
+
+    def answer_logits(
+        self, requests: Sequence[JudgeRequest], answers: Sequence[Sequence[str]], *, quantise: bool = True
+    ) -> AnswerLogits:
+        """Return the logits at every token of one answer per branch.
+
+        Args:
+            requests: any number, of any clips.
+            answers: per request and branch, one text; tokenised apart from the branch.
+            quantise: as in `next_token_logits`.
+        """
+        batch = self._lay_out(requests, [[[text] for text in texts] for texts in answers])
+        return self._answer_logits(batch, quantise=quantise)
+
+    def log_probs(
+        self,
+        requests: Sequence[JudgeRequest],
+        completions: Sequence[Sequence[Sequence[str]]],
+        *,
+        quantise: bool = True,
+    ) -> list[list[list[Tensor]]]:
+        """Return the log-probability of every token of several answers per branch.
+
+        Args:
+            requests: any number, of any clips.
+            completions: per request and branch, any number of texts; tokenised apart from the branch.
+            quantise: as in `next_token_logits`.
+
+        Returns:
+            Per request, branch and completion [number of tokens], fp32, differentiable in weights and pixels.
+        """
+        batch = self._lay_out(requests, completions)
+        read = self._answer_logits(batch, quantise=quantise)
+        values = -nn.functional.cross_entropy(read.logits, read.targets, reduction="none")  # [M]
+        sizes = torch.bincount(batch.rows.owners, minlength=len(batch.answer_order)).tolist()
+        parts = values.split(sizes)
+        ordered = iter([parts[place] for place in batch.answer_places])
+        return [[[next(ordered) for _ in texts] for texts in branches] for branches in completions]
+
+    def _answer_logits(self, batch: Batch, *, quantise: bool) -> AnswerLogits:
+        rows = batch.rows
+        logits = self._head(self._hidden(batch, quantise=quantise), rows.sources)
+        first = torch.ones_like(rows.owners, dtype=torch.bool)
+        first[1:] = rows.owners[1:] != rows.owners[:-1]
+        owner = batch.answer_order[rows.owners]
+        return AnswerLogits(logits, *(t.to(self.device) for t in (rows.targets, owner, first)))
+
+    def _lay_out(self, requests: Sequence[JudgeRequest], answers: Sequence[Sequence[Sequence[str]]] | None) -> Batch:
+        return lay_out(requests, answers, family=self.family, texts=self._texts)
+
+    def _hidden(self, batch: Batch, *, quantise: bool, cache: object | None = None) -> Tensor:
+        """Return the last hidden states [R, L, D] of the packed rows, with one call of each tower."""
+        device, rows = self.device, batch.rows
+        tokens = rows.tokens.to(device)
+        embeddings = self.model.get_input_embeddings()(tokens)
+        video_mask = tokens == self.family.facts.video_token_id
+        deep: tuple[Tensor, ...] = ()
+        if batch.clips:
+            patches, grids = patches_of(batch.clips, self.family, quantise=quantise, device=device)
+            features = self.family.encode(self.model, patches, grids).select(batch.video_index.to(device))
+            embeddings = embeddings.masked_scatter(video_mask[..., None], features.tokens.to(embeddings.dtype))
+            deep = features.deep
+        mask = tree_mask(rows, dtype=embeddings.dtype, device=device)
+        positions = rows.positions.to(device)
+        return self.family.text(self.model, embeddings, positions, mask, deep=deep, video_mask=video_mask, cache=cache)
+
+    def _head(self, hidden: Tensor, places: Tensor) -> Tensor:
+        """Return fp32 logits [N, V] at flat places [N] of hidden states [R, L, D]."""
+        return self.model.lm_head(hidden.flatten(0, 1)[places.to(hidden.device)]).float()
+
+    def _one_token(self, text: str) -> int:
+        ids = self.tokenizer.encode(text, add_special_tokens=False)
+        if len(ids) != 1:
+            raise ValueError(f"the tokenizer splits the answer {text!r} into {len(ids)} tokens, it must be one")
+        return ids[0]
+
+    def with_config(self, **changes: Any) -> None:
+        """Replace fields of the configuration, e.g. calibration or lineage."""
+        self.config = dataclasses.replace(self.config, **changes)
+        self.family = family_of(self.model.config, self.config.min_pixels, self.config.max_pixels)

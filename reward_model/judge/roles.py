@@ -1,0 +1,141 @@
+"""Roles of one judge as LoRA adapters on a shared base: add, switch, save and load. PEFT is imported only here, when used."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import RLock
+from typing import Any
+
+from torch import nn
+
+ADAPTERS_FOLDER = "adapters"
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
+_TEXT = r".*language_model\.layers\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+_VISION = r".*visual\.blocks\..*\.(qkv|proj|gate_proj|up_proj|down_proj|linear_fc1|linear_fc2)"
+_SAVED_PREFIX = "base_model.model."
+
+
+class Roles:
+    """The adapters of one model; none is active until `use` says so."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._lock = RLock()
+        self._layers: list[Any] = []
+        self._configs: dict[str, Any] = {}
+        self._active: str | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Roles in the order in which they were added."""
+        return tuple(self._configs)
+
+    def add(self, name: str, *, rank: int, alpha: int, vision: bool, copy_from: str | None) -> None:
+        """Add a role; see `VideoJudge.add_role`."""
+        if not _NAME.fullmatch(name) or name in self._configs:
+            raise ValueError(f"a new role needs a new name of letters, digits, - and _, got {name!r}")
+        if copy_from is not None:
+            self.check(copy_from)
+        from peft import LoraConfig, get_peft_model_state_dict
+
+        if copy_from is None:
+            targets = f"{_TEXT}|{_VISION}" if vision else _TEXT
+            self._inject(name, LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets))
+            return
+        weights = get_peft_model_state_dict(self._model, adapter_name=copy_from)
+        self._inject(name, self._configs[copy_from], {key: value.clone() for key, value in weights.items()})
+
+    def check(self, name: str | None) -> None:
+        """Refuse a name that is no role (None is the base)."""
+        if name is not None and name not in self._configs:
+            raise ValueError(f"unknown role {name!r}, this judge has {', '.join(self._configs) or 'none'}")
+
+    @contextmanager
+    def use(self, name: str | None) -> Iterator[None]:
+        """Make a role active, hold the lock meanwhile, and leave every requires_grad as it was."""
+        self.check(name)
+        with self._lock:
+            before = self._active
+            self._switch(name)
+            try:
+                yield
+            finally:
+                self._switch(before)
+
+    def hold(self) -> RLock:
+        """Return the lock that `use` holds."""
+        return self._lock
+
+    def parameters(self, name: str) -> list[nn.Parameter]:
+        """Return the adapter weights of a role."""
+        return [p for key, p in self._model.named_parameters() if ".lora_" in key and f".{name}." in key]
+
+    def save(self, folder: Path) -> None:
+        """Write adapters/<role>/ in PEFT's own layout."""
+        if not self._configs:
+            return
+        from peft import get_peft_model_state_dict
+        from safetensors.torch import save_file
+
+        for name, config in self._configs.items():
+            place = folder / ADAPTERS_FOLDER / name
+            place.mkdir(parents=True, exist_ok=True)
+            config.save_pretrained(place)
+            weights = get_peft_model_state_dict(self._model, adapter_name=name)
+            named = {f"{_SAVED_PREFIX}{key}": value.detach().contiguous().cpu() for key, value in weights.items()}
+            save_file(named, place / WEIGHTS_FILE)
+
+    def load(self, folder: Path) -> None:
+        """Add every role that `save` wrote."""
+        places = sorted((folder / ADAPTERS_FOLDER).glob(f"*/{WEIGHTS_FILE}"))
+        if not places:
+            return
+        from peft import LoraConfig
+        from safetensors.torch import load_file
+
+        for file in places:
+            weights = {key.removeprefix(_SAVED_PREFIX): value for key, value in load_file(file).items()}
+            self._inject(file.parent.name, LoraConfig.from_pretrained(file.parent), weights)
+
+    def _inject(self, name: str, config: Any, weights: dict[str, Any] | None = None) -> None:
+        from peft import inject_adapter_in_model, set_peft_model_state_dict
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        flags = {key: p.requires_grad for key, p in _base_parameters(self._model)}
+        inject_adapter_in_model(config, self._model, name)
+        if weights is not None:
+            set_peft_model_state_dict(self._model, weights, adapter_name=name)
+        for key, parameter in _base_parameters(self._model):
+            parameter.requires_grad_(flags[key])
+        self._layers = [layer for layer in self._model.modules() if isinstance(layer, BaseTunerLayer)]
+        self._configs[name] = config
+        self._switch(self._active)
+
+    def _switch(self, name: str | None) -> None:
+        # peft's switches turn gradients on and off, which under DDP leaves some unaveraged
+        flags = [(p, p.requires_grad) for layer in self._layers for p in layer.parameters()]
+        for layer in self._layers:
+            if name is None:
+                layer.enable_adapters(False)
+            else:
+                layer.set_adapter([name])
+                layer.enable_adapters(True)
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+        self._active = name
+
+
+def base_state(model: nn.Module) -> dict[str, Any]:
+    """Return the base's weights under their own names, without any adapter."""
+    return {key.replace(".base_layer.", "."): v for key, v in model.state_dict().items() if ".lora_" not in key}
+
+
+def _base_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    for key, parameter in model.named_parameters():
+        if ".lora_" not in key:
+            yield key.replace(".base_layer.", "."), parameter

@@ -1,0 +1,77 @@
+"""Reads reasoned answers: tolerant of white space, strict on form, keys and range; never a default score."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+
+from reward_model.language.prompts import END, SCORE_RANGE
+from reward_model.records import DIMENSIONS, ParsedAnswer, ParseFailure
+
+_FORM = re.compile(r"\s*<think>(.*?)</think>\s*<answer>(.*?)</answer>\s*", re.DOTALL)
+
+
+def parse_reason(text: str, dimensions: Sequence[str] = ()) -> ParsedAnswer | ParseFailure:
+    """Read `<think>..</think><answer>{"dimension": score, ...}</answer>`.
+
+    Args:
+        text: the answer as generated, with or without the end-of-turn token.
+        dimensions: which must be there; without it any non-empty set of the known ones.
+
+    Returns:
+        Quality per dimension in [0, 1], or the reason why the text cannot be read.
+    """
+    form = _FORM.fullmatch(text.strip().removesuffix(END))
+    if form is None:
+        return ParseFailure("not of the form <think>..</think><answer>..</answer>", text)
+    try:
+        scores = json.loads(form[2], object_pairs_hook=_unique, parse_constant=_refuse_constant)
+    except ValueError as error:
+        return ParseFailure(f"answer is not JSON: {error}", text)
+    reason = _fault(scores, dimensions)
+    if reason:
+        return ParseFailure(reason, text)
+    low, high = SCORE_RANGE
+    return ParsedAnswer({name: (score - low) / (high - low) for name, score in scores.items()}, form[1].strip())
+
+
+def parse_faults(reasoning: str) -> dict[str, tuple[str, ...]]:
+    """Return dimension -> faults named in clauses such as "visual_quality: blur, grain."; "none" is no fault.
+
+    Dimensions without a clause are left out.
+    """
+    found = {}
+    for name, faults in re.findall(rf"\b({'|'.join(DIMENSIONS)})\s*:\s*([^.:]*)", reasoning):
+        words = (fault.strip() for fault in faults.split(","))
+        found[name] = tuple(word for word in words if word and word != "none")
+    return found
+
+
+def _fault(scores: object, dimensions: Sequence[str]) -> str:
+    low, high = SCORE_RANGE
+    if not isinstance(scores, dict) or not scores:
+        return "answer is not a JSON object with scores"
+    unknown = [name for name in scores if name not in DIMENSIONS]
+    if unknown:
+        return f"unknown dimension {unknown[0]!r}"
+    missing = [name for name in dimensions if name not in scores]
+    if missing:
+        return f"no score for {missing[0]}"
+    for name, score in scores.items():
+        if isinstance(score, bool) or not isinstance(score, (int, float)):
+            return f"score of {name} is not a number"
+        if not low <= score <= high:
+            return f"score of {name} is outside [{low}, {high}]: {score}"
+    return ""
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    names = [name for name, _ in pairs]
+    if len(set(names)) != len(names):
+        raise ValueError("a key comes twice")
+    return dict(pairs)
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a score")

@@ -1,0 +1,145 @@
+"""The texts that the judge is asked and the answers that it is taught.
+
+A request is one prefix (system, clip, rubric) shared by branches (a question, the start of the assistant's turn). Branches
+and answers are tokenised apart, so a prefix ends in a line break, a branch in a line break or a whole word, and an answer
+that follows a word begins with a space. Every request about one clip has the same prefix, so that rating, describing and
+reasoning share one encoding of the video.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+from reward_model.records import DIMENSIONS, LEVELS, Clip, JudgeRequest
+
+PROMPTS_VERSION = "1"
+"""Changes with any text below; a saved judge names the version that it was trained on."""
+
+END = "<|im_end|>"
+"""Ends a turn; free-text answers are taught with it so that generation stops."""
+
+PREFERENCES = ("A", "B", "neither")
+"""Answers of a comparison: the first clip, the second, a tie."""
+
+SCORE_RANGE = (1.0, 5.0)
+"""Scale of the reasoned answer's numbers; 1 is quality 0, 5 is quality 1."""
+
+_SYSTEM = f"<|im_start|>system\nYou judge videos.{END}\n<|im_start|>user\n"
+_ASSISTANT = f"{END}\n<|im_start|>assistant\n"
+_RUBRIC = (
+    "\nVisual quality: sharp, clean frames. Motion quality: smooth, plausible motion. Text alignment: shows the prompt. "
+    "Overall quality: all of it. Levels: bad, poor, fair, good, excellent.\n"
+)
+_QUESTION = {
+    "visual_quality": "Visual quality?",
+    "motion_quality": "Motion quality?",
+    "text_alignment": "Text alignment?",
+    "overall": "Overall quality?",
+}
+_NEEDS_PROMPT = ("text_alignment", "overall")
+
+
+def score_request(clip: Clip, prompt: str | None, dimensions: Sequence[str]) -> JudgeRequest:
+    """Return one question per dimension, whose next token is a level word.
+
+    Args:
+        clip: what is rated.
+        prompt: the text that the clip was generated from; None if there is none. `overall` is then asked without it.
+        dimensions: of `DIMENSIONS`, one branch each in this order.
+
+    Raises:
+        ValueError: an unknown dimension, or text alignment without a prompt.
+    """
+    return _one_clip(clip, [_level_branch(name, prompt) for name in dimensions])
+
+
+def describe_request(clip: Clip) -> JudgeRequest:
+    """Return the question for the clip's caption; see `describe_answer`."""
+    return _one_clip(clip, [f"Describe the video.{_ASSISTANT}Caption:"])
+
+
+def reason_request(clip: Clip, prompt: str | None) -> JudgeRequest:
+    """Return the question for a reasoned answer on all dimensions (on text alignment only with a prompt)."""
+    keys = ", ".join(name for name in DIMENSIONS if prompt is not None or name != "text_alignment")
+    ask = f"Reason in <think>, then give JSON scores 1-5 in <answer>: {keys}."
+    return _one_clip(clip, [f"{_prompt_line(prompt)}{ask}{_ASSISTANT}"])
+
+
+def compare_request(first: Clip, second: Clip, prompt: str | None, dimension: str = "overall") -> JudgeRequest:
+    """Return the question which of two clips is better, whose next token is one of `PREFERENCES`."""
+    _check(dimension)
+    name = dimension.replace("_", " ")
+    branch = f"{_prompt_line(prompt)}Better {name}, A, B or neither?{_ASSISTANT}Better:"
+    return JudgeRequest((first, second), (f"{_SYSTEM}A:", 0, "\nB:", 1, "\n"), (branch,))
+
+
+def level_answer(quality: float) -> str:
+    """Return the level word nearest to `quality` in [0, 1], as it follows the branch."""
+    return f" {LEVELS[min(len(LEVELS) - 1, max(0, int(quality * (len(LEVELS) - 1) + 0.5)))]}"
+
+
+def preference_answer(margin: float) -> str:
+    """Return the comparison's answer, as it follows the branch: first if `margin` > 0, second if < 0, else a tie."""
+    return f" {PREFERENCES[0 if margin > 0 else 1 if margin < 0 else 2]}"
+
+
+def describe_answer(caption: str) -> str:
+    """Return a caption as the whole answer to `describe_request`."""
+    return f" {quote(caption)}{END}"
+
+
+def reason_answer(quality: Mapping[str, float], reasoning: str) -> str:
+    """Return the whole reasoned answer: the reasoning, then canonical JSON of dimension -> score 1.0 to 5.0.
+
+    Args:
+        quality: dimension -> [0, 1].
+        reasoning: one line of text.
+
+    Raises:
+        ValueError: unknown dimension, or quality outside [0, 1].
+    """
+    low, high = SCORE_RANGE
+    scores = {}
+    for name in sorted(quality, key=lambda n: (_check(n), DIMENSIONS.index(n))):
+        if not 0.0 <= quality[name] <= 1.0:
+            raise ValueError(f"quality[{name!r}] must be in [0, 1], got {quality[name]}")
+        scores[name] = round(low + (high - low) * quality[name], 1)
+    answer = json.dumps(scores, separators=(",", ":"))
+    return f"<think>{quote(reasoning)}</think>\n<answer>{answer}</answer>{END}"
+
+
+def level_texts() -> tuple[str, ...]:
+    """Return the five level words as they follow a branch, worst first; each must be one token."""
+    return tuple(f" {word}" for word in LEVELS)
+
+
+def preference_texts() -> tuple[str, ...]:
+    """Return the answers of a comparison as they follow the branch; each must be one token."""
+    return tuple(f" {word}" for word in PREFERENCES)
+
+
+def quote(text: str) -> str:
+    """Return foreign text on one line and without special-token syntax, so that it cannot end the user's turn."""
+    return " ".join(text.replace("<|", "< |").split())
+
+
+def _one_clip(clip: Clip, branches: Sequence[str]) -> JudgeRequest:
+    return JudgeRequest((clip,), (_SYSTEM, 0, _RUBRIC), tuple(branches))
+
+
+def _level_branch(name: str, prompt: str | None) -> str:
+    _check(name)
+    if name == "text_alignment" and prompt is None:
+        raise ValueError("text_alignment needs a prompt, got None; leave the dimension out")
+    return f"{_prompt_line(prompt if name in _NEEDS_PROMPT else None)}{_QUESTION[name]}{_ASSISTANT}Rating:"
+
+
+def _prompt_line(prompt: str | None) -> str:
+    return "" if prompt is None else f"Prompt: {quote(prompt)}\n"
+
+
+def _check(dimension: str) -> bool:
+    if dimension not in DIMENSIONS:
+        raise ValueError(f"unknown dimension {dimension!r}, expected one of {', '.join(DIMENSIONS)}")
+    return True

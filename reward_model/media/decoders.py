@@ -6,6 +6,7 @@ PyAV carries its own FFmpeg and tells of damage; decord and torchcodec are optio
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -68,6 +69,8 @@ def open_video(source: Source) -> Iterator[tuple[InputContainer, VideoStream]]:
             # One thread: callers decode several files at a time, and errors stay with the frame that caused them.
             streams[0].codec_context.thread_count = 1
             yield container, streams[0]
+    except av.error.EOFError as error:
+        raise VideoError("damaged: the file ends too early") from error
     except av.FFmpegError as error:
         raise VideoError(f"damaged or not a video: {error.strerror}") from error
 
@@ -124,7 +127,7 @@ def decode_decord(source: Source, target: Target, *, allow_damaged: bool) -> Pic
         wanted = _present(target, len(reader), allow_damaged=allow_damaged)
         pictures = reader.get_batch(wanted).asnumpy()
     except (DECORDError, RuntimeError) as error:
-        raise VideoError(f"damaged or not a video: {str(error).splitlines()[0]}") from error
+        raise VideoError(f"damaged or not readable by decord: {_first_line(error)}") from error
     return dict(zip(wanted, pictures, strict=True))
 
 
@@ -138,7 +141,7 @@ def decode_torchcodec(source: Source, target: Target, *, allow_damaged: bool) ->
         wanted = _present(target, len(reader), allow_damaged=allow_damaged)
         pictures = reader.get_frames_at(wanted).data  # [N, H, W, C]
     except (RuntimeError, ValueError, IndexError) as error:
-        raise VideoError(f"damaged or not a video: {str(error).splitlines()[0]}") from error
+        raise VideoError(f"damaged or not readable by torchcodec: {_first_line(error)}") from error
     if target.size != target.stored_size:
         planar = pictures.permute(0, 3, 1, 2).float()
         planar = torch.nn.functional.interpolate(planar, target.size[::-1], mode="bilinear", antialias=True)
@@ -181,3 +184,8 @@ def _present(target: Target, num_frames: int, *, allow_damaged: bool) -> list[in
     if not wanted:
         raise VideoError("damaged: none of the wanted frames could be decoded")
     return wanted
+
+
+def _first_line(error: Exception) -> str:
+    # decord opens its messages with a clock and the place in its source.
+    return re.sub(r"^\[[\d:]+\] \S+: ", "", (str(error).splitlines() or [type(error).__name__])[0])

@@ -14,6 +14,7 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,6 +23,10 @@ from torch import Tensor
 from reward_model.media.decoders import DECODERS, Source, Target, open_video
 from reward_model.media.frame_sampling import FramePolicy, plan_frames
 from reward_model.records import FramePlan, Video, VideoError
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
 
 ENCODERS = {"h264": "libx264", "hevc": "libx265"}
 
@@ -176,39 +181,56 @@ def _check_source(source: Source) -> None:
 def _inspect(source: Source, limits: MediaLimits, *, allow_damaged: bool) -> _Header:
     """Read sizes and time stamps without decoding."""
     with open_video(source) as (container, stream):
-        width, height = stream.width, stream.height
-        if width < 1 or height < 1:
+        size = (stream.width, stream.height)
+        if min(size) < 1:
             raise VideoError("damaged: the header gives no frame size")
-        if width * height > limits.max_frame_pixels:
-            raise VideoError(f"too large: {width}x{height} exceeds {limits.max_frame_pixels} pixels a frame")
-        if stream.frames > limits.max_frames:
-            raise VideoError(f"too long: {stream.frames} frames exceed the limit of {limits.max_frames}")
-        stamps, num_discarded = [], 0
-        for packet in container.demux(stream):
-            if packet.size == 0:
-                continue
-            if packet.is_discard:
-                num_discarded += 1
-                continue
-            stamps.append(packet.pts)
-            if len(stamps) > limits.max_frames:
-                raise VideoError(f"too long: more than {limits.max_frames} frames")
-        if not stamps:
-            raise VideoError("no frames")
+        if size[0] * size[1] > limits.max_frame_pixels:
+            raise VideoError(f"too large: {size[0]}x{size[1]} exceeds {limits.max_frame_pixels} pixels a frame")
+        stamps, num_discarded = _stamps(container, stream, limits)
         num_missing = stream.frames - num_discarded - len(stamps)
         if num_missing > 0 and not allow_damaged:
             raise VideoError(f"damaged: {num_missing} of the {stream.frames} frames that the header names are missing")
         fps = float(stream.average_rate or stream.guessed_rate or 0)
         if None in stamps:
-            times = tuple(index / fps for index in range(len(stamps))) if fps > 0 else (0.0,) * len(stamps)
+            times = tuple(index / fps if fps > 0 else 0.0 for index in range(len(stamps)))
         else:
             stamps.sort()
             times = tuple(float((stamp - stamps[0]) * stream.time_base) for stamp in stamps)
-    if times[-1] > 0:
-        fps = (len(times) - 1) / times[-1]
-    if not (math.isfinite(fps) and fps > 0):
-        raise VideoError("damaged: the header gives no frame rate")
-    return _Header((width, height), fps, times)
+        if times[-1] > 0:
+            fps = (len(times) - 1) / times[-1]
+        if not (math.isfinite(fps) and fps > 0):
+            raise VideoError("damaged: the header gives no frame rate")
+        if stream.frames == 0 and not allow_damaged:
+            _check_duration(container, times, fps)
+    return _Header(size, fps, times)
+
+
+def _stamps(container: InputContainer, stream: VideoStream, limits: MediaLimits) -> tuple[list[int | None], int]:
+    """Return the time stamps of the frames to show, in stored order, and how many the edit list hides."""
+    too_long = f"too long: more than {limits.max_frames} frames"
+    if stream.frames > limits.max_frames:
+        raise VideoError(too_long)
+    stamps, num_discarded = [], 0
+    for packet in container.demux(stream):
+        if packet.is_discard:
+            num_discarded += 1
+        elif packet.size > 0:
+            stamps.append(packet.pts)
+        if len(stamps) > limits.max_frames:
+            raise VideoError(too_long)
+    if not stamps:
+        raise VideoError("no frames in the file")
+    return stamps, num_discarded
+
+
+def _check_duration(container: InputContainer, times: tuple[float, ...], fps: float) -> None:
+    """Refuse a file without a frame count whose frames end well before its header says (a cut Matroska or FLV file)."""
+    if len(container.streams) > 1 or not container.duration:
+        return
+    stated, end = container.duration / 1e6, times[-1] + 1 / fps
+    slack = 2 * max([1 / fps, *(later - earlier for earlier, later in zip(times, times[1:], strict=False))])
+    if stated - end > slack:
+        raise VideoError(f"damaged: the frames end at {end:.2f} s, the header names {stated:.2f} s")
 
 
 def _target(header: _Header, plan: FramePlan, max_side: int | None) -> Target:

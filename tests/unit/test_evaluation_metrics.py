@@ -1,0 +1,157 @@
+"""Metrics: values worked out by hand, edge cases, and what happens to missing values."""
+
+import numpy as np
+import pytest
+
+from reward_model.evaluation import metrics
+
+NAN = float("nan")
+
+
+def test_srcc_of_a_monotone_curve_is_one_and_of_its_mirror_minus_one():
+    x = np.array([0.1, 0.5, 0.2, 0.9])
+    assert metrics.srcc(x, x**3) == pytest.approx(1.0)
+    assert metrics.srcc(x, -x) == pytest.approx(-1.0)
+
+
+def test_ties_share_their_mean_rank():
+    assert metrics.ranks([3.0, 1.0, 3.0, 2.0]).tolist() == [3.5, 1.0, 3.5, 2.0]
+
+
+def test_srcc_with_a_tie_equals_pearson_of_the_mean_ranks():
+    # Ranks (1, 2.5, 2.5, 4) and (1, 2, 3, 4): covariance 4.5, variances 4.5 and 5.
+    assert metrics.srcc([1, 2, 2, 3], [1, 2, 3, 4]) == pytest.approx(4.5 / np.sqrt(4.5 * 5))
+
+
+def test_krcc_counts_concordant_minus_discordant_pairs():
+    # Of 6 pairs one is discordant: (5 - 1) / 6.
+    assert metrics.krcc([1, 2, 3, 4], [1, 2, 4, 3]) == pytest.approx(4 / 6)
+
+
+def test_krcc_with_a_tie_is_tau_b():
+    # 5 concordant, 1 tied in x: 5 / sqrt(5 * 6).
+    assert metrics.krcc([1, 2, 2, 3], [1, 2, 3, 4]) == pytest.approx(5 / np.sqrt(30))
+
+
+@pytest.mark.parametrize("measure", [metrics.srcc, metrics.krcc, metrics.plcc, metrics.plcc_logistic])
+def test_correlation_of_a_constant_is_undefined(measure):
+    assert np.isnan(measure([0.3] * 5, [1, 2, 3, 4, 5]))
+
+
+@pytest.mark.parametrize("measure", [metrics.srcc, metrics.krcc, metrics.plcc, metrics.plcc_logistic, metrics.rmse])
+def test_missing_values_are_never_dropped_in_silence(measure):
+    assert np.isnan(measure([1, 2, NAN, 4, 5], [1, 2, 3, 4, 5]))
+
+
+def test_drop_missing_says_how_many_rows_went():
+    complete = metrics.drop_missing([1, NAN, 3, np.inf], [1, 2, NAN, 4])
+    assert complete.prediction.tolist() == [1.0]
+    assert complete.keep.tolist() == [True, False, False, False]
+    assert complete.num_missing == 3
+
+
+def test_arrays_of_different_length_are_refused():
+    with pytest.raises(ValueError, match="equal length"):
+        metrics.plcc([1, 2], [1, 2, 3])
+
+
+def test_rmse_is_in_the_unit_of_the_target():
+    assert metrics.rmse([1.0, 2.0], [4.0, 6.0]) == pytest.approx(np.sqrt(12.5))
+
+
+def test_logistic_fit_recovers_a_known_curve():
+    x = np.linspace(-3, 3, 40)
+    y = (5.0 - 1.0) / (1 + np.exp(-(x - 0.4) / 0.7)) + 1.0
+    fit = metrics.fit_logistic(x, y)
+    assert (fit.high, fit.low, fit.centre, fit.width) == pytest.approx((5.0, 1.0, 0.4, 0.7), abs=1e-4)
+    assert metrics.plcc_logistic(x, y) == pytest.approx(1.0)
+    assert metrics.plcc(x, y) < 0.99
+
+
+def test_logistic_fit_follows_a_falling_relation():
+    x = np.linspace(0, 1, 30)
+    assert metrics.plcc_logistic(x, np.tanh(3 - 6 * x)) > 0.999
+
+
+def test_logistic_fit_refuses_missing_values():
+    with pytest.raises(ValueError, match="drop_missing"):
+        metrics.fit_logistic([1, 2, 3, NAN], [1, 2, 3, 4])
+
+
+def test_pair_accuracy_drops_labelled_ties_and_counts_zero_and_missing_margins_as_wrong():
+    margin = [0.2, -0.1, 0.0, NAN, 0.3]
+    preference = [1.0, 0.0, 1.0, 1.0, 0.5]
+    assert metrics.pair_accuracy(margin, preference) == pytest.approx(2 / 4)
+
+
+def test_pair_accuracy_without_a_decided_pair_is_undefined():
+    assert np.isnan(metrics.pair_accuracy([0.1], [0.5]))
+
+
+def test_a_frozen_threshold_calls_small_margins_ties():
+    margin = [0.2, -0.05, 0.0, NAN]
+    preference = [1.0, 0.5, 0.5, 0.5]
+    assert metrics.pair_accuracy_with_ties(margin, preference, threshold=0.1) == pytest.approx(3 / 4)
+    assert metrics.pair_accuracy_with_ties(margin, preference, threshold=-1.0) == pytest.approx(1 / 4)
+
+
+def test_oracle_threshold_cannot_part_pairs_of_equal_margin():
+    # Reading the accuracy between the two equal margins would promise 1.0; a real threshold reaches 0.5 either way.
+    found = metrics.oracle_threshold([0.5, 0.5], [0.5, 1.0])
+    assert found == metrics.TieThreshold(-1.0, 0.5)
+
+
+def test_oracle_threshold_is_the_best_of_all_frozen_ones():
+    rng = np.random.default_rng(0)
+    margin = rng.integers(-4, 5, size=60) / 4
+    preference = rng.choice([0.0, 0.5, 1.0], size=60)
+    candidates = [-1.0, *np.unique(np.abs(margin))]
+    best = max(metrics.pair_accuracy_with_ties(margin, preference, threshold=t) for t in candidates)
+    found = metrics.oracle_threshold(margin, preference)
+    assert found.accuracy == pytest.approx(best)
+    assert metrics.pair_accuracy_with_ties(margin, preference, threshold=found.threshold) == pytest.approx(best)
+
+
+def test_pairs_within_groups_join_only_rows_of_one_group_above_the_gap():
+    better, worse = metrics.pairs_within_groups([0.1, 0.5, 0.52, 0.9, NAN], ["a", "a", "a", "b", "b"], min_gap=0.05)
+    assert sorted(zip(better.tolist(), worse.tolist(), strict=True)) == [(1, 0), (2, 0)]
+
+
+def test_pairs_within_groups_never_join_equal_targets():
+    better, _ = metrics.pairs_within_groups([0.5, 0.5], ["a", "a"], min_gap=0.0)
+    assert len(better) == 0
+
+
+def test_bootstrap_of_the_mean_matches_the_standard_error():
+    values = np.random.default_rng(0).normal(1.0, 2.0, size=400)
+    interval = metrics.bootstrap_interval(np.mean, values)
+    half = 1.96 * values.std() / 20
+    assert interval.value == pytest.approx(values.mean())
+    # 10 %: Monte Carlo error of a quantile over 1,000 resamples.
+    assert (interval.high - interval.low) / 2 == pytest.approx(half, rel=0.1)
+
+
+def test_bootstrap_draws_groups_whole():
+    values = np.repeat([0.0, 1.0], 50)
+    by_row = metrics.bootstrap_interval(np.mean, values)
+    by_group = metrics.bootstrap_interval(np.mean, values, groups=np.repeat(["a", "b"], 50).tolist())
+    assert by_row.high - by_row.low < 0.25
+    assert (by_group.low, by_group.high, by_group.num_groups) == (0.0, 1.0, 2)
+
+
+def test_bootstrap_is_paired_and_deterministic():
+    x = np.random.default_rng(0).normal(size=30)
+    first = metrics.bootstrap_interval(metrics.plcc, x, 2 * x, seed=3, num_resamples=50)
+    assert first == metrics.bootstrap_interval(metrics.plcc, x, 2 * x, seed=3, num_resamples=50)
+    assert (first.low, first.high) == pytest.approx((1.0, 1.0))
+
+
+def test_bootstrap_counts_undefined_resamples():
+    interval = metrics.bootstrap_interval(metrics.plcc, [1.0, 2.0], [1.0, 3.0], num_resamples=200)
+    # Half of the resamples of two rows repeat one of them.
+    assert 60 < interval.num_undefined < 140
+
+
+def test_bootstrap_refuses_unequal_lengths():
+    with pytest.raises(ValueError, match="one length above 0"):
+        metrics.bootstrap_interval(np.mean, [1.0, 2.0], groups=["a"])

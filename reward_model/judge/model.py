@@ -17,6 +17,14 @@ from torch import Tensor, nn
 
 from reward_model.judge.batching import Batch, TokenCache, lay_out, patches_of
 from reward_model.judge.checkpoint import BASE_FOLDER, JudgeConfig, load_parts
+from reward_model.judge.decoding import (
+    END_TOKENS,
+    VISION_TOKENS,
+    branch_cache,
+    continue_branches,
+    token_ids,
+    uniforms,
+)
 from reward_model.judge.families import family_of
 from reward_model.judge.roles import Roles, base_state
 from reward_model.judge.shared_prefix import tree_mask
@@ -212,6 +220,59 @@ class VideoJudge(nn.Module):
         parts = values.split(sizes)
         ordered = iter([parts[place] for place in batch.answer_places])
         return [[[next(ordered) for _ in texts] for texts in branches] for branches in completions]
+
+    @torch.no_grad()
+    def generate(
+        self,
+        requests: Sequence[JudgeRequest],
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        num_samples: int = 1,
+        seed: int = 0,
+    ) -> list[list[list[str]]]:
+        """Answer every branch, with each prefix encoded once.
+
+        Args:
+            requests: any number, of any clips.
+            max_new_tokens: most tokens of an answer; a longer one is cut.
+            temperature: 0 takes the likeliest token; raising it varies the samples more.
+            num_samples: answers per branch.
+            seed: with the branch's text and the sample's number it keys the draws, so batching does not change them.
+
+        Returns:
+            Per request, branch and sample a text without its end token.
+
+        Raises:
+            ValueError: negative temperature, or several samples without one.
+        """
+        if temperature < 0 or (temperature == 0 and num_samples > 1):
+            raise ValueError(f"{num_samples} samples need a temperature > 0, got {temperature}")
+        from transformers import DynamicCache
+
+        batch, cache = self._lay_out(requests, None), DynamicCache()
+        hidden = self._hidden(batch, quantise=True, cache=cache)
+        first = self._head(hidden, batch.rows.ends).repeat_interleave(num_samples, dim=0)  # [S, V]
+        visible = branch_cache(cache, batch.rows, num_samples)
+        branches = [text for request in requests for text in request.branches]
+        packed = batch.branch_order.argsort().tolist()
+        keys = [f"{seed}/{sample}/{branches[i]}" for i in packed for sample in range(num_samples)]
+        answers = continue_branches(
+            self.model,
+            self.family,
+            first,
+            cache,
+            visible,
+            batch.rows.next_positions.repeat_interleave(num_samples),
+            draws=uniforms(keys, max_new_tokens) if temperature > 0 else None,
+            temperature=temperature,
+            max_new_tokens=max_new_tokens,
+            banned=token_ids(self.tokenizer, VISION_TOKENS),
+            ends=token_ids(self.tokenizer, END_TOKENS),
+        )
+        texts = [self.tokenizer.decode(ids) for ids in answers]
+        samples = iter([texts[i * num_samples : (i + 1) * num_samples] for i in batch.branch_order.tolist()])
+        return [[next(samples) for _ in request.branches] for request in requests]
 
     def _answer_logits(self, batch: Batch, *, quantise: bool) -> AnswerLogits:
         rows = batch.rows

@@ -168,7 +168,19 @@ def _qwen2_5_vl(text: dict, vision: dict, rope: dict, ids: dict) -> Any:
     )
 
 
-_CONFIGS = {"qwen2_5_vl": _qwen2_5_vl}
+def _qwen3_vl(text: dict, vision: dict, rope: dict, ids: dict) -> Any:
+    from transformers import Qwen3VLConfig
+
+    head = text["hidden_size"] // text["num_attention_heads"]
+    return Qwen3VLConfig(
+        text_config={**text, "head_dim": head, "rope_parameters": {**rope, "mrope_interleaved": True}},
+        vision_config={**vision, "num_position_embeddings": 64, "deepstack_visual_indexes": [0]},
+        tie_word_embeddings=True,
+        **ids,
+    )
+
+
+_CONFIGS = {"qwen2_5_vl": _qwen2_5_vl, "qwen3_vl": _qwen3_vl}
 
 
 def _own_texts() -> list[str]:

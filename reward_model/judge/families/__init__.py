@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from reward_model.judge.families import qwen2_5_vl
+from reward_model.judge.families import qwen2_5_vl, qwen3_vl
 from reward_model.judge.families.base import Family
 from reward_model.judge.families.qwen2_5_vl import Qwen25VL
+from reward_model.judge.families.qwen3_vl import Qwen3VL
 
-FAMILIES = {"qwen2_5_vl": Qwen25VL}
-DEFAULT_PIXELS = {"qwen2_5_vl": qwen2_5_vl.DEFAULT_PIXELS}
+FAMILIES = {"qwen2_5_vl": Qwen25VL, "qwen3_vl": Qwen3VL}
+DEFAULT_PIXELS = {"qwen2_5_vl": qwen2_5_vl.DEFAULT_PIXELS, "qwen3_vl": qwen3_vl.DEFAULT_PIXELS}
 
 
 def family_of(config: Any, min_pixels: int, max_pixels: int) -> Family:

@@ -1,0 +1,105 @@
+"""Qwen3-VL: a pixel budget per clip, a time stamp before each frame pair, and video features added in deep text layers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reward_model.judge.families.base import Grid, VisionFacts, VisionFeatures, check_aspect, merged
+from reward_model.records import FramePlan
+
+DEFAULT_PIXELS = (128 * 32 * 32, 768 * 32 * 32)
+"""Least and most pixels of a clip, as the official processor has them."""
+
+
+@dataclass(frozen=True)
+class Qwen3VL:
+    """The family's facts and forward calls; `min_pixels` and `max_pixels` bound all frames of a resized clip together."""
+
+    facts: VisionFacts
+    min_pixels: int
+    max_pixels: int
+
+    @classmethod
+    def of(cls, config: Any, min_pixels: int, max_pixels: int) -> Qwen3VL:
+        """Read the facts from a model's config."""
+        vision = config.vision_config
+        facts = VisionFacts(
+            patch_size=vision.patch_size,
+            merge_size=vision.spatial_merge_size,
+            temporal_patch_size=vision.temporal_patch_size,
+            mean=(0.5, 0.5, 0.5),
+            std=(0.5, 0.5, 0.5),
+            video_token_id=config.video_token_id,
+        )
+        return cls(facts, min_pixels, max_pixels)
+
+    @property
+    def position_rule(self) -> str:
+        """Each frame group a grid of its own behind its time stamp; text goes on after the longer merged side."""
+        return "mrope_stamps_then_longer_side"
+
+    def size(self, num_frames: int, height: int, width: int) -> tuple[int, int]:
+        """Return the height and width that a clip is resized to; longer clips get smaller frames."""
+        factor, pair = self.facts.factor, self.facts.temporal_patch_size
+        num_frames = max(num_frames, pair)
+        if height < factor or width < factor:
+            grow = max(factor / height, factor / width)
+            height, width = int(height * grow), int(width * grow)
+        check_aspect(height, width)
+        rows, columns = round(height / factor) * factor, round(width / factor) * factor
+        whole = round(num_frames / pair) * pair * rows * columns
+        if whole > self.max_pixels:
+            shrink = math.sqrt(num_frames * height * width / self.max_pixels)
+            rows, columns = (max(factor, math.floor(s / shrink / factor) * factor) for s in (height, width))
+        elif whole < self.min_pixels:
+            grow = math.sqrt(self.min_pixels / (num_frames * height * width))
+            rows, columns = (math.ceil(s * grow / factor) * factor for s in (height, width))
+        return rows, columns
+
+    def placeholder(self, plan: FramePlan, grid: Grid) -> str:
+        """Return start, per frame group its mean time and its tokens between start and end, and the outer end."""
+        pair = self.facts.temporal_patch_size
+        times = [*plan.times, *[plan.times[-1]] * (-len(plan.times) % pair)]
+        stamps = [(times[i] + times[i + pair - 1]) / 2 for i in range(0, len(times), pair)]
+        pads = "<|video_pad|>" * math.prod(merged(grid, self.facts)[1:])
+        groups = "".join(f"<{stamp:.1f} seconds><|vision_start|>{pads}<|vision_end|>" for stamp in stamps)
+        return f"<|vision_start|>{groups}<|vision_end|>"
+
+    def runs(self, plan: FramePlan, grid: Grid) -> list[tuple[Grid, float]]:
+        """Return one run per frame group; time stands in the stamps, not in the positions."""
+        groups, rows, columns = merged(grid, self.facts)
+        return [((1, rows, columns), 1.0)] * groups
+
+    def encode(self, model: nn.Module, patches: Tensor, grids: Tensor) -> VisionFeatures:
+        """Run the vision tower once over all clips."""
+        features = model.model.get_video_features(patches, grids, return_dict=True)
+        deep = tuple(torch.cat(layer) for layer in features.deepstack_features)
+        return VisionFeatures(torch.cat(features.pooler_output), deep)
+
+    def text(
+        self,
+        model: nn.Module,
+        embeddings: Tensor,
+        positions: Tensor,
+        mask: Tensor,
+        *,
+        deep: tuple[Tensor, ...] = (),
+        video_mask: Tensor | None = None,
+        cache: object | None = None,
+    ) -> Tensor:
+        """Run the text model; layer k adds `deep[k]` at the video tokens."""
+        output = model.model.language_model(
+            inputs_embeds=embeddings,
+            position_ids=positions,
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=cache is not None,
+            visual_pos_masks=video_mask if deep else None,
+            deepstack_visual_embeds=list(deep) or None,
+        )
+        return output.last_hidden_state

@@ -20,7 +20,12 @@ torch.set_num_threads(1)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Iterator[None]:
     """Turn a skipped parity test into a failure where CI runs: what was not compared is not known to be right."""
     report = yield
-    if report.skipped and not hasattr(report, "wasxfail") and item.get_closest_marker("parity") and os.environ.get("CI"):
+    if (
+        report.skipped
+        and not hasattr(report, "wasxfail")
+        and item.get_closest_marker("parity")
+        and os.environ.get("CI")
+    ):
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid}: a parity test may not be skipped in CI ({report.longrepr})"
     return report

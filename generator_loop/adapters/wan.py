@@ -8,6 +8,7 @@ Shape legend: B batch, T pixel frames, F latent frames, c latent channels, h, w 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
+from generator_loop.adapters.base import POLICY
 from generator_loop.adapters.lora import LoraWeights
 from generator_loop.records import Conditioning
 
@@ -146,7 +148,7 @@ class WanGenerator:
         if dtype == "auto":
             dtype = "float32" if device.type == "cpu" else "bfloat16"
         dtypes = {"default": getattr(torch, dtype), "vae": torch.float32}
-        pipeline = WanPipeline.from_pretrained(path_or_id, revision=revision, torch_dtype=dtypes)
+        pipeline = WanPipeline.from_pretrained(path_or_id, revision=revision, dtype=dtypes)
         return cls(
             pipeline.to(device),
             num_frames=num_frames,
@@ -264,11 +266,20 @@ class WanGenerator:
         )
 
     def load(self, folder: Path) -> None:
-        """Read a policy that `save` wrote, exactly."""
-        from safetensors.torch import load_file
+        """Read a policy that `save` wrote, exactly; a LoRA of another rank or alpha raises ValueError."""
+        from safetensors import safe_open
 
-        tensors = load_file(folder / LORA_FILE)
-        self.set_weights("policy", {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()})
+        with safe_open(folder / LORA_FILE, framework="pt") as file:
+            written = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
+            tensors = {name.removeprefix("transformer."): file.get_tensor(name) for name in file.keys()}
+        _, settings = self._lora.to_peft()
+        for key in ("r", "lora_alpha"):
+            if written.get(f"transformer.{key}") != settings[key]:
+                raise ValueError(
+                    f"{folder / LORA_FILE} has lora {key} {written.get(f'transformer.{key}')}, the attached one has "
+                    f"{settings[key]}; set generator.lora_rank and generator.lora_alpha to the file's"
+                )
+        self.set_weights(POLICY, tensors)
 
 
 def _first_output(decode: object, latents: Tensor) -> Tensor:
@@ -285,7 +296,14 @@ def _check_supported(pipeline: WanPipeline) -> None:
 
 
 def _latent_shape(pipeline: WanPipeline, num_frames: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    temporal, spatial = pipeline.vae_scale_factor_temporal, pipeline.vae_scale_factor_spatial
+    config = pipeline.vae.config
+    temporal = 2 ** sum(config.temperal_downsample)
+    spatial = 2 ** (len(config.dim_mult) - 1) * (config.patch_size or 1)
+    if (temporal, spatial) != (pipeline.vae_scale_factor_temporal, pipeline.vae_scale_factor_spatial):
+        raise ValueError(
+            f"the VAE shrinks time by {temporal} and space by {spatial}, but its config.json says scale_factor_temporal "
+            f"{config.scale_factor_temporal} and scale_factor_spatial {config.scale_factor_spatial}; correct the config"
+        )
     if num_frames < 1 or (num_frames - 1) % temporal:
         raise ValueError(f"num_frames must be one more than a multiple of {temporal}, got {num_frames}")
     for pixels, patch in zip(size, pipeline.transformer.config.patch_size[1:], strict=True):

@@ -54,13 +54,11 @@ class Objective(Protocol[BatchT]):
         metrics: names of the metrics that `backward` returns, the same on every rank.
         num_updates: optimiser steps that one rollout gives.
         tail_span: span of sigma whose states the rollout must keep; 0 keeps none.
-        old_decay: share of itself that the sampling policy keeps at each round; 0 samples from the newest policy.
     """
 
     metrics: tuple[str, ...]
     num_updates: int
     tail_span: float
-    old_decay: float
 
     def plan(
         self, rollout: Rollout, scored: Scored, credit: Credit, *, draw: Draw, micro_batch_size: int

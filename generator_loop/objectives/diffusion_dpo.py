@@ -75,7 +75,6 @@ class DiffusionDPO:
 
     metrics = ("loss", "implicit_accuracy", "margin", "winner_error", "loser_error")
     tail_span = 0.0
-    old_decay = 0.0
 
     def __init__(self, config: DiffusionDPOConfig) -> None:
         """Keep the settings.

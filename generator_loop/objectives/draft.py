@@ -67,7 +67,6 @@ class Draft:
 
     metrics = ("loss", "reward", "gradient_norm", "valid", "kl")
     num_updates = 1
-    old_decay = 0.0
 
     def __init__(self, config: DraftConfig) -> None:
         """Keep the settings.

@@ -48,9 +48,6 @@ class NFTConfig:
     kl_coef: float = 0.0
     """Weight of the mean squared velocity difference to the reference; 0 skips its forward pass. Paper: 1e-4."""
 
-    old_decay: float = 0.0
-    """Share of itself that the sampling policy keeps at each round; 0 samples from the newest. Measured: 0."""
-
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         for field in ("beta", "advantage_clip", "num_updates", "samples_per_group", "sigma_shift"):
@@ -61,8 +58,6 @@ class NFTConfig:
             raise ValueError(f"objective.sigma_range must be two rising values in (0, 1], got {self.sigma_range}")
         if self.kl_coef < 0:
             raise ValueError(f"objective.kl_coef must be >= 0, got {self.kl_coef}")
-        if not 0 <= self.old_decay < 1:
-            raise ValueError(f"objective.old_decay must be in [0, 1), got {self.old_decay}")
 
 
 @dataclass(frozen=True)
@@ -94,7 +89,6 @@ class NFT:
         """
         self.config = config
         self.num_updates = config.num_updates
-        self.old_decay = config.old_decay
 
     def plan(
         self, rollout: Rollout, scored: Scored, credit: Credit, *, draw: Draw, micro_batch_size: int

@@ -1,0 +1,146 @@
+"""Model facts of the Wan adapter."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from tests.tiny_wan import build_generator, build_wan, randomise_lora
+
+
+@pytest.fixture(scope="module")
+def generator():
+    return build_generator()
+
+
+def noise(*shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def test_decoded_frames_lie_in_the_unit_range_at_the_asked_shape(generator):
+    frames = generator.decode(3 * noise(2, 4, 2, 4, 4))
+    assert frames.shape == (2, 5, 3, 16, 16) and frames.dtype == torch.float32
+    assert frames.min() >= 0 and frames.max() <= 1
+
+
+def test_decoding_by_ones_equals_decoding_at_once():
+    latents = noise(3, 4, 2, 4, 4)
+    one, three = (build_generator(decode_batch_size=size).decode(latents) for size in (1, 3))
+    assert_close(one, three, atol=1e-5, rtol=0)
+
+
+def test_encoded_latents_are_normalised_by_the_vaes_mean_and_deviation(generator):
+    frames = torch.rand(2, 5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    vae = generator.pipeline.vae
+    raw = torch.cat([vae.encode(clip[None].transpose(1, 2) * 2 - 1).latent_dist.mode() for clip in frames])
+    mean, std = torch.tensor([0.1, -0.2, 0.3, 0.0]), torch.tensor([1.5, 0.7, 1.0, 2.0])
+    expected = (raw - mean.view(1, 4, 1, 1, 1)) / std.view(1, 4, 1, 1, 1)
+    assert_close(generator.encode(frames), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_gradient_through_the_decoder_agrees_with_a_central_difference(generator):
+    latents, direction = 0.3 * noise(1, 4, 2, 4, 4), noise(1, 4, 2, 4, 4).roll(1)
+
+    def score(latents):
+        return generator.decode(latents).double().square().sum()
+
+    variable = latents.clone().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(score(variable), variable)
+    step = 1e-3
+    difference = (score(latents + step * direction) - score(latents - step * direction)) / (2 * step)
+    # the decoder's upsampling runs in 32 bit whatever its weights are, which bounds how small the step may be
+    assert_close((gradient * direction).sum().double(), difference, rtol=1e-3, atol=0)
+
+
+def test_a_vae_whose_config_misstates_its_factor_is_refused():
+    pipeline = build_wan()
+    pipeline.vae.register_to_config(scale_factor_spatial=8)
+    pipeline.vae_scale_factor_spatial = 8
+    with pytest.raises(ValueError, match="shrinks time by 4 and space by 4, .* scale_factor_spatial 8"):
+        build_generator(pipeline=pipeline)
+
+
+def test_checkpointed_decoding_has_the_same_value_and_gradient():
+    found = []
+    for checkpoint in (False, True):
+        latents = noise(2, 4, 2, 4, 4).requires_grad_(True)
+        frames = build_generator(checkpoint_decode=checkpoint).decode(latents)
+        found.append((frames.detach(), *torch.autograd.grad(frames.square().sum(), latents)))
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+    assert found[0][1].abs().max() > 0
+
+
+def test_checkpointed_transformer_has_the_same_gradient():
+    found = []
+    for checkpoint in (False, True):
+        generator = build_generator(checkpoint_transformer=checkpoint)
+        randomise_lora(generator)
+        velocity = generator.predict(noise(1, 4, 2, 4, 4), torch.tensor([0.5]), generator.encode_prompts(["a ball"]))
+        parameters = list(generator.trainable_parameters().values())
+        found.append(torch.autograd.grad(velocity.square().sum(), parameters))
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_guidance_gives_gradient_to_both_predictions():
+    generator = build_generator(guidance_scale=2.0, negative_prompt="worst quality")
+    randomise_lora(generator)
+    cond = generator.encode_prompts(["a red ball"])
+    tensors = {name: tensor.clone().requires_grad_(True) for name, tensor in cond.tensors.items()}
+    velocity = generator.predict(noise(1, 4, 2, 4, 4), torch.tensor([0.5]), type(cond)(tensors))
+    gradients = torch.autograd.grad(velocity.square().sum(), list(tensors.values()))
+    assert len(gradients) == 2 and all(gradient.abs().max() > 0 for gradient in gradients)
+
+
+def test_timesteps_keep_their_fraction(generator):
+    seen = []
+    handle = generator.pipeline.transformer.register_forward_pre_hook(
+        lambda _module, _args, kwargs: seen.append(kwargs["timestep"]), with_kwargs=True
+    )
+    generator.predict(noise(1, 4, 2, 4, 4), torch.tensor([0.1234567]), generator.encode_prompts(["a ball"]))
+    handle.remove()
+    assert seen[0].dtype == torch.float32
+    assert_close(seen[0], torch.tensor([123.4567]))
+
+
+def test_weights_stored_in_16_bit_are_widened_on_the_cpu_and_cut_on_request(tmp_path):
+    from generator_loop.adapters import GENERATORS
+
+    build_wan().to(torch.bfloat16).save_pretrained(tmp_path)
+    settings = dict(num_frames=5, size=(16, 16), fps=8.0, lora_rank=4, lora_alpha=8, max_sequence_length=8)
+    wide = GENERATORS["wan"].from_pretrained(str(tmp_path), **settings)
+    narrow = GENERATORS["wan"].from_pretrained(str(tmp_path), dtype="bfloat16", **settings)
+    for generator, dtype in ((wide, torch.float32), (narrow, torch.bfloat16)):
+        assert generator.pipeline.transformer.proj_out.weight.dtype == dtype
+        assert generator.pipeline.text_encoder.dtype == dtype
+        assert generator.pipeline.vae.dtype == torch.float32
+        assert all(parameter.dtype == torch.float32 for parameter in generator.trainable_parameters().values())
+        velocity = generator.predict(noise(1, 4, 2, 4, 4), torch.tensor([0.5]), generator.encode_prompts(["a ball"]))
+        assert velocity.dtype == torch.float32 and velocity.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_frames": 6}, "one more than a multiple of 4, got 6"),
+        ({"num_frames": 0}, "one more than a multiple of 4, got 0"),
+        ({"size": (16, 20)}, r"multiples of 8 pixels, got \(16, 20\)"),
+    ],
+)
+def test_a_clip_shape_that_does_not_fit_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        build_generator(**settings)
+
+
+def test_a_two_expert_checkpoint_is_refused():
+    pipeline = build_wan()
+    pipeline.register_to_config(boundary_ratio=0.9)
+    with pytest.raises(ValueError, match="two-expert"):
+        build_generator(pipeline=pipeline)
+
+
+def test_a_diffusion_scheduler_is_refused():
+    from diffusers import DDIMScheduler
+
+    pipeline = build_wan()
+    pipeline.scheduler = DDIMScheduler()
+    with pytest.raises(ValueError, match="DDIMScheduler is not a flow-matching scheduler"):
+        build_generator(pipeline=pipeline)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,20 @@ class JudgeConfig:
         return cls(**values)
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers from drawing progress bars inside this context."""
+    from transformers.utils import logging
+
+    was_on = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_on:
+            logging.enable_progress_bar()
+
+
 def load_parts(
     path_or_id: str | Path, *, dtype: str | torch.dtype, device: torch.device, attn_implementation: str
 ) -> tuple[Any, Any, JudgeConfig]:
@@ -109,9 +124,10 @@ def load_parts(
         source, revision = str(path_or_id), None
     else:
         source, revision = (str(folder / BASE_FOLDER) if saved.base == BASE_FOLDER else saved.base), saved.revision
-    model = AutoModelForImageTextToText.from_pretrained(
-        source, revision=revision, dtype=dtype, attn_implementation=attn_implementation, use_safetensors=True
-    ).to(device)
+    with quiet():
+        model = AutoModelForImageTextToText.from_pretrained(
+            source, revision=revision, dtype=dtype, attn_implementation=attn_implementation, use_safetensors=True
+        ).to(device)
     tokenizer = AutoTokenizer.from_pretrained(str(path_or_id))
     config = saved or JudgeConfig.for_model(model.config, base=str(path_or_id))
     return model, tokenizer, config

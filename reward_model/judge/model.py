@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from reward_model.judge.batching import Batch, TokenCache, lay_out, patches_of
-from reward_model.judge.checkpoint import BASE_FOLDER, JudgeConfig, load_parts
+from reward_model.judge.checkpoint import BASE_FOLDER, JudgeConfig, load_parts, quiet
 from reward_model.judge.decoding import (
     END_TOKENS,
     VISION_TOKENS,
@@ -103,10 +103,16 @@ class VideoJudge(nn.Module):
         place = Path(folder)
         place.mkdir(parents=True, exist_ok=True)
         if self.config.base == BASE_FOLDER:
-            self.model.save_pretrained(place / BASE_FOLDER, state_dict=base_state(self.model))
+            with quiet():
+                self.model.save_pretrained(place / BASE_FOLDER, state_dict=base_state(self.model))
         self._roles.save(place)
         self.tokenizer.save_pretrained(place)
         self.config.save(place)
+
+    def configure(self, **changes: Any) -> None:
+        """Replace fields of the configuration, e.g. calibration, lineage or pixel bounds."""
+        self.config = dataclasses.replace(self.config, **changes)
+        self.family = family_of(self.model.config, self.config.min_pixels, self.config.max_pixels)
 
     @property
     def device(self) -> torch.device:
@@ -310,8 +316,3 @@ class VideoJudge(nn.Module):
         if len(ids) != 1:
             raise ValueError(f"the tokenizer splits the answer {text!r} into {len(ids)} tokens, it must be one")
         return ids[0]
-
-    def with_config(self, **changes: Any) -> None:
-        """Replace fields of the configuration, e.g. calibration or lineage."""
-        self.config = dataclasses.replace(self.config, **changes)
-        self.family = family_of(self.model.config, self.config.min_pixels, self.config.max_pixels)

@@ -30,7 +30,9 @@ def read_levels(logits: Tensor, level_ids: Sequence[int]) -> LevelReadout:
     values = torch.linspace(0, 1, len(level_ids), dtype=logits.dtype, device=logits.device)
     quality = probs @ values
     variance = (probs * (values - quality[:, None]).square()).sum(dim=-1)
-    return LevelReadout(quality=quality, level_probs=probs, std=variance.sqrt(), mass=mass)
+    # the square root has no gradient at 0, where one level has all probability
+    std = variance.clamp_min(torch.finfo(logits.dtype).tiny).sqrt()
+    return LevelReadout(quality=quality, level_probs=probs, std=std, mass=mass)
 
 
 def read_preference(logits: Tensor, ids: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:

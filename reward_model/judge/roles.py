@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -107,7 +108,10 @@ class Roles:
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         flags = {key: p.requires_grad for key, p in _base_parameters(self._model)}
-        inject_adapter_in_model(config, self._model, name)
+        with warnings.catch_warnings():
+            # several adapters are what roles are
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+            inject_adapter_in_model(config, self._model, name)
         if weights is not None:
             set_peft_model_state_dict(self._model, weights, adapter_name=name)
         for key, parameter in _base_parameters(self._model):

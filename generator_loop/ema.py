@@ -25,16 +25,3 @@ def blend(average: Mapping[str, Tensor], current: Mapping[str, Tensor], *, decay
     if not 0 <= decay <= 1:
         raise ValueError(f"decay must be in [0, 1], got {decay}")
     return {name: torch.lerp(current[name], average[name], decay) for name in current}
-
-
-def warm_decay(step: int, *, decay: float) -> float:
-    """Return the decay after `step` updates, small at first so that the average forgets its start.
-
-    Args:
-        step: updates so far, from 0.
-        decay: the decay that is approached.
-
-    Returns:
-        min(decay, (1 + step) / (10 + step)).
-    """
-    return min(decay, (1 + step) / (10 + step))

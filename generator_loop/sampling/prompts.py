@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from generator_loop.records import Prompt
+from generator_loop.records import Draw, Prompt
 
 
-def read_prompts(path: Path, *, column: str = "") -> tuple[Prompt, ...]:
+def read_prompts(path: str | Path, *, column: str = "") -> tuple[Prompt, ...]:
     """Read prompts from a file; the prompt's id is its place in the file.
 
     Args:
@@ -23,11 +23,14 @@ def read_prompts(path: Path, *, column: str = "") -> tuple[Prompt, ...]:
         At least one prompt.
 
     Raises:
-        ValueError: if the file is of another kind, lacks the column, or holds an empty prompt.
+        ValueError: if the file is missing or of another kind, lacks the column, or holds an empty prompt.
     """
+    path = Path(path)
     readers = {".csv": _csv_rows, ".jsonl": _jsonl_rows, ".txt": _txt_rows}
     if path.suffix.lower() not in readers:
         raise ValueError(f"prompts.path must end in {', '.join(readers)}, got {path}")
+    if not path.is_file():
+        raise ValueError(f"prompts.path {path} does not exist or is no file")
     prompts = []
     for where, text in readers[path.suffix.lower()](path, column or "prompt"):
         if not text.strip():
@@ -93,6 +96,6 @@ def draw_prompts(
         raise ValueError(f"prompts per round ({num_prompts}) must be a multiple of the number of processes {num_ranks}")
     rounds_per_pass = len(prompts) // num_prompts
     number, part = divmod(round_index, rounds_per_pass)
-    shuffle = torch.Generator().manual_seed((seed << 32) + number)
+    shuffle = Draw(seed, number).fork("prompts").generator(0, 0)
     order = torch.randperm(len(prompts), generator=shuffle)[part * num_prompts :][:num_prompts]
     return tuple(prompts[index] for index in order[rank::num_ranks].tolist())

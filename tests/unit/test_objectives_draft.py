@@ -1,0 +1,151 @@
+"""DRaFT's stepwise backward pass against plain back-propagation through time."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from generator_loop.advantages import group_advantages
+from generator_loop.objectives.draft import Draft, DraftBatch, DraftConfig
+from generator_loop.records import Draw, Tail
+from tests.toy_flow import LinearField, actors, toy_rollout, toy_scores
+
+NUM_KEPT = 3
+
+
+def decode(latents):
+    return torch.tanh(latents)
+
+
+def reward(frames, _prompts):
+    return (frames * torch.tensor([1.0, -2.0, 0.5])).sum(1) + frames.prod(1)
+
+
+def walk(policy, start, sigmas, cond, *, detach_input=False, reference=None):
+    """Walk the tail with every graph kept; return x_0 and the mean squared difference to a constant reference."""
+    x, kl = start, 0.0
+    for step in range(len(sigmas) - 1):
+        seen, sigma = x.detach() if detach_input else x, sigmas[step].expand(len(x))
+        velocity = policy(seen, sigma, cond)
+        if reference is not None:
+            kl = kl + (velocity - reference(seen.detach(), sigma, cond).detach()).square().mean() / (len(sigmas) - 1)
+        x = x + (sigmas[step + 1] - sigmas[step]) * velocity
+    return x, kl
+
+
+def batch_of(policy, num=4):
+    """Return samples whose tail the policy itself walked, as a rollout stores them."""
+    rollout = toy_rollout(num_prompts=1, group_size=num)
+    sigmas, states = torch.tensor([0.9, 0.5, 0.2, 0.0]), []
+    with torch.no_grad():
+        x = rollout.noise
+        for step in range(NUM_KEPT):
+            states.append(x)
+            x = x + (sigmas[step + 1] - sigmas[step]) * policy(x, sigmas[step].expand(num), rollout.cond)
+    return DraftBatch(
+        prompts=rollout.prompts * num, latents=x, tail=Tail(torch.stack(states), sigmas), cond=rollout.cond
+    )
+
+
+@pytest.mark.parametrize("detach_input", [False, True], ids=["DRaFT", "DRTune"])
+@pytest.mark.parametrize("kl_coef", [0.0, 0.3])
+def test_gradient_equals_back_propagation_through_time(detach_input, kl_coef):
+    policy, reference = LinearField(curve=0.1), LinearField(seed=5, curve=0.1)
+    batch = batch_of(policy)
+    x, kl = walk(
+        policy, batch.tail.states[0], batch.tail.sigmas, batch.cond, detach_input=detach_input, reference=reference
+    )
+    loss = -reward(decode(x), None).mean() + kl_coef * kl
+    expected = torch.autograd.grad(loss, list(policy.parameters()))
+    objective = Draft(DraftConfig(detach_input=detach_input, kl_coef=kl_coef))
+    who = actors(policy, reference=reference, decode=decode, reward=reward)
+    metrics = objective.backward(batch, who, scale=1.0)
+    for parameter, gradient in zip(policy.parameters(), expected, strict=True):
+        assert_close(parameter.grad, gradient, atol=1e-5, rtol=1e-5)
+        assert gradient.abs().max() > 0.01
+    assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-4)
+
+
+def test_drtune_and_draft_differ():
+    found = []
+    for detach_input in (False, True):
+        policy = LinearField(curve=0.1)
+        objective = Draft(DraftConfig(detach_input=detach_input))
+        objective.backward(batch_of(policy), actors(policy, decode=decode, reward=reward), scale=1.0)
+        found.append(policy.weight.grad)
+    assert not torch.allclose(*found, rtol=0.01)
+
+
+def test_scale_multiplies_the_gradient():
+    found = []
+    for scale in (1.0, 8.0):
+        policy, reference = LinearField(), LinearField(seed=5)
+        who = actors(policy, reference=reference, decode=decode, reward=reward)
+        Draft(DraftConfig(kl_coef=0.3)).backward(batch_of(policy), who, scale=scale)
+        found.append(policy.weight.grad)
+    assert_close(8 * found[0], found[1])
+
+
+def test_following_the_gradient_raises_the_reward():
+    policy = LinearField()
+    who = actors(policy, decode=decode, reward=reward)
+    optimizer, rewards = torch.optim.Adam(policy.parameters(), lr=0.03), []
+    for _ in range(20):
+        optimizer.zero_grad()
+        rewards.append(Draft(DraftConfig()).backward(batch_of(policy), who, scale=1.0)["reward"])
+        optimizer.step()
+    assert rewards[-1] > rewards[0] + 0.2
+
+
+def test_a_sample_without_reward_adds_nothing():
+    policy = LinearField()
+    batch = batch_of(policy, num=2)
+
+    def half(frames, prompts):
+        return torch.where(torch.tensor([True, False]), reward(frames, prompts), float("nan"))
+
+    metrics = Draft(DraftConfig()).backward(batch, actors(policy, decode=decode, reward=half), scale=2.0)
+    found = policy.weight.grad.clone()
+    policy.zero_grad()
+    first = DraftBatch(
+        prompts=batch.prompts[:1],
+        latents=batch.latents[:1],
+        tail=Tail(batch.tail.states[:, :1], batch.tail.sigmas),
+        cond=batch.cond.select(torch.tensor([0])),
+    )
+    Draft(DraftConfig()).backward(first, actors(policy, decode=decode, reward=reward), scale=1.0)
+    assert_close(found, policy.weight.grad)
+    assert metrics["valid"] == 0.5
+
+
+def test_only_one_step_of_the_sampler_is_in_the_graph_at_a_time():
+    policy, alive, most = LinearField(), set(), []
+
+    def watched(x, sigma, cond):
+        velocity = policy(x, sigma, cond)
+        key = object()
+        alive.add(key)
+        most.append(len(alive))
+        velocity.register_hook(lambda _gradient: alive.discard(key))
+        return velocity
+
+    who = actors(policy, decode=decode, reward=reward)
+    who = type(who)(watched, who.old, who.reference, who.decode, who.reward)
+    Draft(DraftConfig()).backward(batch_of(policy), who, scale=1.0)
+    assert most == [1] * NUM_KEPT
+
+
+def test_plan_is_one_step_over_the_usable_samples_with_their_own_tails():
+    rollout = toy_rollout(num_prompts=2, group_size=2, num_kept=2)
+    rewards = torch.tensor([0.1, float("nan"), 0.3, 0.4])
+    credit = group_advantages(rewards, group_size=2)
+    steps = Draft(DraftConfig()).plan(rollout, toy_scores(rewards), credit, draw=Draw(0, 0), micro_batch_size=2)
+    (batches,) = [list(step) for step in steps]
+    assert [len(batch) for batch in batches] == [2, 1]
+    assert [prompt.prompt_id for batch in batches for prompt in batch.prompts] == [0, 1, 1]
+    assert torch.equal(torch.cat([batch.tail.states for batch in batches], dim=1), rollout.tail.states[:, [0, 2, 3]])
+
+
+@pytest.mark.parametrize("setting", [{"tail_span": 0.0}, {"tail_span": 1.1}, {"kl_coef": -0.1}])
+def test_settings_out_of_range_are_refused(setting):
+    with pytest.raises(ValueError, match=f"objective.{next(iter(setting))} must be"):
+        DraftConfig(**setting)

@@ -37,10 +37,12 @@ class GeneratorSettings:
 
     path: str
     """Local pipeline folder, hub id, or "toy" for the embedded generator."""
-    family: str = "wan"
-    """Adapter that knows the model; one of `generator_loop.adapters.GENERATORS`."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Dtype of the frozen weights; the trained adapter stays in float32."""
+    family: Literal["wan"] = "wan"
+    """Adapter that knows the model."""
+    revision: str | None = None
+    """Hub revision; null takes the newest."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Dtype of the frozen weights; auto is float32 on a CPU and bfloat16 elsewhere. The adapter is always float32."""
     num_frames: int
     """Pixel frames per clip, 4k + 1 for Wan; more cost memory and time in proportion."""
     height: int
@@ -53,10 +55,25 @@ class GeneratorSettings:
     """Rank of the adapter; raising it adds capacity and memory (32 in DiffusionNFT's recipes)."""
     lora_alpha: int = 32
     """Scale of the adapter, in ranks: its output is multiplied by alpha / rank."""
+    guidance_scale: float = 1.0
+    """Classifier-free guidance while sampling and learning; 1 is off, halves the cost, and is what the papers use."""
+    negative_prompt: str = ""
+    """What guidance leads away from."""
+    max_sequence_length: int = 512
+    """Text tokens; longer prompts are cut, fewer cost less time."""
+    decode_batch_size: int = 1
+    """Clips decoded or encoded at once; costs memory."""
+    checkpoint_decode: bool = False
+    """Recompute the decoder in the backward pass (DRaFT): less memory, more time."""
+    checkpoint_transformer: bool = False
+    """Recompute the transformer in the backward pass: less memory, a third more time."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        _positive("generator", self, "num_frames", "height", "width", "fps", "lora_rank", "lora_alpha")
+        names = ("num_frames", "height", "width", "fps", "lora_rank", "lora_alpha", "max_sequence_length")
+        _positive("generator", self, *names, "decode_batch_size")
+        if self.guidance_scale < 1:
+            raise ValueError(f"generator.guidance_scale must be >= 1, got {self.guidance_scale}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +88,7 @@ class JudgeSettings:
     """Second judge, of another family and seed, that only watches; "toy" for the embedded one, null for none."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Dtype of the judges' weights; auto keeps the stored one."""
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    attention: Literal["sdpa", "eager"] = "sdpa"
     """Attention backend of the judges."""
     batch_size: int = 16
     """Clips per forward pass; raising it costs memory, results do not change."""
@@ -172,19 +189,14 @@ class UpdateSettings:
     """Gradients are scaled down to this global norm."""
     micro_batch_size: int = 32
     """Rows per backward pass; costs memory, results differ by rounding only."""
-    old_decay: float = 0.0
-    """How much the sampling policy keeps of itself after an iteration; 0 is on-policy."""
     advantage_std: Literal["global", "group"] = "global"
     """Rewards are divided by one deviation of the whole batch, or by each group's own."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
         _positive("update", self, "learning_rate", "max_grad_norm", "micro_batch_size")
-        if not 0 <= self.old_decay < 1 or self.weight_decay < 0:
-            raise ValueError(
-                f"update.old_decay must be in [0, 1) and update.weight_decay >= 0, got {self.old_decay} and "
-                f"{self.weight_decay}"
-            )
+        if self.weight_decay < 0:
+            raise ValueError(f"update.weight_decay must be >= 0, got {self.weight_decay}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,7 +314,9 @@ class JointConfig:
                 "refresh.every > 0 needs labelled clips of your domain: set refresh.anchors.path, or refresh.every=0"
             )
         if self.objective.name == "draft" and (self.reward.terms or self.reward.transform != "none"):
-            raise ValueError("objective.name=draft differentiates the judge alone: drop reward.terms and reward.transform")
+            raise ValueError(
+                "objective.name=draft differentiates the judge alone: drop reward.terms and reward.transform"
+            )
 
 
 def _positive(section: str, settings: Any, *names: str) -> None:

@@ -63,7 +63,7 @@ def to_yaml(config: Any) -> str:
     """Return a loaded config as YAML that `load_config` reads back to an equal one."""
     import yaml
 
-    return yaml.safe_dump(_plain(config), sort_keys=False, width=120)
+    return yaml.safe_dump(plain(config), sort_keys=False, width=120)
 
 
 def save_config(config: Any, path: str | Path) -> None:
@@ -77,12 +77,13 @@ def did_you_mean(word: str, known: Sequence[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else f"; expected one of {', '.join(sorted(known))}"
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return a config as mappings, lists, numbers and strings."""
     if dataclasses.is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _checked_overrides(overrides: Sequence[str]) -> list[str]:

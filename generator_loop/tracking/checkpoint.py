@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 LATEST = "LATEST"
@@ -69,7 +68,9 @@ def latest(root: str | Path) -> Path | None:
         return None
     folder = Path(root) / marker.read_text(encoding="utf-8").strip()
     if not folder.is_dir():
-        raise ValueError(f"{marker} names {folder.name}, which does not exist; write the name of another checkpoint in it")
+        raise ValueError(
+            f"{marker} names {folder.name}, which does not exist; write the name of another checkpoint in it"
+        )
     return folder
 
 
@@ -104,24 +105,6 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     return load_file(str(path))
-
-
-def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """Return an optimiser's moments as named tensors and its parameter groups as JSON."""
-    state = optimizer.state_dict()
-    tensors = {f"{index}.{key}": value for index, entry in state["state"].items() for key, value in entry.items()}
-    return tensors, state["param_groups"]
-
-
-def load_optimizer_state(
-    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], groups: list[dict[str, Any]]
-) -> None:
-    """Restore what `optimizer_state` returned."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 def _flush(path: Path) -> None:

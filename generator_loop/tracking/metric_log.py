@@ -41,6 +41,33 @@ class MetricLog:
         return means
 
 
+class ProgressBar:
+    """A bar over all iterations of a run with the remaining time, shown by the first process."""
+
+    def __init__(self, num_iterations: int, *, is_shown: bool) -> None:
+        from tqdm import tqdm
+
+        self._bar = tqdm(total=num_iterations, disable=not is_shown, unit="iteration", dynamic_ncols=True)
+
+    def start_at(self, step: int) -> None:
+        """Count the iterations that were done before a resume."""
+        self._bar.initial = self._bar.n = step
+        self._bar.refresh()
+
+    def say(self, text: str) -> None:
+        """Show what is going on."""
+        self._bar.set_description(text)
+
+    def advance(self, text: str) -> None:
+        """Count one more iteration."""
+        self._bar.set_description(text, refresh=False)
+        self._bar.update()
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        self._bar.close()
+
+
 def read_log(path: str | Path) -> list[dict[str, Any]]:
     """Return the rows of a log; a last line cut short by a kill is left out."""
     rows = []

@@ -1,0 +1,91 @@
+"""The command line of a joint run; `joint_train.py` and `python -m generator_loop` are the same."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+# Threads that wait for each other by sleeping, not spinning: set before torch starts them.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+RESUME = "resume="
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run, resume or only estimate a joint run.
+
+    Args:
+        arguments: the command line; None takes the process's own.
+
+    Returns:
+        The exit status: 0 for a finished or cleanly stopped run, 2 for a refused one.
+    """
+    parser = argparse.ArgumentParser(prog="joint_train.py", description="Train a generator and its judge by turns.")
+    parser.add_argument("config", help="YAML recipe, for instance configs/toy.yaml")
+    parser.add_argument("overrides", nargs="*", help="section.key=value, or resume=OUTPUT to continue a run")
+    parser.add_argument("--dry-run", action="store_true", help="print memory, clips and hours, and start nothing")
+    options = parser.parse_intermixed_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for name in ("httpx", "diffusers", "transformers"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        return _launch(options.config, options.overrides, dry_run=options.dry_run)
+    except ValueError as error:
+        print(f"joint_train.py: {error}", file=sys.stderr)
+        return 2
+
+
+def _launch(path: str, overrides: Sequence[str], *, dry_run: bool) -> int:
+    from generator_loop.launch import StopRequest, refuse_lost_processes, set_threads, start_processes, unused_output
+
+    refuse_lost_processes(os.environ)
+    resumed = [item.removeprefix(RESUME) for item in overrides if item.startswith(RESUME)]
+    settings = [item for item in overrides if not item.startswith(RESUME)]
+    settings += [f"run.output={folder}" for folder in resumed]
+
+    from generator_loop.session import open_session, read_config
+    from generator_loop.state import begin, restore
+
+    config = read_config(path, settings)
+    set_threads(config.run.num_threads)
+    processes = start_processes(config.run.device)
+    if not resumed:
+        config = replace(config, run=replace(config.run, output=unused_output(config.run.output)))
+    if config.sampling.num_prompts % processes.num_processes:
+        raise ValueError(
+            f"sampling.num_prompts={config.sampling.num_prompts} must be a multiple of the {processes.num_processes} processes"
+        )
+    if dry_run:
+        from generator_loop.estimate import estimate
+
+        print(estimate(open_session(config, processes)))
+        return 0
+
+    from generator_loop.loop import run
+
+    stop = StopRequest(max_hours=config.run.max_hours)
+    session = open_session(config, processes)
+    if resumed:
+        restore(session)
+    else:
+        begin(session)
+    summary = run(session, stop)
+    if processes.is_main_process:
+        print(_farewell(path, Path(config.run.output), finished=summary is not None))
+    return 0
+
+
+def _farewell(path: str, output: Path, *, finished: bool) -> str:
+    if not finished:
+        return f"stopped and saved; continue with: joint_train.py {path} resume={output}"
+    return f"report: {output / 'report.html'}\nsummary: {output / 'summary.json'}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""What a clip is worth to the generator: the judge's dimensions and the user's own terms, weighted.
+
+Shape legend: B = prompts x group size, T pixel frames, C = 3 channels, H, W pixels.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from generator_loop.records import Draw, Prompt, Rollout, Scored
+
+if TYPE_CHECKING:
+    from reward_model.records import RewardOutput
+
+Term = Callable[..., Any]
+"""term(frames [B, T, C, H, W], prompts, fps=...) -> [B]."""
+
+
+class Judge(Protocol):
+    """The part of `VideoJudgeReward` that scores."""
+
+    def __call__(
+        self,
+        videos: Tensor,
+        prompts: Sequence[str],
+        *,
+        fps: float,
+        weights: Mapping[str, float] | None = None,
+        differentiable: bool = False,
+        batch_size: int = 16,
+    ) -> RewardOutput: ...
+
+
+def load_term(name: str) -> Term:
+    """Import a reward given as `module:function`.
+
+    Raises:
+        ValueError: no such module or function, or it cannot be called.
+    """
+    module_name, _, function_name = name.partition(":")
+    try:
+        term = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"reward term {name!r} cannot be loaded ({error}); it must be an importable function"
+        ) from error
+    if not callable(term):
+        raise ValueError(f"reward term {name!r} is a {type(term).__name__}, not a function")
+    return term
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scorer:
+    """Weighted sum of the judge's dimensions and of further terms."""
+
+    judge: Judge
+    """Scores clips; its gradient reaches the pixels."""
+    weights: Mapping[str, float]
+    """Dimension of the judge -> weight."""
+    terms: Mapping[str, tuple[Term, float]]
+    """Name -> (function, weight)."""
+    fps: float
+    """Frames per second of every clip."""
+    batch_size: int
+    """Clips per forward pass of the judge."""
+
+    @torch.no_grad()
+    def score(self, rollout: Rollout) -> Scored:
+        """Score a rollout; a clip that any part could not score is not valid."""
+        texts = [prompt.text for prompt in rollout.prompts for _ in range(rollout.group_size)]
+        out = self.judge(rollout.frames, texts, fps=self.fps, weights=self._asked, batch_size=self.batch_size)
+        rewards, scores = out.rewards.detach().float().cpu(), dict(out.scores)
+        for name, (term, weight) in self.terms.items():
+            value = torch.as_tensor(term(rollout.frames, texts, fps=self.fps)).detach().float().cpu()
+            if value.shape != rewards.shape:
+                raise ValueError(
+                    f"reward term {name!r} returned shape {list(value.shape)}, expected {list(rewards.shape)}"
+                )
+            rewards, scores[name] = rewards + weight * value, value
+        return Scored(
+            rewards=rewards,
+            valid=rewards.isfinite(),
+            scores={name: value.detach().float().cpu() for name, value in scores.items()},
+        )
+
+    def differentiable(self, frames: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        """Return the judge's reward [N] of N clips with gradient to the frames; NaN where it could not be had."""
+        texts = [prompt.text for prompt in prompts]
+        return self.judge(frames, texts, fps=self.fps, weights=self._asked, differentiable=True).rewards
+
+    @property
+    def _asked(self) -> dict[str, float]:
+        return {name: weight for name, weight in self.weights.items() if weight}
+
+
+def transformed(
+    scored: Scored, rollout: Rollout, transform: Literal["none", "shuffle", "negate"], *, draw: Draw
+) -> Scored:
+    """Return the rewards of a control experiment: each group's rewards in random order, or all turned round."""
+    if transform == "none":
+        return scored
+    if transform == "negate":
+        return Scored(rewards=-scored.rewards, valid=scored.valid, scores=scored.scores)
+    size, streams = rollout.group_size, draw.fork("shuffle")
+    order = [
+        index * size + torch.randperm(size, generator=streams.generator(prompt.prompt_id, 0))
+        for index, prompt in enumerate(rollout.prompts)
+    ]
+    rows = torch.cat(order)
+    return Scored(rewards=scored.rewards[rows], valid=scored.valid[rows], scores=scored.scores)

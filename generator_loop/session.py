@@ -1,0 +1,309 @@
+"""A run's parts, built from its config, and its progress."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from generator_loop import world
+from generator_loop.adapters import GENERATORS
+from generator_loop.adapters.base import VideoGenerator
+from generator_loop.config import JointConfig
+from generator_loop.evaluation import AUDIT, CURRENT, INITIAL, Evaluation, Evaluator, Probes
+from generator_loop.judge_refresh import (
+    Affine,
+    Anchors,
+    Loser,
+    anchor_accuracy,
+    anchor_scores,
+    read_anchors,
+    reanchor,
+)
+from generator_loop.objectives import OBJECTIVE_CONFIGS, OBJECTIVES
+from generator_loop.objectives.base import Objective
+from generator_loop.records import Draw, Prompt
+from generator_loop.rewards import Scorer, load_term
+from generator_loop.sampling.rollout import PromptEncoder, rollout
+from generator_loop.tracking.metric_log import MetricLog, ProgressBar
+from generator_loop.update import Updater
+from reward_model import VideoJudgeReward
+from reward_model.config import load_config
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+TOY = "toy"
+"""Path that stands for the embedded models."""
+
+
+def read_config(path: str | Path, overrides: list[str]) -> JointConfig:
+    """Return the config of a joint run; see `load_config` for the errors."""
+    return load_config(JointConfig, path, overrides, variants={"objective": OBJECTIVE_CONFIGS})
+
+
+@dataclass
+class Progress:
+    """What changes while a run goes on, beside the weights."""
+
+    round: int = 0
+    """Rounds finished."""
+    iteration: int = 0
+    """Iterations finished in the round under way."""
+    seconds: float = 0.0
+    """Wall time of the round under way, before the last resume."""
+    num_kept: int = 0
+    """Refreshes kept so far."""
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+    """Entries of the summary."""
+    before: Evaluation | None = None
+    """Measured before any update."""
+    after: Evaluation | None = None
+    """Measured at the end."""
+    first: dict[str, float] = field(default_factory=dict)
+    """Statistics of the first iteration, from which alarms are measured."""
+    alarms: list[str] = field(default_factory=list)
+    """Sentences of the monitors."""
+    losers: dict[int, Loser] = field(default_factory=dict)
+    """Prompt id -> what the policy of the round's start drew worst."""
+
+
+@dataclass
+class Session:
+    """The parts of one run."""
+
+    config: JointConfig
+    output: Path
+    processes: PartialState
+    generator: VideoGenerator
+    objective: Objective[Any]
+    updater: Updater
+    encoder: PromptEncoder
+    train_prompts: tuple[Prompt, ...]
+    judge: VideoJudgeReward
+    initial_judge: VideoJudgeReward
+    scorer: Scorer
+    evaluator: Evaluator
+    probes: Probes
+    renderer: dict[str, float] | None
+    anchors: Anchors | None
+    initial_anchor_rewards: torch.Tensor | None
+    log: MetricLog
+    bar: ProgressBar
+    progress: Progress
+    started: float
+
+    @property
+    def step(self) -> int:
+        """Iterations finished over all rounds."""
+        return self.progress.round * self.config.loop.num_iterations + self.progress.iteration
+
+    @property
+    def draw(self) -> Draw:
+        """Random streams of the iteration that comes next."""
+        return Draw(seed=self.config.run.seed, step=self.step)
+
+    def round_seconds(self) -> float:
+        """Return the wall time of the round under way."""
+        return self.progress.seconds + time.monotonic() - self.started
+
+
+def open_session(config: JointConfig, processes: PartialState) -> Session:
+    """Load the models and fix what evaluations compare with, while the policy still is the initial one.
+
+    Args:
+        config: the run.
+        processes: this process among the others.
+
+    Raises:
+        ValueError: the config asks for what does not exist.
+    """
+    generator = _open_generator(config, processes.device)
+    judge, initial_judge = _open_judge(config, processes.device)
+    train_prompts, held_out = world.open_prompts(config.prompts, seed=config.run.seed)
+    encoder = PromptEncoder(generator)
+    draw = Draw(seed=config.run.seed, step=0)
+    anchors = read_anchors(config.refresh.anchors) if config.refresh.every else None
+    output = Path(config.run.output)
+    return Session(
+        config=config,
+        output=output,
+        processes=processes,
+        generator=generator,
+        objective=OBJECTIVES[config.objective.name](config.objective),
+        updater=Updater(
+            generator.trainable_parameters(),
+            lr=config.update.learning_rate,
+            weight_decay=config.update.weight_decay,
+            max_grad_norm=config.update.max_grad_norm,
+        ),
+        encoder=encoder,
+        train_prompts=train_prompts,
+        judge=judge,
+        initial_judge=initial_judge,
+        scorer=_scorer(config, judge),
+        evaluator=_evaluator(config, held_out, judge, initial_judge, encoder, processes),
+        probes=_probes(config, generator, held_out, encoder, draw),
+        renderer=_renderer(config, held_out, draw),
+        anchors=anchors,
+        initial_anchor_rewards=_anchor_rewards(config, initial_judge, anchors),
+        log=MetricLog(output / "metrics.jsonl", is_main=processes.is_main_process),
+        bar=ProgressBar(config.loop.num_rounds * config.loop.num_iterations, is_shown=processes.is_main_process),
+        progress=Progress(),
+        started=time.monotonic(),
+    )
+
+
+def _open_generator(config: JointConfig, device: torch.device) -> VideoGenerator:
+    settings = config.generator
+    return GENERATORS[settings.family].from_pretrained(
+        str(embedded("generator_loop", "toy_wan") if settings.path == TOY else settings.path),
+        revision=settings.revision,
+        dtype=settings.dtype,
+        device=device,
+        num_frames=settings.num_frames,
+        size=(settings.height, settings.width),
+        fps=settings.fps,
+        lora_rank=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,
+        lora_seed=config.run.seed,
+        guidance_scale=settings.guidance_scale,
+        negative_prompt=settings.negative_prompt,
+        max_sequence_length=settings.max_sequence_length,
+        decode_batch_size=settings.decode_batch_size,
+        checkpoint_decode=settings.checkpoint_decode,
+        checkpoint_transformer=settings.checkpoint_transformer,
+    )
+
+
+def _load_judge(config: JointConfig, path: Path | str, device: torch.device) -> VideoJudgeReward:
+    settings = config.judge
+    return VideoJudgeReward.from_pretrained(
+        path, role=None, dtype=settings.dtype, device=device, attn_implementation=settings.attention
+    )
+
+
+def _open_judge(config: JointConfig, device: torch.device) -> tuple[VideoJudgeReward, VideoJudgeReward]:
+    """Return the judge that learns and a frozen view of what it is now; both share the base."""
+    path = config.judge.path
+    base = _load_judge(config, embedded("reward_model", "toy_judge") if path == TOY else path, device)
+    role = config.judge.role
+    if role in base.judge.roles:
+        base.judge.add_role(INITIAL, copy_from=role)
+        initial = base.with_role(INITIAL)
+    elif base.judge.roles:
+        raise ValueError(f"judge.role is {role!r}, but {path} has the roles {', '.join(base.judge.roles)}")
+    else:
+        base.judge.add_role(role)
+        initial = base.with_role(None)
+    base.judge.requires_grad_(False)
+    return base.with_role(role), initial
+
+
+def _scorer(config: JointConfig, judge: VideoJudgeReward) -> Scorer:
+    return Scorer(
+        judge=judge,
+        weights=config.reward.weights,
+        terms={name: (load_term(term.callable), term.weight) for name, term in config.reward.terms.items()},
+        fps=config.generator.fps,
+        batch_size=config.judge.batch_size,
+    )
+
+
+def _evaluator(
+    config: JointConfig,
+    held_out: tuple[Prompt, ...],
+    judge: VideoJudgeReward,
+    initial_judge: VideoJudgeReward,
+    encoder: PromptEncoder,
+    processes: PartialState,
+) -> Evaluator:
+    judges = {INITIAL: initial_judge, CURRENT: judge}
+    if config.judge.audit_path is not None:
+        path = config.judge.audit_path
+        audit = _load_judge(config, embedded("reward_model", "toy_audit") if path == TOY else path, processes.device)
+        judges[AUDIT] = audit.with_role(config.judge.role if config.judge.role in audit.judge.roles else None)
+    return Evaluator(
+        prompts=held_out,
+        judges=judges,
+        measures=world.measures() if config.prompts.world else {},
+        weights=config.reward.weights,
+        encoder=encoder,
+        draw=Draw(seed=config.run.seed, step=0).fork("evaluation"),
+        num_seeds=config.evaluation.num_seeds,
+        num_steps=config.sampling.num_steps,
+        batch_size=config.sampling.batch_size,
+        judge_batch_size=config.judge.batch_size,
+        rank=processes.process_index,
+        num_ranks=processes.num_processes,
+    )
+
+
+def _probes(
+    config: JointConfig, generator: VideoGenerator, held_out: tuple[Prompt, ...], encoder: PromptEncoder, draw: Draw
+) -> Probes:
+    prompts = held_out[: config.evaluation.num_probes]
+    sampled = rollout(
+        generator,
+        prompts,
+        encoder=encoder,
+        draw=draw.fork("probes"),
+        group_size=1,
+        num_steps=config.sampling.num_steps,
+        batch_size=config.sampling.batch_size,
+    )
+    clean = None
+    if config.prompts.world:
+        clips = world.clean_clips(
+            prompts, draw.fork("clean"), sample=0, num_frames=generator.num_frames, size=generator.size
+        )
+        clean = (clips, prompts)
+    return Probes(generator, sampled, clean=clean, encoder=encoder, draw=draw.fork("probes"))
+
+
+def _renderer(config: JointConfig, held_out: tuple[Prompt, ...], draw: Draw) -> dict[str, float] | None:
+    if not config.prompts.world:
+        return None
+    return world.renderer_spread(
+        held_out,
+        draw.fork("renderer"),
+        num_seeds=config.evaluation.num_seeds,
+        num_frames=config.generator.num_frames,
+        size=(config.generator.height, config.generator.width),
+    )
+
+
+def _anchor_rewards(config: JointConfig, judge: VideoJudgeReward, anchors: Anchors | None) -> torch.Tensor | None:
+    if anchors is None:
+        return None
+    scores = anchor_scores(judge, anchors.held_out)
+    return sum(weight * scores[name] for name, weight in config.reward.weights.items() if weight)
+
+
+def anchored(session: Session) -> tuple[Affine, float]:
+    """Return the current judge's map to the initial scale, and its accuracy on the held-out anchors (NaN without)."""
+    if session.anchors is None or session.initial_anchor_rewards is None:
+        return Affine(), float("nan")
+    scores = anchor_scores(session.judge, session.anchors.held_out)
+    weights = session.config.reward.weights.items()
+    rewards = sum(weight * scores[name] for name, weight in weights if weight)
+    accuracy = anchor_accuracy(scores, session.anchors.held_out)
+    return reanchor(rewards, session.initial_anchor_rewards), accuracy
+
+
+def embedded(package: str, name: str) -> Path:
+    """Return the folder of an embedded model.
+
+    Raises:
+        ValueError: it is not there.
+    """
+    spec = importlib.util.find_spec(package)
+    assert spec is not None and spec.submodule_search_locations
+    folder = Path(spec.submodule_search_locations[0]) / "assets" / name
+    if not folder.is_dir():
+        raise ValueError(f"the embedded model {folder} is missing; build it with scripts/build_toy_models.py")
+    return folder

@@ -5,13 +5,13 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.tiny_judge import FAMILIES, build_judge, make_clip
 from torch.testing import assert_close
 
 from reward_model.judge.batching import clip_grid, patches_of
 from reward_model.judge.families import family_of
 from reward_model.judge.families.base import patchify, prefix_positions
 from reward_model.records import Clip
+from tests.tiny_judge import FAMILIES, build_judge, make_clip
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

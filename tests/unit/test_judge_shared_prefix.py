@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from tests.tiny_judge import FAMILIES, build_judge, forced_log_probs, library_inputs, make_clip
 from torch.testing import assert_close
 
 from reward_model.judge.shared_prefix import Branch, Tree, pack, tree_mask
 from reward_model.language import prompts
 from reward_model.records import DIMENSIONS
+from tests.tiny_judge import FAMILIES, build_judge, forced_log_probs, library_inputs, make_clip
 
 
 def mixed_requests():

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from tests.tiny_judge import make_clip
 from transformers import AutoTokenizer
 
 from reward_model.judge.tiny import build_tiny, build_tokenizer
 from reward_model.language import prompts
 from reward_model.records import DIMENSIONS
+from tests.tiny_judge import make_clip
 
 WORDS = ["a large red circle moving left slowly over a plain floor", "triangle", "teal", "flicker"]
 

@@ -1,11 +1,11 @@
 """The judge's prompts: shared prefixes, refusals, and foreign text that stays text."""
 
 import pytest
-from tests.tiny_judge import make_clip
 
 from reward_model.language import prompts
 from reward_model.language.parsing import parse_reason
 from reward_model.records import DIMENSIONS
+from tests.tiny_judge import make_clip
 
 
 def test_every_request_about_one_clip_has_the_same_prefix():

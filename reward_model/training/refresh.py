@@ -43,7 +43,8 @@ def fidelity_loss(probability: Tensor, target: Tensor) -> Tensor:
     Source: Tsai et al., FRank (SIGIR 2007), eq. 5.
     """
     p = probability.clamp(1e-6, 1 - 1e-6)
-    return 1 - (p * target).sqrt() - ((1 - p) * (1 - target)).sqrt()
+    # roots apart: the root of a product that is 0 has no gradient, and targets are often 0 or 1
+    return 1 - p.sqrt() * target.sqrt() - (1 - p).sqrt() * (1 - target).sqrt()
 
 
 def refresh_levels(

@@ -8,38 +8,56 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from reward_model.datasets import moving_shapes
-from reward_model.datasets.base import read_manifest
 from reward_model.records import RatedClip, Video
 from reward_model.training.recipe import DataConfig
 
 Source = Callable[[int, int], list[RatedClip]]
-"""source(seed, num) -> num rated clips; the same for the same arguments."""
+"""source(seed, num) -> num rated clips, neighbours sharing their prompt where the data has such pairs; the same for the
+same arguments."""
 
 
 def open_source(config: DataConfig) -> Source:
     """Return the source that a data section names."""
     if config.kind == "moving_shapes":
-        return lambda seed, num: moving_shapes.sample_rated(num, seed=seed)
+        return _render_pairs
+    from reward_model.datasets.base import read_manifest
+
     clips = load_clips(config.path) if config.kind == "stored" else read_manifest(config.path, columns=config.columns)
-    return lambda seed, num: random.Random(seed).choices(clips, k=num)
+    return partial(_draw_neighbours, sorted(clips, key=lambda clip: clip.prompt or ""))
 
 
 def open_mixture(configs: Sequence[DataConfig]) -> Source:
-    """Return the source that draws every clip from one of the sections by weight."""
+    """Return the source that draws every pair of clips from one of the sections by weight."""
     sources = [open_source(config) for config in configs]
     weights = [config.weight for config in configs]
 
     def draw(seed: int, num: int) -> list[RatedClip]:
-        chosen = random.Random(seed).choices(range(len(sources)), weights, k=num)
-        return [clip for i, source in enumerate(sources) for clip in source(seed, chosen.count(i))]
+        chosen = random.Random(seed).choices(range(len(sources)), weights, k=(num + 1) // 2)
+        return [clip for i, source in enumerate(sources) for clip in source(seed, 2 * chosen.count(i))][:num]
 
     return draw
+
+
+def _render_pairs(seed: int, num: int) -> list[RatedClip]:
+    rng, scenes = random.Random(seed), moving_shapes.split(moving_shapes.CORE)[0]
+    pairs = (
+        moving_shapes.sample_rated(2, seed=rng.getrandbits(48), scenes=[rng.choice(scenes)])
+        for _ in range((num + 1) // 2)
+    )
+    return [clip for pair in pairs for clip in pair][:num]
+
+
+def _draw_neighbours(clips: Sequence[RatedClip], seed: int, num: int) -> list[RatedClip]:
+    rng = random.Random(seed)
+    starts = (rng.randrange(max(1, len(clips) - 1)) for _ in range((num + 1) // 2))
+    return [clip for start in starts for clip in clips[start : start + 2]][:num]
 
 
 def store_clips(path: str | Path, clips: Sequence[RatedClip]) -> None:

@@ -12,17 +12,24 @@ from pathlib import Path
 
 import torch
 
+from reward_model.datasets import moving_shapes
+from reward_model.judge.checkpoint import JudgeConfig
 from reward_model.judge.model import VideoJudge
+from reward_model.judge.tiny import build_tiny, build_tokenizer
+from reward_model.media.distortions import DEFECTS
 from reward_model.media.frame_sampling import FramePolicy, take
 from reward_model.media.video_io import read_video
 from reward_model.records import Clip, RatedClip, Video
 from reward_model.training.fit import fit
-from reward_model.training.recipe import RecipeConfig, StageConfig
+from reward_model.training.recipe import RecipeConfig, ScratchConfig, StageConfig
 from reward_model.training.sft import lesson_loss
 from reward_model.training.sources import Source, open_mixture
 from reward_model.training.tasks import Lesson, clip_lesson, pair_lesson
 
 log = logging.getLogger(__name__)
+
+WORLD_SIZE, WORLD_FRAMES = 32, 9
+"""Pixels per side and frames of the clips that a judge built from nothing is made for."""
 
 PAIRS_PER_CLIP = 0.5
 """Default number of comparisons per clip of a batch."""
@@ -60,10 +67,32 @@ def start_judge(config: RecipeConfig) -> VideoJudge:
     """Return the judge that the first stage trains: a loaded checkpoint or a small one with random weights."""
     if config.base is not None:
         return VideoJudge.from_pretrained(config.base, dtype=torch.float32)
-    from reward_model.judge.tiny import build_judge
-
     assert config.scratch is not None
-    return build_judge(**asdict(config.scratch), seed=config.seed, trained_on=config.trained_on)
+    return _build_judge(config.scratch, seed=config.seed, trained_on=config.trained_on)
+
+
+def _build_judge(scratch: ScratchConfig, *, seed: int, trained_on: str) -> VideoJudge:
+    """Return an untrained judge of the moving-shapes world, which it sees frame by frame at its own size."""
+    tokenizer = build_tokenizer([*_world_words(), *DEFECTS])
+    sizes = {"hidden": scratch.hidden, "layers": scratch.layers, "patch_size": scratch.patch_size}
+    width = {"vision_hidden": scratch.hidden, "vision_layers": scratch.layers}
+    model, tokenizer = build_tiny(scratch.family, **sizes, **width, seed=seed, tokenizer=tokenizer)
+    pixels = WORLD_SIZE**2 * (1 if scratch.family == "qwen2_5_vl" else WORLD_FRAMES + 1)
+    config = JudgeConfig.for_model(
+        model.config,
+        min_pixels=pixels,
+        max_pixels=pixels,
+        frame_policy={"mode": "all", "max_frames": WORLD_FRAMES},
+        max_answer_tokens=160,
+        trained_on=trained_on,
+    )
+    return VideoJudge(model, tokenizer, config)
+
+
+def _world_words() -> list[str]:
+    grammar = moving_shapes.FULL
+    words = [value for name in moving_shapes.ATTRIBUTES for value in grammar.values(name)]
+    return [*words, *moving_shapes.ATTRIBUTES, moving_shapes.caption(grammar.scenes()[0])]
 
 
 def run_stage(judge: VideoJudge, stage: StageConfig, *, seed: int, log_file: Path) -> dict[str, float]:

@@ -76,7 +76,7 @@ def _rate(rated: RatedClip, clip: Clip) -> _Part:
 
 
 def _describe(rated: RatedClip, clip: Clip) -> _Part:
-    return language.describe_request(clip), (_fact(rated, "caption"),), (None,)
+    return language.describe_request(clip), (language.describe_answer(_fact(rated, "caption")),), (None,)
 
 
 def _reason(rated: RatedClip, clip: Clip) -> _Part:

@@ -189,6 +189,8 @@ class UpdateSettings:
     """Gradients are scaled down to this global norm."""
     micro_batch_size: int = 32
     """Rows per backward pass; costs memory, results differ by rounding only."""
+    old_decay: float = 0.0
+    """Share of itself that the sampling policy keeps at each iteration; 0 samples from the newest weights."""
     advantage_std: Literal["global", "group"] = "global"
     """Rewards are divided by one deviation of the whole batch, or by each group's own."""
 
@@ -197,6 +199,8 @@ class UpdateSettings:
         _positive("update", self, "learning_rate", "max_grad_norm", "micro_batch_size")
         if self.weight_decay < 0:
             raise ValueError(f"update.weight_decay must be >= 0, got {self.weight_decay}")
+        if not 0 <= self.old_decay < 1:
+            raise ValueError(f"update.old_decay must be in [0, 1), got {self.old_decay}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -125,7 +125,8 @@ def update_generator(session: Session, samples: Rollout, scored: Scored, credit:
         samples, scored, credit, draw=session.draw, micro_batch_size=session.config.update.micro_batch_size
     )
     rows = [session.updater.step(objective, batches, actors) for batches in steps]
-    generator.set_weights(OLD, blend(generator.weights(OLD), generator.weights(POLICY), decay=objective.old_decay))
+    followed = blend(generator.weights(OLD), generator.weights(POLICY), decay=session.config.update.old_decay)
+    generator.set_weights(OLD, followed)
     names = sorted({name for row in rows for name in row})
     return {name: sum(row[name] for row in rows if name in row) / sum(name in row for row in rows) for name in names}
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -50,8 +51,7 @@ def _writer(session: Session) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
         session.generator.save(folder / "generator")
         session.judge.save_pretrained(folder / "judge")
-        for left in (folder / "judge" / "adapters" / INITIAL).glob("*"):
-            left.unlink()
+        shutil.rmtree(folder / "judge" / "adapters" / INITIAL, ignore_errors=True)
         state = folder / "state"
         state.mkdir()
         for name in (POLICY, OLD, REFERENCE):

@@ -252,7 +252,7 @@ def test_a_tokenizer_that_splits_an_answer_word_is_refused():
 
     judge = build_judge()
     with pytest.raises(ValueError, match="splits the answer ' bad' into"):
-        VideoJudge(judge.model, Qwen2Tokenizer(vocab={c: i for i, c in enumerate("Ġbad")}), judge.config)
+        VideoJudge(judge.model, Qwen2Tokenizer(vocab={c: i for i, c in enumerate("\u0120bad")}), judge.config)
 
 
 def test_eager_attention_gives_the_same_logits(judge, requests):

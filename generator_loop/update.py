@@ -76,9 +76,7 @@ class Updater:
         """
         self._parameters = dict(parameters)
         self._max_grad_norm = max_grad_norm
-        self._optimizer = torch.optim.AdamW(
-            self._parameters.values(), lr=lr, betas=tuple(betas), weight_decay=weight_decay
-        )
+        self._optimizer = torch.optim.AdamW(self._parameters.values(), lr=lr, betas=betas, weight_decay=weight_decay)
 
     def step(self, objective: Objective, batches: Iterable[Batch], actors: Actors) -> dict[str, float]:
         """Take one optimiser step on the mean loss over the rows of all processes.
@@ -116,10 +114,11 @@ class Updater:
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         numbers = torch.tensor([num_rows, *sums.values()], device=gradients[0].device)
         flat = all_sum(torch.cat([numbers, *[gradient.flatten().float() for gradient in gradients]]))
-        numbers, flat = flat[: len(numbers)].tolist(), flat[len(numbers) :] / flat[0].clamp_min(1)
-        for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        total, *totals = flat[: len(numbers)].tolist()
+        mean = flat[len(numbers) :] / max(total, 1.0)
+        for parameter, part in zip(parameters, mean.split([p.numel() for p in parameters]), strict=True):
             parameter.grad = part.view_as(parameter)
-        return numbers[0], dict(zip(sums, numbers[1:], strict=True))
+        return total, dict(zip(sums, totals, strict=True))
 
     def _check_finite(self, metrics: Mapping[str, float]) -> None:
         bad = {name: value for name, value in metrics.items() if not torch.tensor(value).isfinite()}

@@ -9,7 +9,7 @@ Shape legend: B batch, T pixel frames, F latent frames, c latent channels, h, w 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -23,7 +23,7 @@ from generator_loop.adapters.lora import LoraWeights
 from generator_loop.records import Conditioning
 
 if TYPE_CHECKING:
-    from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
+    from diffusers import FlowMatchEulerDiscreteScheduler, SchedulerMixin, WanPipeline
 
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2")
 """Every linear layer of attention and feed-forward."""
@@ -79,13 +79,14 @@ class WanGenerator:
         Raises:
             ValueError: if the pipeline is of a kind that is not supported, or the clip's shape does not fit it.
         """
-        self.num_frames, self.size, self.fps = num_frames, size, fps
+        height, width = size
+        self.num_frames, self.size, self.fps = num_frames, (height, width), fps
         self.guidance_scale, self.negative_prompt = guidance_scale, negative_prompt
         self.max_sequence_length = max_sequence_length
         self.decode_batch_size, self.checkpoint_decode = decode_batch_size, checkpoint_decode
         self.pipeline = pipeline
         _check_supported(pipeline)
-        self._latent_shape = _latent_shape(pipeline, num_frames, size)
+        self._latent_shape = _latent_shape(pipeline, num_frames, self.size)
         for part in (pipeline.transformer, pipeline.vae, pipeline.text_encoder):
             part.eval().requires_grad_(False)
         self.device = pipeline.transformer.device
@@ -152,7 +153,7 @@ class WanGenerator:
         return cls(
             pipeline.to(device),
             num_frames=num_frames,
-            size=tuple(size),
+            size=size,
             fps=fps,
             lora_rank=lora_rank,
             lora_alpha=lora_alpha,
@@ -282,7 +283,7 @@ class WanGenerator:
         self.set_weights(POLICY, tensors)
 
 
-def _first_output(decode: object, latents: Tensor) -> Tensor:
+def _first_output(decode: Callable[..., tuple[Tensor, ...]], latents: Tensor) -> Tensor:
     return decode(latents, return_dict=False)[0]
 
 
@@ -313,7 +314,7 @@ def _latent_shape(pipeline: WanPipeline, num_frames: int, size: tuple[int, int])
     return channels, (num_frames - 1) // temporal + 1, size[0] // spatial, size[1] // spatial
 
 
-def _euler_schedule(scheduler: object) -> FlowMatchEulerDiscreteScheduler:
+def _euler_schedule(scheduler: SchedulerMixin) -> FlowMatchEulerDiscreteScheduler:
     """Return a one-step solver with the shift of whichever flow scheduler the checkpoint names."""
     from diffusers import FlowMatchEulerDiscreteScheduler
 

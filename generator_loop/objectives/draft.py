@@ -135,7 +135,7 @@ def backward_through_tail(
             kl = kl + mean_square(away).mean() / num_steps
             upstream = upstream + kl_scale * 2 * away / (away.numel() * num_steps)
         velocity.backward(upstream)
-        if not detach_input:
+        if state.grad is not None:
             gradient = gradient + state.grad
     return kl
 

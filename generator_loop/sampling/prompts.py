@@ -31,7 +31,7 @@ def read_prompts(path: str | Path, *, column: str = "") -> tuple[Prompt, ...]:
         raise ValueError(f"prompts.path must end in {', '.join(readers)}, got {path}")
     if not path.is_file():
         raise ValueError(f"prompts.path {path} does not exist or is no file")
-    prompts = []
+    prompts: list[Prompt] = []
     for where, text in readers[path.suffix.lower()](path, column or "prompt"):
         if not text.strip():
             raise ValueError(f"{path}, {where}: the prompt is empty; remove the row or choose another prompts.column")

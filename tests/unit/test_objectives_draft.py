@@ -149,3 +149,31 @@ def test_plan_is_one_step_over_the_usable_samples_with_their_own_tails():
 def test_settings_out_of_range_are_refused(setting):
     with pytest.raises(ValueError, match=f"objective.{next(iter(setting))} must be"):
         DraftConfig(**setting)
+
+
+def test_gradient_of_a_real_generator_equals_back_propagation_through_sampler_and_decoder():
+    from generator_loop.adapters.base import POLICY
+    from generator_loop.records import Prompt
+    from generator_loop.sampling.rollout import PromptEncoder, rollout
+    from generator_loop.update import actors_of
+    from tests.tiny_wan import build_generator, randomise_lora
+
+    generator = build_generator(decode_batch_size=2)
+    randomise_lora(generator)
+    settings = dict(encoder=PromptEncoder(generator), group_size=2, num_steps=4, batch_size=2, policy=POLICY)
+    samples = rollout(generator, [Prompt(0, "a red ball")], draw=Draw(0, 0), tail_span=0.9, **settings)
+    assert len(samples.tail.states) > 2
+    x, _ = walk(generator.predict, samples.tail.states[0], samples.tail.sigmas, samples.cond)
+    parameters = list(generator.trainable_parameters().values())
+    expected = torch.autograd.grad(-generator.decode(x).square().mean(), parameters)
+    rewards = torch.zeros(2)
+    credit = group_advantages(rewards, group_size=2)
+    objective = Draft(DraftConfig())
+    who = actors_of(generator, lambda frames, _prompts: frames.square().flatten(1).mean(1))
+    for batches in objective.plan(samples, toy_scores(rewards), credit, draw=Draw(0, 0), micro_batch_size=1):
+        for batch in batches:
+            objective.backward(batch, who, scale=0.5)
+    scale = max(gradient.abs().max() for gradient in expected)
+    assert scale > 0
+    for parameter, gradient in zip(parameters, expected, strict=True):
+        assert_close(parameter.grad / scale, gradient / scale, atol=1e-5, rtol=0)

@@ -50,11 +50,7 @@ class TokenCache:
         return self.tokenizer.pad_token_id or 0
 
     def ids(self, text: str) -> tuple[int, ...]:
-        """Return the token ids of a text by itself.
-
-        Raises:
-            ValueError: the text has no tokens.
-        """
+        """Return the token ids of a text by itself; one without tokens is refused (ValueError)."""
         if text not in self._ids:
             found = tuple(self.tokenizer.encode(text, add_special_tokens=False))
             if not found:
@@ -81,6 +77,15 @@ def lay_out(
     texts: TokenCache,
 ) -> Batch:
     """Pack requests, and per branch the texts of `answers`, one row per distinct prefix.
+
+    Args:
+        requests: any number, of any clips.
+        answers: per request and branch, any number of texts; None where only the next token is read.
+        family: of the model.
+        texts: token ids of what was seen before.
+
+    Returns:
+        The rows, and where each part of the requests stands in them.
 
     Raises:
         ValueError: no requests, a request without branches, or answers that do not match the branches.
@@ -128,11 +133,7 @@ def patches_of(clips: Sequence[Clip], family: Family, *, quantise: bool, device:
 
 
 def clip_grid(clip: Clip, family: Family) -> Grid:
-    """Return the grid of patches that a clip becomes.
-
-    Raises:
-        ValueError: frames that are not [T, 3, H, W] with a plan of as many.
-    """
+    """Return the grid of patches that a clip becomes; frames that do not fit their plan are refused (ValueError)."""
     shape = tuple(clip.frames.shape)
     if len(shape) != 4 or shape[1] != 3 or 0 in shape or len(clip.plan.times) != shape[0]:
         raise ValueError(

@@ -67,11 +67,7 @@ class JudgeConfig:
 
     @classmethod
     def load(cls, folder: Path) -> JudgeConfig:
-        """Read judge_config.json.
-
-        Raises:
-            ValueError: unknown or missing fields, or prompts or levels that this version does not speak.
-        """
+        """Read judge_config.json; unknown fields, prompts or levels that this version does not speak raise ValueError."""
         values = json.loads((folder / CONFIG_FILE).read_text())
         known = {f.name for f in dataclasses.fields(cls)}
         if unknown := sorted(set(values) - known):
@@ -108,6 +104,9 @@ def load_parts(
         dtype: of the weights; "auto" is float32 on CPU and the checkpoint's own elsewhere.
         device: where the model goes.
         attn_implementation: "sdpa" or "eager"; others cannot take the mask of a shared prefix.
+
+    Returns:
+        Model, tokenizer, configuration.
 
     Raises:
         ValueError: an attention implementation that cannot take masks, or a model that cannot judge.

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from reward_model.judge.families.base import Family
 from reward_model.judge.shared_prefix import Rows, additive
@@ -61,7 +61,7 @@ def branch_cache(cache: Any, rows: Rows, num_samples: int) -> Tensor:
 
 
 def continue_branches(
-    model: nn.Module,
+    model: Any,
     family: Family,
     logits: Tensor,
     cache: Any,

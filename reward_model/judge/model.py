@@ -61,7 +61,8 @@ class VideoJudge(nn.Module):
             ValueError: the model and the configuration disagree, or an answer word is not one token.
         """
         super().__init__()
-        self.model, self.tokenizer, self.config = model, tokenizer, config
+        self.model: Any = model
+        self.tokenizer, self.config = tokenizer, config
         self.family = family_of(model.config, config.min_pixels, config.max_pixels)
         if config.position_rule != self.family.position_rule:
             raise ValueError(
@@ -198,6 +199,9 @@ class VideoJudge(nn.Module):
             requests: any number, of any clips.
             answers: per request and branch, one text; tokenised apart from the branch.
             quantise: as in `next_token_logits`.
+
+        Returns:
+            The answer tokens of all requests together, differentiable in weights and pixels.
         """
         batch = self._lay_out(requests, [[[text] for text in texts] for texts in answers])
         return self._answer_logits(batch, quantise=quantise)

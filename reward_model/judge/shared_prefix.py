@@ -105,7 +105,11 @@ def _row(tree: Tree) -> Rows:
     """Lay out one tree; the fields are those of `Rows` without the row axis."""
     tokens, positions = [tree.prefix], [tree.positions]
     labels = [(len(tree.prefix), 0, 0)]
-    ends, sources, targets, owners, after = [], [], [], [], []
+    ends: list[int] = []
+    sources: list[int] = []
+    targets: list[int] = []
+    owners: list[int] = []
+    after: list[int] = []
     place, number = len(tree.prefix), 0
     for index, branch in enumerate(tree.branches, start=1):
         size = len(branch.tokens)

@@ -28,13 +28,16 @@ _SYMBOLS = ", . : ; - ' \" ( ) { } [ ] / < > = + * ? !"
 
 
 def build_tokenizer(words: Iterable[str] = ()) -> Any:
-    """Return a byte-level Qwen2 tokenizer in which each known word is one token, with and without a leading space.
+    """Build a byte-level Qwen2 tokenizer in which each known word is one token, with and without a leading space.
 
     Known are the words of the judge's prompts and answers, digits, punctuation, and `words`; any other text falls apart
     into pieces but survives a round trip.
 
     Args:
         words: further words, or texts whose words are taken.
+
+    Returns:
+        The tokenizer, the same for the same words in any order.
     """
     from tokenizers import Tokenizer, models, trainers
     from tokenizers.pre_tokenizers import ByteLevel
@@ -80,7 +83,7 @@ def build_tiny(
     tokenizer: Any | None = None,
     init_std: float = 0.02,
 ) -> tuple[Any, Any]:
-    """Return a randomly initialised model of the family's real architecture, and its tokenizer.
+    """Build a randomly initialised model of the family's real architecture.
 
     Args:
         family: model type, "qwen2_5_vl" or "qwen3_vl".
@@ -92,6 +95,9 @@ def build_tiny(
         seed: of the weights.
         tokenizer: from `build_tokenizer`, or None for one without further words.
         init_std: of all matrices; models much smaller than the default learn from pixels only at 0.1.
+
+    Returns:
+        The model in evaluation mode, and its tokenizer.
 
     Raises:
         ValueError: unknown family.

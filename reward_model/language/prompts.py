@@ -41,12 +41,15 @@ _NEEDS_PROMPT = ("text_alignment", "overall")
 
 
 def score_request(clip: Clip, prompt: str | None, dimensions: Sequence[str]) -> JudgeRequest:
-    """Return one question per dimension, whose next token is a level word.
+    """Ask one question per dimension, whose next token is a level word.
 
     Args:
         clip: what is rated.
         prompt: the text that the clip was generated from; None if there is none. `overall` is then asked without it.
         dimensions: of `DIMENSIONS`, one branch each in this order.
+
+    Returns:
+        The request.
 
     Raises:
         ValueError: an unknown dimension, or text alignment without a prompt.
@@ -90,11 +93,14 @@ def describe_answer(caption: str) -> str:
 
 
 def reason_answer(quality: Mapping[str, float], reasoning: str) -> str:
-    """Return the whole reasoned answer: the reasoning, then canonical JSON of dimension -> score 1.0 to 5.0.
+    """Compose a whole reasoned answer: the reasoning, then canonical JSON of dimension -> score 1.0 to 5.0.
 
     Args:
         quality: dimension -> [0, 1].
         reasoning: one line of text.
+
+    Returns:
+        The answer with its end-of-turn token.
 
     Raises:
         ValueError: unknown dimension, or quality outside [0, 1].

@@ -9,7 +9,7 @@ from reward_model.judge.families.base import Family
 from reward_model.judge.families.qwen2_5_vl import Qwen25VL
 from reward_model.judge.families.qwen3_vl import Qwen3VL
 
-FAMILIES = {"qwen2_5_vl": Qwen25VL, "qwen3_vl": Qwen3VL}
+FAMILIES: dict[str, type[Qwen25VL] | type[Qwen3VL]] = {"qwen2_5_vl": Qwen25VL, "qwen3_vl": Qwen3VL}
 DEFAULT_PIXELS = {"qwen2_5_vl": qwen2_5_vl.DEFAULT_PIXELS, "qwen3_vl": qwen3_vl.DEFAULT_PIXELS}
 
 
@@ -20,6 +20,9 @@ def family_of(config: Any, min_pixels: int, max_pixels: int) -> Family:
         config: a transformers config.
         min_pixels: least pixels as the family's official processor counts them (Qwen2.5-VL a frame, Qwen3-VL a clip).
         max_pixels: most pixels, counted likewise.
+
+    Returns:
+        The family, with the model's patch and merge sizes.
 
     Raises:
         ValueError: a model type that cannot judge, or bounds in the wrong order.

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from reward_model.records import FramePlan
 
@@ -53,7 +53,9 @@ class VisionFeatures:
 class Family(Protocol):
     """All that differs between vision-language models."""
 
-    facts: VisionFacts
+    @property
+    def facts(self) -> VisionFacts:
+        """The numbers of the model's vision input."""
 
     @property
     def position_rule(self) -> str:
@@ -68,12 +70,12 @@ class Family(Protocol):
     def runs(self, plan: FramePlan, grid: Grid) -> list[tuple[Grid, float]]:
         """Return each unbroken run of video tokens: its merged grid and the position step between its frame groups."""
 
-    def encode(self, model: nn.Module, patches: Tensor, grids: Tensor) -> VisionFeatures:
+    def encode(self, model: Any, patches: Tensor, grids: Tensor) -> VisionFeatures:
         """Run the vision tower on patches [P, ...] of clips with grids [N, 3]."""
 
     def text(
         self,
-        model: nn.Module,
+        model: Any,
         embeddings: Tensor,
         positions: Tensor,
         mask: Tensor,
@@ -131,11 +133,7 @@ def merged(grid: Grid, facts: VisionFacts) -> Grid:
 
 
 def check_aspect(height: int, width: int) -> None:
-    """Refuse clips so narrow that the official processors refuse them.
-
-    Raises:
-        ValueError: the sides differ by more than a factor of 200.
-    """
+    """Refuse, as the official processors do, frames whose sides differ by more than a factor of 200 (ValueError)."""
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
         raise ValueError(f"frames of {height}x{width} are too narrow, the sides may differ by {MAX_ASPECT_RATIO} times")
 

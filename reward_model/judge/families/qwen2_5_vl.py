@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from reward_model.judge.families.base import Grid, VisionFacts, VisionFeatures, check_aspect, merged
 from reward_model.records import FramePlan
@@ -67,14 +67,14 @@ class Qwen25VL:
         seconds = torch.tensor(self.facts.temporal_patch_size / plan.fps, dtype=torch.float32)
         return [(merged(grid, self.facts), float(self.tokens_per_second * seconds))]
 
-    def encode(self, model: nn.Module, patches: Tensor, grids: Tensor) -> VisionFeatures:
+    def encode(self, model: Any, patches: Tensor, grids: Tensor) -> VisionFeatures:
         """Run the vision tower once over all clips."""
         features = model.model.get_video_features(patches, grids, return_dict=True)
         return VisionFeatures(torch.cat(features.pooler_output), ())
 
     def text(
         self,
-        model: nn.Module,
+        model: Any,
         embeddings: Tensor,
         positions: Tensor,
         mask: Tensor,

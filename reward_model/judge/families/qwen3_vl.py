@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from reward_model.judge.families.base import Grid, VisionFacts, VisionFeatures, check_aspect, merged
 from reward_model.records import FramePlan
@@ -75,7 +75,7 @@ class Qwen3VL:
         groups, rows, columns = merged(grid, self.facts)
         return [((1, rows, columns), 1.0)] * groups
 
-    def encode(self, model: nn.Module, patches: Tensor, grids: Tensor) -> VisionFeatures:
+    def encode(self, model: Any, patches: Tensor, grids: Tensor) -> VisionFeatures:
         """Run the vision tower once over all clips."""
         features = model.model.get_video_features(patches, grids, return_dict=True)
         deep = tuple(torch.cat(layer) for layer in features.deepstack_features)
@@ -83,7 +83,7 @@ class Qwen3VL:
 
     def text(
         self,
-        model: nn.Module,
+        model: Any,
         embeddings: Tensor,
         positions: Tensor,
         mask: Tensor,

@@ -57,9 +57,9 @@ def _launch(path: str, overrides: Sequence[str], *, dry_run: bool) -> int:
     processes = start_processes(config.run.device)
     if not resumed:
         config = replace(config, run=replace(config.run, output=unused_output(config.run.output)))
-    if config.sampling.num_prompts % processes.num_processes:
+    if config.sampling.num_prompts % processes.count:
         raise ValueError(
-            f"sampling.num_prompts={config.sampling.num_prompts} must be a multiple of the {processes.num_processes} processes"
+            f"sampling.num_prompts={config.sampling.num_prompts} must be a multiple of the {processes.count} processes"
         )
     if dry_run:
         from generator_loop.estimate import estimate
@@ -76,7 +76,7 @@ def _launch(path: str, overrides: Sequence[str], *, dry_run: bool) -> int:
     else:
         begin(session)
     summary = run(session, stop)
-    if processes.is_main_process:
+    if processes.is_main:
         print(_farewell(path, Path(config.run.output), finished=summary is not None))
     return 0
 

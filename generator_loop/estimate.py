@@ -51,7 +51,7 @@ def estimate(session: Session) -> str:
     actors = actors_of(generator, session.scorer.differentiable)
     _, update_seconds = _timed(lambda: session.updater.step(session.objective, first, actors))
     generator.set_weights(POLICY, before)
-    processes = session.processes.num_processes
+    processes = session.processes.count
     seconds = {
         "sampling": clips["sampled"] / group * sample_seconds / processes,
         "scoring": clips["judged"] / group * score_seconds / processes,

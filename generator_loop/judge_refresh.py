@@ -148,6 +148,7 @@ def refresh(
     kept = after >= before - settings.max_accuracy_loss
     if not kept:
         load_adapter_tensors(judge, saved)
+    metrics = {f"judge_{name}": value for name, value in metrics.items() if name not in ("step", "seconds")}
     return {**metrics, "accuracy_before": before, "accuracy_after": after, "kept": float(kept)}
 
 

@@ -5,16 +5,33 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 
 from generator_loop.tracking.metric_log import is_distributed
 
-if TYPE_CHECKING:
-    from accelerate import PartialState
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those of the run: its device, its place, and how many there are."""
+
+    device: torch.device
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files."""
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Return once every process has come here."""
+        if is_distributed():
+            torch.distributed.barrier()
 
 
 def refuse_lost_processes(environ: Mapping[str, str]) -> None:
@@ -47,7 +64,7 @@ def set_threads(num_threads: int | None) -> int:
     return torch.get_num_threads()
 
 
-def start_processes(device: Literal["auto", "cpu", "cuda"]) -> PartialState:
+def start_processes(device: Literal["auto", "cpu", "cuda"]) -> Processes:
     """Join the process group if there is one, and choose the device of this process.
 
     Raises:
@@ -58,7 +75,8 @@ def start_processes(device: Literal["auto", "cpu", "cuda"]) -> PartialState:
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("run.device=cuda, but torch sees no GPU; use run.device=cpu or a CUDA build of torch")
     use_cpu = device == "cpu" or not torch.cuda.is_available()
-    return PartialState(cpu=use_cpu) if use_cpu else PartialState()
+    state = PartialState(cpu=True) if use_cpu else PartialState()
+    return Processes(device=state.device, rank=state.process_index, count=state.num_processes)
 
 
 class StopRequest:

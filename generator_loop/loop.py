@@ -78,8 +78,8 @@ def choose_prompts(session: Session) -> tuple[Prompt, ...]:
         num_prompts=session.config.sampling.num_prompts,
         seed=session.config.run.seed,
         round_index=session.step,
-        rank=session.processes.process_index,
-        num_ranks=session.processes.num_processes,
+        rank=session.processes.rank,
+        num_ranks=session.processes.count,
     )
 
 
@@ -152,7 +152,7 @@ def refresh_judge(session: Session) -> dict[str, float]:
     assert session.anchors is not None
     losers = list(progress.losers.values())[: config.refresh.num_prompts]
     progress.losers = {}
-    mine = losers[session.processes.process_index :: session.processes.num_processes]
+    mine = losers[session.processes.rank :: session.processes.count]
     winners = []
     if mine:
         samples = sample_groups(session, tuple(loser.prompt for loser in mine), policy=POLICY)
@@ -203,7 +203,7 @@ def evaluate(session: Session, *, refreshed: Mapping[str, float] | None) -> None
     )
     progress.rounds.append(record)
     session.log.write("round", session.step, summary.flat(record))
-    if session.processes.is_main_process:
+    if session.processes.is_main:
         write_json(folder / "samples.json", _samples(evaluator.prompts, whole, shown))
     progress.seconds, session.started = 0.0, time.monotonic()
 
@@ -226,7 +226,7 @@ def finish(session: Session) -> Path:
     """Write `summary.json` and the report from what the run measured."""
     config, progress = session.config, session.progress
     path = session.output / "summary.json"
-    if session.processes.is_main_process:
+    if session.processes.is_main:
         checkpoint = latest(session.output / "checkpoints")
         assert checkpoint is not None
         found = summary.summary(
@@ -234,7 +234,7 @@ def finish(session: Session) -> Path:
         )
         write_json(path, found)
         write_report(session.output)
-    session.processes.wait_for_everyone()
+    session.processes.wait()
     session.bar.close()
     return path
 

@@ -6,7 +6,7 @@ import importlib.util
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -24,6 +24,7 @@ from generator_loop.judge_refresh import (
     read_anchors,
     reanchor,
 )
+from generator_loop.launch import Processes
 from generator_loop.objectives import OBJECTIVE_CONFIGS, OBJECTIVES
 from generator_loop.objectives.base import Objective
 from generator_loop.records import Draw, Prompt
@@ -33,9 +34,6 @@ from generator_loop.tracking.metric_log import MetricLog, ProgressBar
 from generator_loop.update import Updater
 from reward_model import VideoJudgeReward
 from reward_model.config import load_config
-
-if TYPE_CHECKING:
-    from accelerate import PartialState
 
 TOY = "toy"
 """Path that stands for the embedded models."""
@@ -78,7 +76,7 @@ class Session:
 
     config: JointConfig
     output: Path
-    processes: PartialState
+    processes: Processes
     generator: VideoGenerator
     objective: Objective[Any]
     updater: Updater
@@ -112,7 +110,7 @@ class Session:
         return self.progress.seconds + time.monotonic() - self.started
 
 
-def open_session(config: JointConfig, processes: PartialState) -> Session:
+def open_session(config: JointConfig, processes: Processes) -> Session:
     """Load the models and fix what evaluations compare with, while the policy still is the initial one.
 
     Args:
@@ -151,8 +149,8 @@ def open_session(config: JointConfig, processes: PartialState) -> Session:
         renderer=_renderer(config, held_out, draw),
         anchors=anchors,
         initial_anchor_rewards=_anchor_rewards(config, initial_judge, anchors),
-        log=MetricLog(output / "metrics.jsonl", is_main=processes.is_main_process),
-        bar=ProgressBar(config.loop.num_rounds * config.loop.num_iterations, is_shown=processes.is_main_process),
+        log=MetricLog(output / "metrics.jsonl", is_main=processes.is_main),
+        bar=ProgressBar(config.loop.num_rounds * config.loop.num_iterations, is_shown=processes.is_main),
         progress=Progress(),
         started=time.monotonic(),
     )
@@ -220,7 +218,7 @@ def _evaluator(
     judge: VideoJudgeReward,
     initial_judge: VideoJudgeReward,
     encoder: PromptEncoder,
-    processes: PartialState,
+    processes: Processes,
 ) -> Evaluator:
     judges = {INITIAL: initial_judge, CURRENT: judge}
     if config.judge.audit_path is not None:
@@ -238,8 +236,8 @@ def _evaluator(
         num_steps=config.sampling.num_steps,
         batch_size=config.sampling.batch_size,
         judge_batch_size=config.judge.batch_size,
-        rank=processes.process_index,
-        num_ranks=processes.num_processes,
+        rank=processes.rank,
+        num_ranks=processes.count,
     )
 
 

@@ -28,10 +28,10 @@ log = logging.getLogger(__name__)
 
 def begin(session: Session) -> None:
     """Make the folder of a new run, with its resolved config."""
-    if session.processes.is_main_process:
+    if session.processes.is_main:
         session.output.mkdir(parents=True, exist_ok=True)
         save_config(session.config, session.output / "config.yaml")
-    session.processes.wait_for_everyone()
+    session.processes.wait()
 
 
 def save(session: Session) -> Path:
@@ -39,9 +39,9 @@ def save(session: Session) -> Path:
     progress = session.progress
     name = f"round-{progress.round:03d}" + (f"-iteration-{progress.iteration:04d}" if progress.iteration else "")
     root = session.output / "checkpoints"
-    if session.processes.is_main_process:
+    if session.processes.is_main:
         checkpoint.save(root, name, _writer(session), keep=session.config.run.keep_checkpoints)
-    session.processes.wait_for_everyone()
+    session.processes.wait()
     return root / name
 
 

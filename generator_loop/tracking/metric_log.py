@@ -33,6 +33,7 @@ class MetricLog:
             step: iterations begun so far, over all rounds.
             metrics: this process's numbers; a number that is not finite is written as null.
         """
+        assert not {"kind", "step"} & metrics.keys(), "a metric may not be named as the row's own keys"
         means = mean_over_processes(metrics)
         if self.is_main:
             row = {"kind": kind, "step": step, **{name: finite_or_none(value) for name, value in means.items()}}

@@ -18,7 +18,8 @@ class PromptEncoder:
     """Text embeddings by prompt, each encoded once.
 
     Prompts are encoded one at a time: the embedding then does not depend on which others stood in the batch, and a
-    resumed run sees the very same numbers.
+    resumed run sees the very same numbers. They wait in the computer's memory, as a large text encoder's take
+    megabytes each.
     """
 
     def __init__(self, generator: VideoGenerator, *, max_prompts: int = 1024) -> None:
@@ -41,12 +42,15 @@ class PromptEncoder:
         Returns:
             Conditioning with len(prompts) rows on the generator's device.
         """
-        rows = [self._row(prompt.text) for prompt in prompts]
-        names = rows[0].tensors
-        return Conditioning({name: torch.cat([row.tensors[name] for row in rows]) for name in names})
+        rows = [self._row(prompt.text).tensors for prompt in prompts]
+        device = self._generator.device
+        return Conditioning({name: torch.cat([row[name] for row in rows]).to(device) for name in rows[0]})
 
     def _row(self, text: str) -> Conditioning:
-        row = self._rows.pop(text, None) or self._generator.encode_prompts([text])
+        row = self._rows.pop(text, None)
+        if row is None:
+            encoded = self._generator.encode_prompts([text]).tensors
+            row = Conditioning({name: value.cpu() for name, value in encoded.items()})
         self._rows[text] = row
         if len(self._rows) > self._max_prompts:
             self._rows.pop(next(iter(self._rows)))

@@ -91,7 +91,7 @@ def test_repeated_prompts_are_refused(generator):
 
 def test_each_prompt_is_encoded_once_and_alike_in_any_company(generator):
     class Counting:
-        texts = []
+        device, texts = generator.device, []
 
         def encode_prompts(self, texts):
             self.texts.extend(texts)
@@ -107,6 +107,8 @@ def test_the_longest_unused_embedding_leaves_first(generator):
     seen = []
 
     class Counting:
+        device = generator.device
+
         def encode_prompts(self, texts):
             seen.extend(texts)
             return generator.encode_prompts(texts)

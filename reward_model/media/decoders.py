@@ -120,6 +120,11 @@ def decode_decord(source: Source, target: Target, *, allow_damaged: bool) -> Pic
     import decord
     from decord._ffi.base import DECORDError
 
+    with open_video(source) as (container, stream):
+        rotation = next(_frames(container, stream, skip_errors=True)).rotation
+    if rotation % 180:
+        # decord 0.6 turns the picture, then stretches it back to the size before the turn.
+        raise VideoError("decord distorts clips that are stored on their side; use the pyav decoder")
     width, height = target.size if target.size != target.stored_size else (-1, -1)
     handle = io.BytesIO(source) if isinstance(source, bytes) else str(source)
     try:

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 ENCODERS = {"h264": "libx264", "hevc": "libx265"}
 
+MIN_HEVC_SIDE = 64
+"""x265 (in the FFmpeg of PyAV 18.1) writes past its buffers for most pictures with both sides between 34 and 48."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class MediaLimits:
@@ -116,14 +119,14 @@ def encode_video(frames: Tensor, fps: float, *, codec: str = "h264", crf: int = 
     """Encode frames as an MP4 that browsers play (yuv420p).
 
     Args:
-        frames: RGB [T, C, H, W] in [0, 1], values outside are clipped; an odd height or width gains a repeated last
-            row or column, since yuv420p needs even sizes.
+        frames: RGB [T, C, H, W] in [0, 1], values outside are clipped; the last row and column are repeated up to
+            an even size, which yuv420p needs, and for hevc up to 64 pixels.
         fps: rate in Hz, > 0.
         codec: "h264" or "hevc".
         crf: constant rate factor, 0 (nearly lossless) to 51; 18 is visually lossless.
 
     Returns:
-        The file's bytes, the same on every machine with the same FFmpeg.
+        The file's bytes.
 
     Raises:
         ValueError: if shape, values or a setting are out of range.
@@ -140,11 +143,13 @@ def encode_video(frames: Tensor, fps: float, *, codec: str = "h264", crf: int = 
     if not torch.isfinite(pixels).all():
         raise ValueError("frames hold values that are not finite")
     height, width = pixels.shape[-2:]
-    pixels = torch.nn.functional.pad(pixels, (0, width % 2, 0, height % 2), mode="replicate")
+    least = MIN_HEVC_SIDE if codec == "hevc" else 2
+    right, bottom = (max(least, side + side % 2) - side for side in (width, height))
+    pixels = torch.nn.functional.pad(pixels, (0, right, 0, bottom), mode="replicate")
     pictures = pixels.clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
-        # One thread: the bytes must not depend on the number of cores.
+        # One thread: the bytes should not depend on the number of cores.
         options = {"crf": str(crf), "threads": "1"}
         if codec == "hevc":
             options["x265-params"] = "log-level=none:pools=1:frame-threads=1"

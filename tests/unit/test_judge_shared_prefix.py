@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from reward_model.judge.shared_prefix import Branch, Tree, pack, tree_mask
 from reward_model.language import prompts
-from reward_model.records import DIMENSIONS
+from reward_model.records import DIMENSIONS, Clip
 from tests.tiny_judge import FAMILIES, build_judge, forced_log_probs, library_inputs, make_clip
 
 
@@ -151,6 +151,15 @@ def test_a_clip_that_several_requests_share_is_encoded_once(judge):
     handle.remove()
     assert len(batch.rows.tokens) == 2
     assert calls == [2 * 2 * 16]  # two clips of two frame pairs with 16 patches
+
+
+def test_the_same_frames_at_another_rate_are_another_clip(judge):
+    slow, fast = make_clip(4, fps=1.0), make_clip(4, fps=8.0)
+    fast = Clip(slow.frames, fast.plan)
+    requests = [prompts.describe_request(clip) for clip in (slow, fast)]
+    together = judge.next_token_logits(requests)
+    assert (together[0] - together[1]).abs().max() > 1e-3
+    assert_close(together[1], judge.next_token_logits(requests[1:])[0], atol=1e-5, rtol=0)
 
 
 def test_answers_that_do_not_fit_the_branches_are_refused(judge):

@@ -21,6 +21,8 @@ class DataConfig:
     """The file of stored and manifest data."""
     columns: dict[str, str] = field(default_factory=dict)
     """Manifest only: our name -> the file's column (see datasets.base)."""
+    clean_share: float = 0.25
+    """moving_shapes only: share of clips without defects; more teach what is seen, fewer what is wrong with it."""
     weight: float = 1.0
     """Share of a batch relative to the other data of the stage."""
 

@@ -26,7 +26,7 @@ same arguments."""
 def open_source(config: DataConfig) -> Source:
     """Return the source that a data section names."""
     if config.kind == "moving_shapes":
-        return _render_pairs
+        return partial(_render_pairs, config.clean_share)
     from reward_model.datasets.base import read_manifest
 
     clips = load_clips(config.path) if config.kind == "stored" else read_manifest(config.path, columns=config.columns)
@@ -45,10 +45,10 @@ def open_mixture(configs: Sequence[DataConfig]) -> Source:
     return draw
 
 
-def _render_pairs(seed: int, num: int) -> list[RatedClip]:
+def _render_pairs(clean_share: float, seed: int, num: int) -> list[RatedClip]:
     rng, scenes = random.Random(seed), moving_shapes.split(moving_shapes.CORE)[0]
     pairs = (
-        moving_shapes.sample_rated(2, seed=rng.getrandbits(48), scenes=[rng.choice(scenes)])
+        moving_shapes.sample_rated(2, seed=rng.getrandbits(48), scenes=[rng.choice(scenes)], clean_share=clean_share)
         for _ in range((num + 1) // 2)
     )
     return [clip for pair in pairs for clip in pair][:num]

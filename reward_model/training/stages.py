@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from reward_model.datasets import moving_shapes
 from reward_model.judge.checkpoint import JudgeConfig
@@ -128,9 +129,18 @@ def run_stage(judge: VideoJudge, stage: StageConfig, *, seed: int, log_file: Pat
             draw = (seed * 1_000_003 + step) * world + rank
             return lesson_loss(judge, draw_lessons(judge, source, stage, draw, share), stage.tasks)
 
-        metrics = fit(parameters, loss, stage.fit, log=write if rank == 0 else None)
+        matrices = layer_matrices(judge, parameters)
+        metrics = fit(parameters, loss, stage.fit, matrices=matrices, log=write if rank == 0 else None)
     judge.eval()
     return metrics
+
+
+def layer_matrices(judge: VideoJudge, parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
+    """Return those of `parameters` that are weight matrices of repeated layers (no embeddings, no heads)."""
+    chosen = {id(p) for p in parameters}
+    layers = ("language_model.layers.", "visual.blocks.")
+    named = judge.model.named_parameters()
+    return [p for name, p in named if id(p) in chosen and p.ndim == 2 and any(part in name for part in layers)]
 
 
 def draw_lessons(judge: VideoJudge, source: Source, stage: StageConfig, seed: int, num: int) -> list[Lesson]:

@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from tests.tiny_judge import build_judge
 
 from reward_model.records import DIMENSIONS
 from reward_model.video_reward import VideoJudgeReward
+from tests.tiny_judge import build_judge
 
 PROMPT = "a red circle moving left"
 

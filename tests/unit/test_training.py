@@ -1,0 +1,129 @@
+"""The judge's training: soft levels, the optimisation loop, lessons behind one prefix, stages that run once."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from reward_model.records import DIMENSIONS, Clip, FramePlan, LevelReadout, RatedClip, Video, VideoPair
+from reward_model.training.fit import FitSettings, fit, schedule
+from reward_model.training.refresh import fidelity_loss, preference_probability, refresh_levels
+from reward_model.training.sft import lesson_loss
+from reward_model.training.tasks import clip_lesson, pair_lesson, soft_level
+from tests.tiny_judge import build_judge
+
+
+def rated(seed=0, quality=0.5, prompt="a red circle"):
+    frames = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+    return RatedClip(
+        video=Video(frames=frames, fps=8.0),
+        prompt=prompt,
+        quality=dict.fromkeys(DIMENSIONS, quality),
+        source_id=str(seed),
+        facts={"caption": "a red circle", "faults": {"visual_quality": ["blur"], "motion_quality": []}},
+    )
+
+
+def to_clip(clip):
+    return Clip(clip.video.frames, FramePlan((0, 1, 2, 3), (0.0, 0.125, 0.25, 0.375), ("slow",) * 4, 8.0))
+
+
+def readout(quality, std):
+    return LevelReadout(torch.tensor(quality), torch.zeros(1, 5), torch.tensor(std), torch.ones(1))
+
+
+def test_soft_level_splits_between_neighbours_so_that_its_mean_is_the_label():
+    # 0.6 is 2.4 of 4 steps: 0.6 of level 2, 0.4 of level 3
+    torch.testing.assert_close(soft_level(torch.tensor([0.6])), torch.tensor([[0, 0, 0.6, 0.4, 0]]))
+    labels = torch.linspace(0, 1, 21)
+    spread = soft_level(labels)
+    torch.testing.assert_close(spread.sum(-1), torch.ones(21))
+    torch.testing.assert_close(spread @ torch.linspace(0, 1, 5), labels)
+
+
+def test_lesson_loss_of_a_level_is_the_soft_cross_entropy_at_its_place():
+    judge, clip = build_judge(), rated(quality=0.6)
+    lesson = clip_lesson(clip, to_clip, ["rate"])
+    loss, _ = lesson_loss(judge, [lesson], {"rate": 1.0})
+    logits = judge.next_token_logits([lesson.request])[0]
+    expected = -(logits.log_softmax(-1)[:, list(judge.level_ids)] * soft_level(torch.tensor(0.6))).sum(-1).mean()
+    torch.testing.assert_close(loss, expected)
+
+
+def test_lesson_loss_of_text_is_the_mean_over_answers_of_their_mean_token_loss():
+    judge = build_judge()
+    lessons = [clip_lesson(rated(seed), to_clip, ["describe", "reason"]) for seed in (0, 1)]
+    loss, metrics = lesson_loss(judge, lessons, {"describe": 1.0, "reason": 0.5})
+    means = {"describe": [], "reason": []}
+    for lesson in lessons:
+        found = judge.log_probs([lesson.request], [[[answer] for answer in lesson.answers]])[0]
+        for kind, (log_probs,) in zip(lesson.kinds, found, strict=True):
+            means[kind].append(-log_probs.mean())
+    expected = {kind: torch.stack(values).mean() for kind, values in means.items()}
+    torch.testing.assert_close(loss, expected["describe"] + 0.5 * expected["reason"])
+    assert metrics["nll_reason"] == pytest.approx(float(expected["reason"]), rel=1e-4)
+
+
+def test_all_tasks_of_a_clip_share_one_prefix():
+    lesson = clip_lesson(rated(), to_clip, ["rate", "describe", "reason"])
+    assert len(lesson.request.branches) == len(lesson.answers) == len(DIMENSIONS) + 2
+    assert lesson.kinds == ("rate",) * len(DIMENSIONS) + ("describe", "reason")
+    assert "visual_quality: blur." in lesson.answers[-1] and "motion_quality: none." in lesson.answers[-1]
+
+
+def test_a_task_without_its_facts_is_refused():
+    bare = RatedClip(video=rated().video, prompt=None, quality={"overall": 0.5}, source_id="x")
+    with pytest.raises(ValueError, match="caption"):
+        clip_lesson(bare, to_clip, ["describe"])
+
+
+@pytest.mark.parametrize(("first", "second", "word"), [(0.9, 0.2, " A"), (0.2, 0.9, " B"), (0.5, 0.52, " neither")])
+def test_pairs_are_answered_by_the_better_clip_or_neither(first, second, word):
+    lesson = pair_lesson(rated(0, first), rated(1, second), to_clip)
+    assert lesson.answers == (word,)
+
+
+def test_rate_warms_up_linearly_and_falls_to_a_tenth():
+    settings = FitSettings(num_steps=100, learning_rate=1.0, batch_size=1, warmup_steps=10)
+    assert schedule(0, settings) == pytest.approx(0.1, rel=1e-3)
+    assert schedule(10, settings) == pytest.approx(0.1 + 0.45 * (1 + math.cos(0.1 * math.pi)))
+    assert schedule(99, settings) == pytest.approx(0.1, abs=1e-3)
+
+
+def test_fit_finds_the_minimum_of_a_parabola():
+    point = torch.nn.Parameter(torch.tensor([3.0]))
+    settings = FitSettings(num_steps=300, learning_rate=0.1, batch_size=1, warmup_steps=0, weight_decay=0.0)
+    last = fit([point], lambda step: (((point - 1) ** 2).sum(), {}), settings)
+    assert point.item() == pytest.approx(1.0, abs=1e-2) and last["step"] == 300
+
+
+def test_fit_stops_at_a_loss_that_is_not_finite():
+    point = torch.nn.Parameter(torch.ones(1))
+    settings = FitSettings(num_steps=3, learning_rate=0.1, batch_size=1)
+    with pytest.raises(RuntimeError, match="not finite"):
+        fit([point], lambda step: ((point * math.inf).sum(), {}), settings)
+
+
+def test_preference_probability_is_thurstones():
+    # difference 0.3, spreads 0.3 and 0.4: 0.3 / 0.5 = 0.6 standard deviations, Phi(0.6) = 0.72575
+    p = preference_probability(readout([0.7], [0.3]), readout([0.4], [0.4]))
+    torch.testing.assert_close(p, torch.tensor([0.72575]), rtol=0, atol=1e-5)
+
+
+def test_fidelity_loss_is_zero_at_the_target_and_one_at_its_opposite():
+    loss = fidelity_loss(torch.tensor([1.0, 0.0, 0.5]), torch.tensor([1.0, 1.0, 0.5]))
+    torch.testing.assert_close(loss, torch.tensor([0.0, 1.0, 0.0]), rtol=0, atol=2e-3)
+
+
+def test_a_refresh_turns_a_preference_round_and_leaves_the_base_alone():
+    judge = build_judge()
+    judge.add_role("generated", rank=8, alpha=16)
+    good, bad = rated(0, 0.9), rated(1, 0.1)
+    base = {name: p.clone() for name, p in judge.named_parameters() if "lora" not in name}
+    pair = VideoPair(good.video, bad.video, good.prompt, {"overall": 1.0}, "p")
+    settings = {"num_steps": 30, "learning_rate": 1e-2, "batch_size": 4}
+    metrics = refresh_levels(judge, role="generated", pairs=[pair], anchors=[good, bad], **settings)
+    assert metrics["pair_accuracy"] == 1.0 and metrics["fidelity"] < 0.1
+    assert all(torch.equal(base[name], p) for name, p in judge.named_parameters() if name in base)

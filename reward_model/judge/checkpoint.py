@@ -128,5 +128,15 @@ def load_parts(
             source, revision=revision, dtype=dtype, attn_implementation=attn_implementation, use_safetensors=True
         ).to(device)
     tokenizer = AutoTokenizer.from_pretrained(str(path_or_id))
-    config = saved or JudgeConfig.for_model(model.config, base=str(path_or_id))
+    config = saved or JudgeConfig.for_model(model.config, **_origin(path_or_id))
     return model, tokenizer, config
+
+
+def _origin(path_or_id: str | Path) -> dict[str, str | None]:
+    """Return where a stock checkpoint came from: an absolute path, or a hub id and the commit that was loaded."""
+    if Path(path_or_id).is_dir():
+        return {"base": str(Path(path_or_id).resolve())}
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(str(path_or_id), "config.json")
+    return {"base": str(path_or_id), "revision": Path(found).parent.name if isinstance(found, str) else None}

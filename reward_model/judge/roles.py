@@ -74,7 +74,8 @@ class Roles:
 
     def parameters(self, name: str) -> list[nn.Parameter]:
         """Return the adapter weights of a role."""
-        return [p for key, p in self._model.named_parameters() if ".lora_" in key and f".{name}." in key]
+        # ...q_proj.lora_A.<name>.weight
+        return [p for key, p in self._model.named_parameters() if ".lora_" in key and key.split(".")[-2] == name]
 
     def save(self, folder: Path) -> None:
         """Write adapters/<role>/ in PEFT's own layout."""

@@ -139,6 +139,12 @@ def test_only_the_chosen_weights_are_trained(judge, requests):
     assert len(base) + len(chosen) == len(list(judge.parameters()))
 
 
+def test_a_role_named_like_a_module_owns_its_own_weights_only(judge):
+    judge.add_role("a", rank=4)
+    judge.add_role("layers", rank=4)
+    assert len(judge.trainable_parameters("layers")) == len(judge.trainable_parameters("a"))
+
+
 @pytest.mark.parametrize("name", ["", "a.b", "a/b", "taken"])
 def test_malformed_and_taken_role_names_are_refused(judge, name):
     judge.add_role("taken", rank=4)
@@ -214,6 +220,18 @@ def test_a_stock_checkpoint_folder_is_an_untrained_judge(judge, requests, tmp_pa
     assert not (adapted / "base").exists()
     again = VideoJudge.from_pretrained(adapted, device="cpu")
     assert torch.equal(logits_of(again, requests, "generated"), logits_of(stock, requests, "generated"))
+
+
+def test_a_hub_checkpoint_is_recorded_with_the_commit_that_was_loaded(judge, tmp_path, monkeypatch):
+    cached = tmp_path / "models--org--name"
+    snapshot = cached / "snapshots" / ("0123abcd" * 5)
+    judge.model.save_pretrained(snapshot)
+    judge.tokenizer.save_pretrained(snapshot)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(snapshot.name)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    stock = VideoJudge.from_pretrained("org/name", device="cpu")
+    assert (stock.config.base, stock.config.revision) == ("org/name", snapshot.name)
 
 
 def test_sixteen_bit_weights_are_read_in_single_precision_on_cpu(tmp_path, requests):

@@ -32,8 +32,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="print memory, clips and hours, and start nothing")
     options = parser.parse_intermixed_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for name in ("httpx", "diffusers", "transformers"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         return _launch(options.config, options.overrides, dry_run=options.dry_run)
     except ValueError as error:
@@ -49,6 +47,7 @@ def _launch(path: str, overrides: Sequence[str], *, dry_run: bool) -> int:
     settings = [item for item in overrides if not item.startswith(RESUME)]
     settings += [f"run.output={folder}" for folder in resumed]
 
+    _quieten_libraries()
     from generator_loop.session import open_session, read_config
     from generator_loop.state import begin, restore
 
@@ -79,6 +78,17 @@ def _launch(path: str, overrides: Sequence[str], *, dry_run: bool) -> int:
     if processes.is_main:
         print(_farewell(path, Path(config.run.output), finished=summary is not None))
     return 0
+
+
+def _quieten_libraries() -> None:
+    """Leave the terminal to the run's own bar."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for library in (diffusers_logging, transformers_logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
 def _farewell(path: str, output: Path, *, finished: bool) -> str:

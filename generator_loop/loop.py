@@ -139,10 +139,10 @@ def check_monitors(
     found = monitors.statistics(samples, scored)
     found |= {"flat_groups": credit.num_flat_groups / credit.num_groups}
     found |= {f"update_{name}": value for name, value in metrics.items()}
-    found = session.log.write("iteration", session.step, found)
+    found = session.log.write("iteration", session.step + 1, found)
     progress.first = progress.first or {name: found[name] for name in monitors.LIMITS}
     for sentence in monitors.alarms(found, progress.first):
-        progress.alarms.append(f"iteration {session.step}: {sentence}")
+        progress.alarms.append(f"iteration {session.step + 1}: {sentence}")
     session.bar.advance(f"round {progress.round + 1}, reward {found['reward']:.3f}")
 
 

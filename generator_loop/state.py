@@ -59,7 +59,8 @@ def _writer(session: Session) -> Callable[[Path], None]:
         checkpoint.write_tensors(state / "optimizer.safetensors", session.updater.state())
         checkpoint.write_tensors(state / "judge.safetensors", adapter_tensors(session.judge))
         checkpoint.write_tensors(state / "rng.safetensors", {"torch": torch.get_rng_state()})
-        losers = {str(key): loser.latents for key, loser in progress.losers.items()}
+        # the place keeps their order, in which the refresh takes them
+        losers = {f"{place:06d}.{key}": item.latents for place, (key, item) in enumerate(progress.losers.items())}
         checkpoint.write_tensors(state / "losers.safetensors", losers)
         counters = {
             "round": progress.round,
@@ -103,7 +104,9 @@ def restore(session: Session) -> None:
         before=_evaluation_from(saved["before"]),
         after=_evaluation_from(saved["after"]),
         losers={
-            int(key): Loser(prompts[int(key)], tensor.to(session.generator.device)) for key, tensor in latents.items()
+            int(key): Loser(prompts[int(key)], latents[name].to(session.generator.device))
+            for name in sorted(latents)
+            for key in [name.partition(".")[2]]
         },
     )
     session.log.rewind(session.step)

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import torch
-from reward_model.datasets import moving_shapes
 
+from reward_model.datasets import moving_shapes
 from tests.tiny_wan import build_wan
 
 RECIPE = {

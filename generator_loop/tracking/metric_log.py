@@ -20,9 +20,9 @@ class MetricLog:
         self.path, self.is_main = Path(path), is_main
 
     def rewind(self, step: int) -> None:
-        """Drop rows at or after `step`, which a resumed run will write again."""
+        """Drop rows of later steps than `step`, which a resumed run will write again."""
         if self.is_main and self.path.exists():
-            kept = [row for row in read_log(self.path) if row["step"] < step]
+            kept = [row for row in read_log(self.path) if row["step"] <= step]
             write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def write(self, kind: str, step: int, metrics: Mapping[str, float]) -> dict[str, float]:
@@ -30,7 +30,7 @@ class MetricLog:
 
         Args:
             kind: what the row tells of ("update", "round", "refresh", ...).
-            step: iterations begun so far, over all rounds.
+            step: iterations finished so far, over all rounds.
             metrics: this process's numbers; a number that is not finite is written as null.
         """
         assert not {"kind", "step"} & metrics.keys(), "a metric may not be named as the row's own keys"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+
 from reward_model.config import load_config, save_config
 
 
@@ -61,7 +62,9 @@ def test_a_variant_is_chosen_by_its_name(tmp_path: Path) -> None:
 
 
 def test_a_mapping_may_hold_several_variants(tmp_path: Path) -> None:
-    found = load(tmp_path, "seed: 1\nstages: {one: {name: slow}, two: {name: fast, speed: 1}}\n", "stages.one.patience=5")
+    found = load(
+        tmp_path, "seed: 1\nstages: {one: {name: slow}, two: {name: fast, speed: 1}}\n", "stages.one.patience=5"
+    )
     assert found.stages == {"one": Slow(patience=5), "two": Fast(speed=1.0)}
 
 

@@ -27,7 +27,7 @@ FLOORS = {
         ("summary",),
         ("world",),
         ("session",),
-        ("state",),
+        ("state", "estimate"),
         ("loop",),
         ("__main__",),
     ),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from generator_loop.launch import StopRequest, refuse_lost_processes, set_threads, unused_output
 
 ACCELERATE_ONE_OF_TWO = {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}

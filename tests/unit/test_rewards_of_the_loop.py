@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from torch import Tensor
+
 from generator_loop import judge_refresh, monitors
 from generator_loop.records import Conditioning, Draw, Prompt, Rollout, Scored
 from generator_loop.rewards import Scorer, load_term, transformed
-from torch import Tensor
 
 PROMPTS = (Prompt(7, "a red ring"), Prompt(3, "a blue cross"))
 
@@ -94,9 +95,9 @@ def test_shuffled_rewards_stay_within_their_group_and_do_not_depend_on_the_other
 
 
 def test_negated_rewards_turn_the_order_round() -> None:
-    assert transformed(scored([0.2, 0.8]), drawn([0.0] * 2), "negate", draw=Draw(0, 0)).rewards.tolist() == pytest.approx(
-        [-0.2, -0.8]
-    )
+    assert transformed(
+        scored([0.2, 0.8]), drawn([0.0] * 2), "negate", draw=Draw(0, 0)
+    ).rewards.tolist() == pytest.approx([-0.2, -0.8])
 
 
 def test_an_alarm_is_raised_outside_the_limits_only() -> None:

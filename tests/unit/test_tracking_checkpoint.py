@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from generator_loop.tracking import checkpoint
 
 

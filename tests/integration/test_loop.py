@@ -1,0 +1,228 @@
+"""Whole runs on tiny random models: what they write, stopping, killing, resuming, and two processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from generator_loop import loop, state
+from generator_loop.__main__ import main
+from generator_loop.estimate import num_clips
+from generator_loop.launch import Processes
+from generator_loop.session import Session, open_session, read_config
+from generator_loop.tracking import checkpoint
+from tests.tiny_models import RECIPE, save_tiny_judge, save_tiny_wan
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[str]]:
+    """Return a function that gives the overrides of a tiny run."""
+    root = tmp_path_factory.mktemp("models")
+    models = {
+        "generator.path": save_tiny_wan(root / "wan"),
+        "judge.path": save_tiny_judge(root / "judge"),
+        "judge.audit_path": save_tiny_judge(root / "audit", family="qwen3_vl", roles=()),
+    }
+
+    def overrides(output: Path, **changes: object) -> list[str]:
+        named = {name.replace("__", "."): value for name, value in changes.items()}
+        return [f"{name}={value}" for name, value in {**RECIPE, **models, "run.output": output, **named}.items()]
+
+    return overrides
+
+
+def opened(overrides: list[str], processes: Processes | None = None) -> Session:
+    return open_session(read_config(None, overrides), processes or Processes(device=torch.device("cpu")))
+
+
+def never() -> bool:
+    return False
+
+
+@pytest.fixture(scope="module")
+def finished(recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of an uninterrupted run."""
+    output = tmp_path_factory.mktemp("runs") / "whole"
+    session = opened(recipe(output))
+    state.begin(session)
+    assert loop.run(session, never) == output / "summary.json"
+    return output
+
+
+def scores(output: Path) -> dict[str, Any]:
+    """Return a summary without what may differ between equal runs."""
+    found = json.loads((output / "summary.json").read_text())
+    del found["config"]["run"]
+    for record in found["rounds"]:
+        del record["seconds"]
+    return found
+
+
+def test_a_run_writes_what_it_promises(finished: Path) -> None:
+    found = json.loads((finished / "summary.json").read_text())
+    assert [record["round"] for record in found["rounds"]] == [0, 1, 2]
+    promised = {"reward_initial_judge", "reward_current_judge", "reward_audit", "oracle", "judge_oracle_srcc", "kl"}
+    promised |= {"round", "anchor_accuracy", "judge_kept", "diversity", "seconds"}
+    assert promised <= found["rounds"][0].keys()
+    assert {"before", "after", "difference", "num_prompts", "seeds", "valid_fraction", "config"} <= found.keys()
+    assert found["num_prompts"] == 4 and found["seeds"] == [0, 1] and found["valid_fraction"] == 1
+    assert (finished / found["generator_checkpoint"] / "pytorch_lora_weights.safetensors").exists()
+    assert not (finished / found["judge_checkpoint"] / "adapters" / "initial").exists()
+    assert read_config(finished / "config.yaml", []).run.output == str(finished)
+
+
+def test_nothing_has_changed_in_round_0_and_something_later(finished: Path) -> None:
+    first, *others = json.loads((finished / "summary.json").read_text())["rounds"]
+    assert first["kl"] == 0 and first["reward_initial_judge"] == first["reward_current_judge"]
+    assert first["judge_kept"] is None
+    assert all(record["kl"] > 0 and record["judge_kept"] is not None for record in others)
+
+
+def test_the_report_holds_its_videos_and_needs_nothing_else(finished: Path) -> None:
+    page = (finished / "report.html").read_text()
+    assert page.count("data:video/mp4;base64,") == 4  # two prompts, before and after
+    assert "http" not in page and "<script" not in page
+    samples = json.loads((finished / "samples" / "round-002" / "samples.json").read_text())
+    assert all((finished / "samples" / "round-002" / row["file"]).exists() for row in samples)
+
+
+def test_a_run_killed_in_the_middle_of_a_round_resumes_to_the_same_scores(
+    recipe, finished: Path, tmp_path: Path
+) -> None:
+    overrides = recipe(tmp_path / "killed")
+    child = os.fork()
+    if child == 0:
+        session = opened(overrides)
+        state.begin(session)
+        loop.run(session, lambda: session.step == 3 and os.kill(os.getpid(), signal.SIGKILL))
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert checkpoint.latest(tmp_path / "killed" / "checkpoints").name == "round-001"
+    session = opened(overrides)
+    state.restore(session)
+    loop.run(session, never)
+    assert scores(tmp_path / "killed") == scores(finished)
+    logs = [(folder / "metrics.jsonl").read_text().count("\n") for folder in (finished, tmp_path / "killed")]
+    assert logs[0] == logs[1]
+
+
+def test_a_run_told_to_stop_saves_within_the_round_and_resumes_to_the_same_scores(
+    recipe, finished: Path, tmp_path: Path
+) -> None:
+    overrides = recipe(tmp_path / "stopped")
+    session = opened(overrides)
+    state.begin(session)
+    assert loop.run(session, lambda: session.step == 3) is None
+    assert checkpoint.latest(tmp_path / "stopped" / "checkpoints").name == "round-001-iteration-0001"
+    session = opened(overrides)
+    state.restore(session)
+    loop.run(session, never)
+    assert scores(tmp_path / "stopped") == scores(finished)
+
+
+def test_resuming_with_other_settings_is_refused(recipe, finished: Path) -> None:
+    for change in ({"update__learning_rate": 0.5}, {"run__seed": 99}):
+        with pytest.raises(ValueError, match="differ from it: " + next(iter(change)).split("__")[0]):
+            state.restore(opened(recipe(finished, **change)))
+
+
+@pytest.mark.parametrize("objective", ["dpo", "draft"])
+def test_the_other_objectives_run_through_the_same_loop(recipe, tmp_path: Path, objective: str) -> None:
+    overrides = recipe(tmp_path / objective, objective__name=objective, loop__num_rounds=1, refresh__every=0)
+    kept = [item for item in overrides if "samples_per_group" not in item and "num_updates" not in item]
+    kept += ["objective.min_gap=0"] if objective == "dpo" else []
+    session = opened(kept)
+    state.begin(session)
+    loop.run(session, never)
+    last = scores(tmp_path / objective)["rounds"][-1]
+    assert last["kl"] > 0 and last["judge_kept"] is None and last["anchor_accuracy"] is None
+
+
+def test_prompts_of_ones_own_have_no_oracle_and_rewards_of_ones_own_count(recipe, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.csv"
+    prompts.write_text("id,text\n" + "".join(f"{n},a cat number {n} at sea\n" for n in range(8)))
+    overrides = recipe(
+        tmp_path / "own",
+        prompts__path=prompts,
+        prompts__column="text",
+        refresh__every=0,
+        loop__num_rounds=1,
+        loop__num_iterations=1,
+        reward__terms="{dark: {callable: 'tests.integration.test_loop:darkness', weight: 0.5}}",
+    )
+    session = opened([item for item in overrides if not item.startswith("prompts.world")])
+    state.begin(session)
+    loop.run(session, never)
+    record = scores(tmp_path / "own")["rounds"][-1]
+    assert record["oracle"] is None and record["judge_oracle_srcc"] is None and record["flow_loss"] is None
+    assert record["diversity"] is not None
+    row = json.loads((tmp_path / "own" / "metrics.jsonl").read_text().splitlines()[1])
+    assert row["reward"] == pytest.approx(row["score_overall"] + 0.5 * row["score_dark"], abs=1e-6)
+
+
+def darkness(frames: torch.Tensor, prompts: list[str], *, fps: float) -> torch.Tensor:
+    return 1 - frames.mean(dim=(1, 2, 3, 4))
+
+
+def test_two_processes_hold_disjoint_prompts_and_step_like_one(recipe, tmp_path: Path) -> None:
+    alone = opened(recipe(tmp_path / "one"))
+    whole = one_iteration(alone)
+    children = []
+    for rank in range(2):
+        child = os.fork()
+        if child == 0:
+            torch.distributed.init_process_group(
+                "gloo", init_method=f"file://{tmp_path / 'rendezvous'}", rank=rank, world_size=2
+            )
+            session = opened(recipe(tmp_path / "two"), Processes(torch.device("cpu"), rank=rank, count=2))
+            found = one_iteration(session)
+            checkpoint.write_tensors(tmp_path / f"{rank}.safetensors", found)
+            os._exit(0)
+        children.append(child)
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0]
+    shares = [checkpoint.read_tensors(tmp_path / f"{rank}.safetensors") for rank in range(2)]
+    prompts = [set(found.pop("prompts").tolist()) for found in shares]
+    assert not prompts[0] & prompts[1] and prompts[0] | prompts[1] == set(whole.pop("prompts").tolist())
+    for found in shares:
+        torch.testing.assert_close(found, whole, atol=1e-5, rtol=0)
+    started = alone.generator.weights("initial")
+    assert max(float((whole[name] - started[name]).abs().max()) for name in started) > 1e-4
+
+
+def one_iteration(session: Session) -> dict[str, torch.Tensor]:
+    """Take one iteration and return the policy and the prompts of this process."""
+    prompts = loop.choose_prompts(session)
+    samples = loop.sample_groups(session, prompts)
+    scored = loop.score(session, samples)
+    loop.update_generator(session, samples, scored, loop.assign_credit(session, samples, scored))
+    ids = torch.tensor([prompt.prompt_id for prompt in prompts])
+    return {**{name: tensor.clone() for name, tensor in session.generator.weights("policy").items()}, "prompts": ids}
+
+
+def test_the_estimate_counts_the_clips_that_a_run_draws(recipe, finished: Path, tmp_path: Path) -> None:
+    session = opened(recipe(tmp_path / "estimated"))
+    # two rounds of 2 iterations of 2 x 3; two refreshes of 2 x 3; 4, 2 and 4 prompts x 2 seeds, by three judges
+    assert num_clips(session) == {"sampled": 24 + 12 + 20, "judged": 24 + 12 + 3 * 20, "trained": 24}
+
+
+def test_a_dry_run_prints_hours_and_writes_nothing(recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty.yaml").write_text("{}\n")
+    output = tmp_path / "dry"
+    assert main([str(tmp_path / "empty.yaml"), *recipe(output), "--dry-run"]) == 0
+    assert "hours on 1 process" in capsys.readouterr().out
+    assert not output.exists()
+
+
+def test_a_wrong_setting_ends_with_one_line_and_status_2(recipe, tmp_path: Path, capsys) -> None:
+    (tmp_path / "empty.yaml").write_text("{}\n")
+    assert main([str(tmp_path / "empty.yaml"), *recipe(tmp_path / "x"), "loop.num_ronds=1"]) == 2
+    assert "loop.num_ronds" in capsys.readouterr().err

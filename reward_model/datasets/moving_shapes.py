@@ -62,6 +62,9 @@ OPEN_RANGES = {"shade": (0.3, 0.55), "slope": (-0.06, 0.06), "tint": (-0.05, 0.0
 """What a caption leaves open, each drawn evenly: grey level of the ground and its rise to the bottom, colour offset of
 each channel, start across the path in pixels (less where the shape would leave the frame)."""
 
+PATTERN_CONTRAST = 0.12
+"""Grey levels between the light and the dark of a patterned ground."""
+
 
 @dataclass(frozen=True)
 class Scene:
@@ -113,33 +116,41 @@ CORE = Grammar(
 )
 """What the toy models speak: 384 captions."""
 
-CORE_DEFECTS = ("blur", "grain", "flicker", "jitter", "freeze", "identity_drift", "warp")
+CORE_DEFECTS = ("blur", "grain", "darken", "flicker", "jitter", "freeze", "identity_drift", "warp")
 """Defects in the toy models' training clips."""
 
 FALL = (1.0, 0.8, 0.55, 0.3, 0.12)
 """Quality left at severities 0 to 4 in a dimension that a defect strikes."""
 
-MILD = (1.0, 0.95, 0.85, 0.7, 0.5)
-"""The same where a defect strikes only in passing."""
-
 TABLE: dict[str, dict[str, tuple[float, ...]]] = {
     "downscale": {"visual_quality": FALL},
     "blur": {"visual_quality": FALL},
-    "noise": {"visual_quality": FALL},
-    "grain": {"visual_quality": FALL},
+    "noise": {"visual_quality": (1.0, 0.86, 0.67, 0.43, 0.13), "motion_quality": (1.0, 1.0, 1.0, 0.98, 0.8)},
+    "grain": {"visual_quality": FALL, "motion_quality": (1.0, 1.0, 1.0, 0.99, 0.9)},
     "darken": {"visual_quality": FALL},
     "brighten": {"visual_quality": FALL},
     "h264": {"visual_quality": FALL},
     "h265": {"visual_quality": FALL},
-    "flicker": {"motion_quality": FALL},
-    "jitter": {"motion_quality": FALL},
-    "stutter": {"motion_quality": FALL},
-    "freeze": {"motion_quality": FALL, "text_alignment": MILD},
-    "shuffle": {"motion_quality": FALL, "text_alignment": MILD},
-    "identity_drift": {"motion_quality": FALL, "text_alignment": MILD},
-    "warp": {"motion_quality": FALL, "visual_quality": MILD},
+    "flicker": {"motion_quality": FALL, "visual_quality": (1.0, 1.0, 0.98, 0.94, 0.86)},
+    "jitter": {"motion_quality": FALL, "text_alignment": (1.0, 1.0, 0.99, 0.9, 0.82)},
+    "stutter": {"motion_quality": FALL, "text_alignment": (1.0, 0.98, 0.94, 0.88, 0.65)},
+    "freeze": {"motion_quality": FALL, "text_alignment": (1.0, 0.93, 0.6, 0.31, 0.18)},
+    "shuffle": {"motion_quality": FALL, "text_alignment": (1.0, 1.0, 0.97, 0.9, 0.55)},
+    "identity_drift": {
+        "motion_quality": FALL,
+        "visual_quality": (1.0, 0.95, 0.85, 0.82, 0.8),
+        "text_alignment": (1.0, 0.72, 0.35, 0.31, 0.3),
+    },
+    "warp": {
+        "motion_quality": FALL,
+        "visual_quality": (1.0, 0.97, 0.87, 0.7, 0.52),
+        "text_alignment": (1.0, 0.99, 0.92, 0.74, 0.52),
+    },
 }
-"""Defect -> dimension -> quality left at severities 0 to 4; where a defect is not named it leaves all."""
+"""Defect -> dimension -> quality left at severities 0 to 4; where a defect is not named it leaves all.
+
+A defect strikes alignment where it hides what was asked for: a frozen shape shows no direction, a drifting one has no
+one colour."""
 
 WRONG = {"shape": 0.4, "colour": 0.3, "direction": 0.3, "speed": 0.6, "size": 0.65, "background": 0.75}
 """Attribute -> text alignment left where the clip shows another value than the caption asks for."""
@@ -309,7 +320,7 @@ def draw_defects(rng: random.Random, defects: Sequence[str], *, clean_share: flo
     """Draw one to three kinds of damage with severities, or none with chance `clean_share`."""
     if rng.random() < clean_share:
         return {}
-    return {name: round(rng.uniform(0.5, 4), 2) for name in rng.sample(defects, rng.choice((1, 1, 2, 3)))}
+    return {name: round(rng.uniform(0.5, 4), 2) for name in rng.sample(defects, rng.choice((1, 2, 2, 3)))}
 
 
 def rate(
@@ -387,16 +398,22 @@ def _between(name: str, share: float) -> float:
     return low + share * (high - low)
 
 
-def _ground(background: str, size: int, shade: float, slope: float) -> Tensor:
+def background_pattern(background: str, size: int) -> Tensor:
+    """Return the pattern of a ground, [S, S] with contrast 1, before shade and slope."""
     place = (torch.arange(size) + 0.5) * SIDE / size
     y, x = place[:, None], place[None, :]
-    pattern = {
-        "plain": torch.zeros(size, size),
-        "striped": ((y // 4) % 2 - 0.5).expand(size, size),
-        "checkered": ((x // 4) + (y // 4)) % 2 - 0.5,
-        "dotted": (((x % 8 - 4) ** 2 + (y % 8 - 4) ** 2) < 4).float() - 0.2,
-    }[background]
-    return (shade + slope * (y / SIDE - 0.5) + 0.12 * pattern).expand(3, size, size)
+    if background == "plain":
+        return torch.zeros(size, size)
+    if background == "striped":
+        return ((y // 4) % 2 - 0.5).expand(size, size)
+    if background == "checkered":
+        return (x // 4 + y // 4) % 2 - 0.5
+    return (((x % 8 - 4) ** 2 + (y % 8 - 4) ** 2) < 4).float() - 0.2
+
+
+def _ground(background: str, size: int, shade: float, slope: float) -> Tensor:
+    rise = (torch.arange(size)[:, None] + 0.5) / size - 0.5
+    return (shade + slope * rise + PATTERN_CONTRAST * background_pattern(background, size)).expand(3, size, size)
 
 
 def _box(dx: Tensor, dy: Tensor, half_width: float, half_height: float) -> Tensor:

@@ -21,7 +21,7 @@ setup:
 	@$(PYTHON) scripts/setup_env.py .venv --editable ".[dev]"
 
 setup-parity: setup
-	@$(PYTHON) scripts/setup_env.py .venv-parity --requirement tests/parity/requirements.txt
+	@$(PYTHON) scripts/setup_env.py --above .venv .venv-parity --requirement tests/parity/requirements.txt
 
 toy: setup
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \

@@ -1,7 +1,7 @@
 """Create a virtual environment once, by pip, without CUDA packages where there is no NVIDIA device.
 
     python3.11 scripts/setup_env.py .venv --editable ".[dev]"
-    python3.11 scripts/setup_env.py .venv-parity --requirement tests/parity/requirements.txt
+    python3.11 scripts/setup_env.py --above .venv .venv-parity --requirement tests/parity/requirements.txt
 
 Everything after the folder goes to `pip install`, under constraints.txt. A second call with the same inputs returns at
 once. It runs before anything is installed, so it uses the standard library alone.
@@ -9,6 +9,7 @@ once. It runs before anything is installed, so it uses the standard library alon
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -16,6 +17,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,9 +27,9 @@ STAMP = "installed.sha256"
 CUDA_PACKAGES = ("nvidia-", "cuda-", "triton")
 
 
-def fingerprint(folder: Path, pip_args: Sequence[str]) -> str:
+def fingerprint(folder: Path, above: Path | None, pip_args: Sequence[str]) -> str:
     """Return a digest of all that decides what the environment holds."""
-    digest = hashlib.sha256(repr((str(folder.resolve()), sys.version, list(pip_args))).encode())
+    digest = hashlib.sha256(repr((str(folder.resolve()), str(above), sys.version, list(pip_args))).encode())
     requirement_files = [ROOT / name for name in pip_args if (ROOT / name).is_file()]
     for path in (ROOT / "pyproject.toml", CONSTRAINTS, Path(__file__), *requirement_files):
         digest.update(path.read_bytes())
@@ -62,10 +64,22 @@ def refuse_cuda_build(python: Path, env: dict[str, str]) -> None:
         )
 
 
-def install(folder: Path, pip_args: Sequence[str]) -> None:
-    """Make `folder` a virtual environment that holds what `pip_args` ask for; do nothing where it already does."""
+def site_packages(folder: Path) -> Path:
+    """Return where an environment keeps its packages."""
+    base = {"base": str(folder), "platbase": str(folder)}
+    return Path(sysconfig.get_path("purelib", "venv", vars=base))
+
+
+def install(folder: Path, pip_args: Sequence[str], *, above: Path | None = None) -> None:
+    """Make `folder` a virtual environment that holds what `pip_args` ask for; do nothing where it already does.
+
+    Args:
+        folder: the environment.
+        pip_args: arguments of `pip install`.
+        above: an environment whose packages are seen too, so that they need not be installed twice.
+    """
     stamp = folder / STAMP
-    expected = fingerprint(folder, pip_args)
+    expected = fingerprint(folder, above, pip_args)
     if stamp.exists() and stamp.read_text(encoding="utf-8") == expected:
         return
     print(f"setup: installing into {folder} (a minute or two; later calls skip this)", flush=True)
@@ -75,6 +89,8 @@ def install(folder: Path, pip_args: Sequence[str]) -> None:
     if not stamp.exists():
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], env=env, check=True)
     stamp.unlink(missing_ok=True)
+    if above is not None:
+        (site_packages(folder) / "above.pth").write_text(f"{site_packages(above.resolve())}\n", encoding="utf-8")
     pip = [str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
     # Older versions download whole wheels where their metadata would do.
     subprocess.run([*pip, "--upgrade", "pip>=24.1"], env=env, check=True)
@@ -86,10 +102,13 @@ def install(folder: Path, pip_args: Sequence[str]) -> None:
 
 def main() -> int:
     """Run the command line; return the exit status."""
-    if len(sys.argv) < 3 or sys.version_info < (3, 11):
-        sys.exit("setup: needs Python 3.11 or later and the arguments FOLDER PIP_ARGUMENT...")
+    parser = argparse.ArgumentParser(description="Create a virtual environment once, by pip.")
+    parser.add_argument("folder", type=Path, help="the environment")
+    parser.add_argument("--above", type=Path, help="an environment whose packages are seen too")
+    parser.add_argument("pip_args", nargs=argparse.REMAINDER, help="arguments of pip install")
+    options = parser.parse_args()
     try:
-        install(Path(sys.argv[1]), sys.argv[2:])
+        install(options.folder, options.pip_args, above=options.above)
     except subprocess.CalledProcessError as error:
         sys.exit(f"setup: this command failed: {' '.join(error.cmd)}")
     return 0

@@ -1,0 +1,98 @@
+"""The tables that a benchmark fills, as aligned text and as JSON."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True)
+class RatingRow:
+    """Agreement on one dimension over rated clips; NaN where undefined.
+
+    `coverage` is the share of labelled clips with a score. `pair_accuracy` is taken within prompts, on `num_pairs`
+    pairs whose labels differ by at least the gap; `pair_random` is what random scores reach on the same pairs.
+    """
+
+    dimension: str
+    num_clips: int
+    coverage: float
+    srcc: float
+    srcc_low: float
+    srcc_high: float
+    krcc: float
+    plcc: float
+    plcc_logistic: float
+    rmse: float
+    num_pairs: int
+    pair_accuracy: float
+    pair_random: float
+
+
+@dataclass(frozen=True)
+class RatingTable:
+    """One row a dimension; `parse_rate` is the share of reasoned answers that could be read (NaN for levels)."""
+
+    rows: tuple[RatingRow, ...]
+    parse_rate: float
+
+
+@dataclass(frozen=True)
+class PairRow:
+    """Agreement on one dimension over labelled pairs; NaN where undefined.
+
+    `accuracy` drops labelled ties. `with_ties` uses the frozen threshold; `oracle_accuracy` and `oracle_threshold` the
+    threshold that is best on these labels, an upper bound. The `random_` values are what random scores reach.
+    `consistency` is the share of pairs with the same winner in both orders (comparator only).
+    """
+
+    dimension: str
+    num_pairs: int
+    coverage: float
+    accuracy: float
+    random_accuracy: float
+    with_ties: float
+    oracle_accuracy: float
+    oracle_threshold: float
+    random_oracle_accuracy: float
+    consistency: float
+
+
+@dataclass(frozen=True)
+class PairTable:
+    """One row a dimension."""
+
+    rows: tuple[PairRow, ...]
+
+
+def format_table(table: RatingTable | PairTable) -> str:
+    """Lay a table out as aligned text; an undefined value is a dash."""
+    if not table.rows:
+        return "no dimension has both a label and a score"
+    rows = [asdict(row) for row in table.rows]
+    header = [name.replace("_", " ") for name in rows[0]]
+    lines = [header, *([_text(value) for value in row.values()] for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    text = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines]
+    if isinstance(table, RatingTable) and not math.isnan(table.parse_rate):
+        text.append(f"parse rate {table.parse_rate:.3f}")
+    return "\n".join(text)
+
+
+def to_json(table: RatingTable | PairTable) -> dict[str, object]:
+    """Return a table as plain values, undefined ones as None."""
+    plain: dict[str, object] = {"rows": [_nulls(asdict(row)) for row in table.rows]}
+    if isinstance(table, RatingTable):
+        plain |= _nulls({"parse_rate": table.parse_rate})
+    return plain
+
+
+def _text(value: object) -> str:
+    if isinstance(value, float):
+        return "-" if math.isnan(value) else f"{value:.3f}"
+    return str(value)
+
+
+def _nulls(values: Mapping[str, object]) -> dict[str, object]:
+    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in values.items()}

@@ -69,8 +69,8 @@ class StageConfig:
     """Size of a new adapter."""
     task_share: dict[str, float] = field(default_factory=dict)
     """Task -> share of the batch's clips that carry it (default 1); compare: pairs per clip (default 0.5)."""
-    held_out: int = 200
-    """Held-out moving-shapes clips of the table after the stage; 0 leaves it out."""
+    num_held_out: int = 200
+    """Held-out clips of the stage's data (unseen scenes or sources) on which its table is measured; 0 leaves it out."""
 
     def __post_init__(self) -> None:
         """Check task names."""

@@ -5,6 +5,7 @@ Shapes: N clips, T frames, C = 3, H, W pixels.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from reward_model.datasets import moving_shapes
+from reward_model.datasets.base import read_manifest
 from reward_model.records import RatedClip, Video
 from reward_model.training.recipe import DataConfig
 
@@ -23,19 +25,38 @@ Source = Callable[[int, int], list[RatedClip]]
 same arguments."""
 
 
-def open_source(config: DataConfig) -> Source:
-    """Return the source that a data section names."""
+def open_source(config: DataConfig, *, held_out: bool = False) -> Source:
+    """Return the source that a data section names.
+
+    Args:
+        config: the section.
+        held_out: draw what training never sees: scenes held out by `moving_shapes.split`, or, of listed clips, the tenth
+            of the sources that `is_held_out` names.
+
+    Returns:
+        The source.
+
+    Raises:
+        ValueError: no clip is left on the asked side of the split.
+    """
     if config.kind == "moving_shapes":
-        return partial(_render_pairs, config.clean_share)
-    from reward_model.datasets.base import read_manifest
-
+        scenes = moving_shapes.split(moving_shapes.CORE)[int(held_out)]
+        return partial(_render_pairs, scenes, config.clean_share)
     clips = load_clips(config.path) if config.kind == "stored" else read_manifest(config.path, columns=config.columns)
-    return partial(_draw_neighbours, sorted(clips, key=lambda clip: clip.prompt or ""))
+    chosen = [clip for clip in clips if is_held_out(clip.source_id) == held_out]
+    if not chosen:
+        raise ValueError(f"{config.path} has no clip {'to hold out' if held_out else 'to train on'} among {len(clips)}")
+    return partial(_draw_neighbours, sorted(chosen, key=lambda clip: clip.prompt or ""))
 
 
-def open_mixture(configs: Sequence[DataConfig]) -> Source:
+def is_held_out(source_id: str) -> bool:
+    """Return whether a source is in the held-out tenth, by its name's hash, the same on every machine."""
+    return hashlib.sha256(source_id.encode()).digest()[0] % 10 == 0
+
+
+def open_mixture(configs: Sequence[DataConfig], *, held_out: bool = False) -> Source:
     """Return the source that draws every pair of clips from one of the sections by weight."""
-    sources = [open_source(config) for config in configs]
+    sources = [open_source(config, held_out=held_out) for config in configs]
     weights = [config.weight for config in configs]
 
     def draw(seed: int, num: int) -> list[RatedClip]:
@@ -45,8 +66,8 @@ def open_mixture(configs: Sequence[DataConfig]) -> Source:
     return draw
 
 
-def _render_pairs(clean_share: float, seed: int, num: int) -> list[RatedClip]:
-    rng, scenes = random.Random(seed), moving_shapes.split(moving_shapes.CORE)[0]
+def _render_pairs(scenes: Sequence[moving_shapes.Scene], clean_share: float, seed: int, num: int) -> list[RatedClip]:
+    rng = random.Random(seed)
     pairs = (
         moving_shapes.sample_rated(2, seed=rng.getrandbits(48), scenes=[rng.choice(scenes)], clean_share=clean_share)
         for _ in range((num + 1) // 2)

@@ -14,8 +14,10 @@ import torch
 from torch import nn
 
 from reward_model.datasets import moving_shapes
+from reward_model.evaluation.metrics import srcc
 from reward_model.judge.checkpoint import JudgeConfig
 from reward_model.judge.model import VideoJudge
+from reward_model.judge.readouts import read_levels
 from reward_model.judge.tiny import build_tiny, build_tokenizer
 from reward_model.media.distortions import DEFECTS
 from reward_model.media.frame_sampling import FramePolicy, take
@@ -31,6 +33,9 @@ log = logging.getLogger(__name__)
 
 WORLD_SIZE, WORLD_FRAMES = 32, 9
 """Pixels per side and frames of the clips that a judge built from nothing is made for."""
+
+HELD_OUT_SEED = 2**40
+"""Seed of held-out clips, above every training draw."""
 
 PAIRS_PER_CLIP = 0.5
 """Default number of comparisons per clip of a batch."""
@@ -54,7 +59,10 @@ def run_recipe(config: RecipeConfig, *, num_stages: int | None = None) -> Path:
             judge = (
                 start_judge(config) if previous is None else VideoJudge.from_pretrained(previous, dtype=torch.float32)
             )
-            metrics = run_stage(judge, stage, seed=config.seed * 1000 + number, log_file=output / "metrics.jsonl")
+            seed = config.seed * 1000 + number
+            metrics = run_stage(judge, stage, seed=seed, log_file=output / "metrics.jsonl")
+            metrics |= measure_stage(judge, stage, seed=HELD_OUT_SEED)
+            judge.configure(lineage=(*judge.config.lineage, stage.name))
             _save_atomically(judge, folder, {"stage": asdict(stage), "metrics": metrics})
         previous = folder
     assert previous is not None
@@ -133,6 +141,39 @@ def run_stage(judge: VideoJudge, stage: StageConfig, *, seed: int, log_file: Pat
         metrics = fit(parameters, loss, stage.fit, matrices=matrices, log=write if rank == 0 else None)
     judge.eval()
     return metrics
+
+
+@torch.no_grad()
+def measure_stage(judge: VideoJudge, stage: StageConfig, *, seed: int, batch_size: int = 16) -> dict[str, float]:
+    """Score held-out clips of the stage's data by levels; set the judge's calibration constants from them.
+
+    Args:
+        judge: the judge after the stage; its configuration receives mean and standard deviation of each dimension.
+        stage: whose role, data and number of clips are used.
+        seed: seed of the held-out clips.
+        batch_size: clips per forward pass.
+
+    Returns:
+        "srcc_<dimension>" against the labels; empty for a stage that rates nothing or holds nothing out.
+    """
+    if "rate" not in stage.tasks or not stage.num_held_out:
+        return {}
+    clips, planner = open_mixture(stage.data, held_out=True)(seed, stage.num_held_out), clip_planner(judge)
+    lessons = [clip_lesson(clip, planner, ["rate"]) for clip in clips]
+    found: dict[str, list[float]] = {name: [] for name in judge.config.dimensions}
+    labels: dict[str, list[float]] = {name: [] for name in judge.config.dimensions}
+    with judge.use_role(stage.role):
+        for start in range(0, len(lessons), batch_size):
+            logits = judge.next_token_logits([lesson.request for lesson in lessons[start : start + batch_size]])
+            for clip, branches in zip(clips[start : start + batch_size], logits, strict=True):
+                qualities = read_levels(branches, judge.level_ids).quality.tolist()
+                for (name, label), quality in zip(clip.quality.items(), qualities, strict=True):
+                    found[name].append(quality)
+                    labels[name].append(label)
+    rated = {name: torch.tensor(values) for name, values in found.items() if len(values) > 1}
+    constants = {name: {"mean": float(q.mean()), "std": float(q.std())} for name, q in rated.items()}
+    judge.configure(calibration=constants)
+    return {f"srcc_{name}": srcc(values.numpy(), labels[name]) for name, values in rated.items()}
 
 
 def layer_matrices(judge: VideoJudge, parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:

@@ -127,3 +127,58 @@ def test_a_refresh_turns_a_preference_round_and_leaves_the_base_alone():
     metrics = refresh_levels(judge, role="generated", pairs=[pair], anchors=[good, bad], **settings)
     assert metrics["pair_accuracy"] == 1.0 and metrics["fidelity"] < 0.1
     assert all(torch.equal(base[name], p) for name, p in judge.named_parameters() if name in base)
+
+
+def recipe(output, stages):
+    from reward_model.training.recipe import RecipeConfig, ScratchConfig
+
+    scratch = ScratchConfig(hidden=32, layers=1, patch_size=8)
+    return RecipeConfig(name="judge", output=str(output), scratch=scratch, stages=stages, trained_on="noise")
+
+
+def stage(name, role=None, tasks=None):
+    from reward_model.training.recipe import DataConfig, LoraConfig, StageConfig
+
+    return StageConfig(
+        name=name,
+        role=role,
+        data=[DataConfig(kind="moving_shapes")],
+        tasks=tasks or {"rate": 1.0, "describe": 1.0, "reason": 1.0, "compare": 1.0},
+        lora=LoraConfig(rank=4, alpha=8),
+        num_held_out=6,
+        fit=FitSettings(num_steps=2, learning_rate=1e-3, matrix_learning_rate=1e-2, batch_size=4),
+    )
+
+
+def test_a_recipe_saves_each_stage_once_and_continues_from_the_last(tmp_path, monkeypatch):
+    from reward_model.judge.model import VideoJudge
+    from reward_model.training import stages
+
+    ran = []
+    plain = stages.run_stage
+    monkeypatch.setattr(
+        stages, "run_stage", lambda judge, stage, **rest: ran.append(stage.name) or plain(judge, stage, **rest)
+    )
+    plan = [stage("see"), stage("score", role="generated", tasks={"rate": 1.0})]
+    stages.run_recipe(recipe(tmp_path, plan), num_stages=1)
+    folder = stages.run_recipe(recipe(tmp_path, plan))
+    assert ran == ["see", "score"]
+    stages.run_recipe(recipe(tmp_path, plan))
+    assert ran == ["see", "score"]
+    judge, first = VideoJudge.from_pretrained(folder), VideoJudge.from_pretrained(tmp_path / "stages" / "00-see")
+    assert judge.roles == ("generated",) and first.roles == ()
+    assert judge.config.lineage == ("see", "score")
+    assert set(judge.config.calibration) == set(DIMENSIONS)
+    ours = dict(judge.model.named_parameters())
+    for name, parameter in first.model.named_parameters():  # the adapter's stage leaves the base as it was
+        key = name if name in ours else name.replace("proj.", "proj.base_layer.")
+        torch.testing.assert_close(ours[key], parameter, rtol=0, atol=0)
+
+
+def test_the_same_seed_trains_the_same_judge(tmp_path):
+    from reward_model.judge.model import VideoJudge
+    from reward_model.training.stages import run_recipe
+
+    found = [VideoJudge.from_pretrained(run_recipe(recipe(tmp_path / name, [stage("see")]))) for name in "ab"]
+    for one, other in zip(*(judge.parameters() for judge in found), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)

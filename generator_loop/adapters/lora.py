@@ -48,7 +48,6 @@ class LoraWeights:
         if not targets:
             raise ValueError("LoRA needs at least one target module")
         config = LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=sorted(targets))
-        model.requires_grad_(False)
         model.add_adapter(config, ADAPTER)
         self._model = model
         self._lock = threading.RLock()

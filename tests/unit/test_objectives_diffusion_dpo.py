@@ -74,8 +74,8 @@ def test_ties_make_no_pair_even_without_a_gap():
 
 
 def test_samples_without_reward_make_no_pair():
-    rewards = torch.tensor([NAN, 0.2, 0.8, NAN, NAN, 0.3, NAN, NAN])
-    assert choose_pairs(rewards, group_size=4, num_pairs=2, min_gap=0.05) == [(2, 1)]
+    rewards = torch.tensor([NAN, 0.2, 0.8, NAN, NAN, 0.3, NAN, NAN, 0.9, NAN, 0.1, 0.5])
+    assert choose_pairs(rewards, group_size=4, num_pairs=2, min_gap=0.05) == [(2, 1), (8, 10)]
 
 
 def plan(rollout, rewards, *, num_updates=2, micro_batch_size=32):

@@ -10,7 +10,7 @@ PROMPTS = tuple(Prompt(index, f"prompt {index}") for index in range(10))
 
 def test_csv_column_is_read_in_order_with_quotes_and_line_breaks(tmp_path):
     path = tmp_path / "prompts.csv"
-    path.write_text('\ufeffid,text\n1,"a cat, asleep"\n2,"a dog\nrunning"\n', encoding="utf-8")
+    path.write_text('\ufefftext,id\n"a cat, asleep",1\n"a dog\nrunning",2\n', encoding="utf-8")
     assert read_prompts(path, column="text") == (Prompt(0, "a cat, asleep"), Prompt(1, "a dog\nrunning"))
 
 
@@ -71,7 +71,7 @@ def test_ranks_are_disjoint_and_together_draw_what_one_process_draws(num_ranks):
     for round_index in range(6):
         shares = [draw(round_index, rank=rank, num_ranks=num_ranks) for rank in range(num_ranks)]
         together = [prompt for share in shares for prompt in share]
-        assert len(set(together)) == 4 and set(together) == set(draw(round_index))
+        assert len(together) == 4 and set(together) == set(draw(round_index))
 
 
 def test_more_prompts_than_there_are_is_refused():

@@ -1,0 +1,217 @@
+"""The command line with a judge passed in: inputs, output lines and exit status."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from reward_model import cli
+from tests.fake_judge import FakeJudge
+
+KNOWN = {"a.mp4": 0.75, "b.mp4": 0.5, "c.mp4": 0.25}
+
+
+@pytest.fixture
+def call(capsys):
+    """Run a command with a fake judge and return exit status, stdout lines, stderr and the judge."""
+
+    def run(*argv, known=KNOWN):
+        judge = FakeJudge(known)
+        status = cli.main([str(item) for item in argv], judge_factory=lambda args: judge)
+        streams = capsys.readouterr()
+        return status, streams.out.splitlines(), streams.err, judge
+
+    return run
+
+
+def test_json_gives_one_object_a_line_and_null_with_its_reason(call):
+    status, lines, _, _ = call("score", "a.mp4", "b.mp4", "--json")
+    first, second = map(json.loads, lines)
+    assert status == 0
+    assert first["path"] == "a.mp4"
+    assert first["valid"] is True
+    assert first["scores"] == {
+        "visual_quality": 0.75,
+        "motion_quality": 0.75,
+        "text_alignment": None,
+        "overall": 0.75,
+    }
+    assert first["reasons"] == {"text_alignment": "no prompt"}
+    assert first["overall_from"] == ["visual_quality", "motion_quality"]
+    assert first["frames"]["indices"] == [0, 4]
+    assert second["scores"]["overall"] == 0.5
+
+
+def test_an_unreadable_file_is_invalid_and_the_rest_is_still_scored(call):
+    status, lines, _, _ = call("score", "a.mp4", "broken.mp4", "b.mp4", "--json", "--batch-size", 2)
+    found = [json.loads(line) for line in lines]
+    assert status == 1
+    assert [item["valid"] for item in found] == [True, False, True]
+    assert set(found[1]["scores"].values()) == {None}
+    assert set(found[1]["reasons"].values()) == {"damaged: cut"}
+
+
+def test_a_prompt_reaches_the_judge_and_gives_text_alignment(call):
+    status, lines, _, judge = call("score", "a.mp4", "--prompt", "a cat", "--json", "--readout", "reason")
+    found = json.loads(lines[0])
+    assert status == 0
+    assert judge.calls == [(["a.mp4"], ["a cat"], "reason")]
+    assert found["scores"]["text_alignment"] == 0.75
+    assert found["text"] == "because"
+
+
+def test_folders_and_lists_are_spelt_out(call, tmp_path):
+    folder = tmp_path / "clips" / "deep"
+    folder.mkdir(parents=True)
+    for name in ("b.mp4", "a.mp4", "notes.txt"):
+        (folder / name).touch()
+    listing = tmp_path / "list.csv"
+    listing.write_text("path,prompt\nclips/c.mp4,a dog\nclips/a.mp4,\n", encoding="utf-8")
+    status, _, _, judge = call("score", tmp_path / "clips", listing, "--prompt", "a cat")
+    videos, prompts, _ = judge.calls[0]
+    assert status == 0
+    expected = [folder / "a.mp4", folder / "b.mp4", tmp_path / "clips" / "c.mp4", tmp_path / "clips" / "a.mp4"]
+    assert videos == [str(path) for path in expected]
+    assert prompts == ["a cat", "a cat", "a dog", "a cat"]
+
+
+def test_text_output_is_a_tidy_table(call):
+    _, lines, _, _ = call("score", "a.mp4", "broken.mp4")
+    assert lines == [
+        "file         visual   motion     text  overall  remarks",
+        "a.mp4         0.750    0.750        -    0.750  "
+        "no prompt: overall is the mean of visual_quality and motion_quality",
+        "broken.mp4        -        -        -        -  damaged: cut",
+    ]
+
+
+def test_the_toy_judge_warns_once_on_stderr_and_others_do_not(call):
+    _, _, warning, _ = call("score", "a.mp4", "b.mp4", "--batch-size", 1)
+    assert warning.count("moving shapes") == 1
+    assert call("score", "a.mp4", "--judge", "some/judge")[2] == ""
+
+
+def test_compare_names_the_better_file(call):
+    status, lines, _, _ = call("compare", "a.mp4", "c.mp4")
+    assert status == 0
+    assert lines == ["a.mp4 is better (first 0.750, second 0.250, tie 0.000; both orders agree)"]
+    status, lines, _, _ = call("compare", "c.mp4", "a.mp4", "--json")
+    found = json.loads(lines[0])
+    assert (found["p_first"], found["margin"], found["consistent"]) == (0.25, -0.5, True)
+
+
+def test_compare_of_a_broken_file_fails(call):
+    status, lines, _, _ = call("compare", "a.mp4", "broken.mp4", "--json")
+    found = json.loads(lines[0])
+    assert status == 1
+    assert (found["p_first"], found["valid"], found["reason"]) == (None, False, "damaged: cut")
+
+
+def test_explain_prints_text_levels_faults_and_the_frame_that_matters(call):
+    status, lines, _, _ = call("explain", "a.mp4")
+    assert status == 0
+    assert lines[0] == "<think>It flickers.</think>"
+    assert lines[-1] == "motion_quality: poor; reasoned score 0.250; faults: flicker; frame 2 of 2 matters most"
+
+
+def test_explain_of_a_broken_file_fails(call):
+    status, lines, _, _ = call("explain", "broken.mp4", "--json")
+    assert status == 1
+    assert json.loads(lines[0])["reason"] == "damaged: cut"
+
+
+def test_eval_reads_a_manifest(call, tmp_path):
+    path = tmp_path / "m.csv"
+    path.write_text("file,prompt,mos\na.mp4,x,5\nb.mp4,x,3\nc.mp4,y,1\n", encoding="utf-8")
+    columns = ("--columns", "video=file", "prompt=prompt", "overall=mos[1,5]")
+    status, lines, _, _ = call("eval", "--manifest", path, *columns, "--json")
+    (row,) = json.loads(lines[0])["rows"]
+    assert status == 0
+    assert (row["dimension"], row["num_clips"], row["coverage"]) == ("overall", 3, 1.0)
+    assert row["srcc"] == pytest.approx(1.0)
+    assert (row["num_pairs"], row["pair_accuracy"]) == (1, 1.0)
+
+
+def test_eval_reads_pairs_by_comparison_and_by_score(call, tmp_path):
+    path = tmp_path / "pairs.csv"
+    path.write_text("path_A,path_B,prompt,VQ,Overall\na.mp4,b.mp4,x,A,A\nb.mp4,a.mp4,x,A,B\n", encoding="utf-8")
+    status, lines, _, _ = call("eval", "--pairs", path, "--readout", "compare", "--json")
+    rows = {row["dimension"]: row for row in json.loads(lines[0])["rows"]}
+    assert status == 0
+    assert set(rows) == {"overall"}
+    assert rows["overall"]["accuracy"] == 1.0
+    _, lines, _, _ = call("eval", "--pairs", path, "--json")
+    rows = {row["dimension"]: row for row in json.loads(lines[0])["rows"]}
+    assert (rows["visual_quality"]["accuracy"], rows["overall"]["accuracy"]) == (0.5, 1.0)
+
+
+def test_eval_with_an_unreadable_clip_tells_its_coverage_and_fails(call, tmp_path):
+    path = tmp_path / "m.csv"
+    path.write_text("video,overall\na.mp4,1\nb.mp4,0.5\nbroken.mp4,0\nc.mp4,0.1\n", encoding="utf-8")
+    status, lines, _, _ = call("eval", "--manifest", path, "--json")
+    assert status == 1
+    assert json.loads(lines[0])["rows"][0]["coverage"] == 0.75
+
+
+def test_eval_on_the_world_rates_against_the_oracle(call):
+    status, lines, _, judge = call("eval", "--world", "moving_shapes", "--num", 6)
+    assert status == 0
+    assert lines[0].startswith("dimension")
+    assert [line.split()[0] for line in lines[1:]] == [
+        "visual_quality",
+        "motion_quality",
+        "text_alignment",
+        "overall",
+    ]
+    assert sum(len(videos) for videos, _, _ in judge.calls) == 6
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("score", "EMPTY"), "no video files in this folder"),
+        (("score", "none.csv"), "no such file"),
+        (("eval", "--manifest", "none.csv"), "no such file"),
+        (("eval", "--pairs", "none.csv", "--columns", "VQ"), "OURS=THEIRS"),
+        (("eval", "--world", "moving_shapes", "--columns", "a=b"), "a world has none"),
+    ],
+)
+def test_user_errors_end_with_a_line_and_status_2(call, tmp_path, argv, message):
+    status, lines, error, _ = call(*(tmp_path if item == "EMPTY" else item for item in argv))
+    assert (status, lines) == (2, [])
+    assert message in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("argv", [(), ("rank",), ("score",), ("score", "a.mp4", "--threads", "0"), ("eval",)])
+def test_wrong_usage_ends_with_status_2(call, argv):
+    with pytest.raises(SystemExit) as stopped:
+        call(*argv)
+    assert stopped.value.code == 2
+
+
+@pytest.mark.parametrize(("command", "role"), [("score", "generated"), ("compare", "comparator")])
+def test_the_role_fits_the_command(command, role):
+    seen = []
+
+    def factory(args):
+        seen.append(args.role)
+        return FakeJudge(KNOWN)
+
+    cli.main([command, "a.mp4", "b.mp4"], judge_factory=factory)
+    cli.main([command, "a.mp4", "b.mp4", "--role", "natural"], judge_factory=factory)
+    assert seen == [role, "natural"]
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; from reward_model import cli\n"
+        "try: cli.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'numpy', 'transformers', 'av', 'peft'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "examples:" in done.stdout

@@ -114,6 +114,20 @@ def restore(session: Session) -> None:
     log.info("resumed from %s: round %d, iteration %d", folder, session.progress.round, session.progress.iteration)
 
 
+def ends(output: Path) -> tuple[Evaluation, Evaluation]:
+    """Return what a finished run measured before any update and at its end, clip by clip.
+
+    Raises:
+        ValueError: the run has not finished.
+    """
+    folder = checkpoint.latest(output / "checkpoints")
+    saved = json.loads((folder / "state" / "progress.json").read_text(encoding="utf-8")) if folder else {}
+    before, after = (_evaluation_from(saved.get(name)) for name in ("before", "after"))
+    if before is None or after is None:
+        raise ValueError(f"{output} holds no finished run")
+    return before, after
+
+
 def _refuse_other_settings(config: JointConfig, path: Path) -> None:
     """Refuse to continue a run with settings that change what it computes."""
     written = read_config(path, [])

@@ -1,0 +1,199 @@
+"""Runs the arms of the toy experiment, several seeds each, and writes their table, plot and JSON.
+
+    python scripts/run_arms.py                     all arms, three seeds, two runs at a time on one thread each
+    python scripts/run_arms.py --arms nft dpo --seeds 0 --jobs 1
+
+A finished run is not repeated and an interrupted one is resumed, so that the script can be stopped and started at will.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from generator_loop.evaluation import Evaluation  # noqa: E402
+from generator_loop.state import ends  # noqa: E402
+from generator_loop.summary import difference, levels  # noqa: E402
+
+ARMS: dict[str, tuple[str, ...]] = {
+    "nft": (),
+    "nft_no_refresh": ("refresh.every=0",),
+    "dpo": ("objective.name=dpo", "update.learning_rate=1e-4"),
+    "draft": ("objective.name=draft", "update.learning_rate=1e-4", "sampling.group_size=4", "loop.num_rounds=2"),
+    "shuffled": ("reward.transform=shuffle",),
+    "reversed": ("reward.transform=negate",),
+}
+"""Arm -> what it changes in configs/toy.yaml."""
+
+TITLES = {
+    "nft": "DiffusionNFT, judge refreshed",
+    "nft_no_refresh": "DiffusionNFT, judge fixed",
+    "dpo": "Diffusion-DPO, judge refreshed",
+    "draft": "DRaFT-K, judge refreshed (short)",
+    "shuffled": "control: rewards shuffled",
+    "reversed": "control: rewards reversed",
+}
+DIMENSIONS = ("overall", "visual_quality", "motion_quality", "text_alignment")
+
+
+def main() -> int:
+    """Run what is missing, then write the results; return the number of runs that failed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "arms", help="folder of the runs")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of the results")
+    options = parser.parse_args()
+    todo = [(arm, seed) for seed in options.seeds for arm in options.arms]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        statuses = list(pool.map(lambda item: run_one(options.runs, *item), todo))
+    found = {arm: collect([output(options.runs, arm, seed) for seed in options.seeds]) for arm in options.arms}
+    found = {arm: summary for arm, summary in found.items() if summary}
+    if found:
+        write_results(found, options.docs)
+    return sum(status != 0 for status in statuses)
+
+
+def output(runs: Path, arm: str, seed: int) -> Path:
+    """Return the folder of one run."""
+    return runs / f"{arm}-{seed}"
+
+
+def run_one(runs: Path, arm: str, seed: int) -> int:
+    """Run or resume one arm with one seed in a process of one thread, and return its exit status."""
+    folder = output(runs, arm, seed)
+    if (folder / "summary.json").exists():
+        return 0
+    started = (folder / "checkpoints" / "LATEST").exists()
+    place = f"resume={folder}" if started else f"run.output={folder}"
+    if not started and (folder / "config.yaml").exists():
+        (folder / "config.yaml").unlink()  # killed before its first checkpoint: nothing to resume
+    settings = [*ARMS[arm], f"run.seed={seed}", "run.num_threads=1", place]
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "log.txt").open("a") as log:
+        command = [sys.executable, str(ROOT / "joint_train.py"), str(ROOT / "configs" / "toy.yaml"), *settings]
+        status = subprocess.run(
+            command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=ROOT, check=False
+        ).returncode
+    said = "done" if status == 0 else f"failed ({status}), see {folder / 'log.txt'}"
+    print(f"{arm} seed {seed}: {said}", flush=True)
+    return status
+
+
+def collect(folders: Sequence[Path]) -> dict[str, Any]:
+    """Return one summary of an arm over its finished seeds; empty if none has finished."""
+    done = [folder for folder in folders if (folder / "summary.json").exists()]
+    if not done:
+        return {}
+    summaries = [json.loads((folder / "summary.json").read_text(encoding="utf-8")) for folder in done]
+    before, after = (joined(side) for side in zip(*(ends(folder) for folder in done), strict=True))
+    settings = summaries[0]["config"]
+    for summary in summaries:
+        del summary["config"]
+    return {
+        "before": levels(before),
+        "after": levels(after),
+        "difference": difference(before, after, num_resamples=2000, seed=0),
+        "num_prompts": summaries[0]["num_prompts"],
+        "num_seeds": len(summaries),
+        "config": settings,
+        "runs": summaries,
+    }
+
+
+def joined(evaluations: Sequence[Evaluation]) -> Evaluation:
+    """Put the clips of several seeds into one evaluation; clips of one prompt stay one unit of the bootstrap."""
+    names = set.intersection(*(set(item.columns) for item in evaluations))
+    ids = tuple(prompt_id for item in evaluations for prompt_id in item.prompt_ids)
+    columns = {name: tuple(v for item in evaluations for v in item.columns[name]) for name in sorted(names)}
+    return Evaluation(ids, columns)
+
+
+def write_results(arms: Mapping[str, Mapping[str, Any]], docs: Path) -> None:
+    """Write toy_results.json, .md and .svg."""
+    docs.mkdir(parents=True, exist_ok=True)
+    (docs / "toy_results.json").write_text(json.dumps({"arms": arms}, indent=1) + "\n", encoding="utf-8")
+    plot(arms, docs / "toy_results.svg")
+    lines = [
+        "# What the toy loop does",
+        "",
+        "The generator learns from the judge alone; the oracle only measures. Each row is the change on "
+        f"{next(iter(arms.values()))['num_prompts']} held-out prompts with the same noise before and after, with its "
+        "95 % bootstrap interval by prompt over all seeds. `python scripts/run_arms.py` makes this page.",
+        "",
+        "![oracle by round](toy_results.svg)",
+        "",
+        "| arm | seeds | oracle before | after | "
+        + " | ".join(f"{name.replace('_', ' ')}" for name in DIMENSIONS)
+        + " | diversity | flow loss, times | refreshes kept | minutes |",
+        "|---" * (8 + len(DIMENSIONS)) + "|",
+        *(row(arm, summary) for arm, summary in arms.items()),
+        "",
+    ]
+    (docs / "toy_results.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def row(arm: str, summary: Mapping[str, Any]) -> str:
+    """Return one arm's line of the table."""
+    runs, change = summary["runs"], summary["difference"]
+    cells = [TITLES[arm], str(summary["num_seeds"])]
+    cells += [f"{summary[side]['oracle']['overall']:.3f}" for side in ("before", "after")]
+    cells += [f"{change[n]['mean']:+.3f} [{change[n]['low']:+.3f}, {change[n]['high']:+.3f}]" for n in DIMENSIONS]
+    cells.append(f"{mean([run['rounds'][-1]['diversity'] for run in runs]):.2f}")
+    cells.append(f"{mean([run['rounds'][-1]['flow_loss'] / run['rounds'][0]['flow_loss'] for run in runs]):.2f}")
+    kept = [record["judge_kept"] for run in runs for record in run["rounds"] if record["judge_kept"] is not None]
+    cells.append(f"{sum(kept)} of {len(kept)}")
+    cells.append(f"{mean([sum(record['seconds'] for record in run['rounds']) for run in runs]) / 60:.1f}")
+    return "| " + " | ".join(cells) + " |"
+
+
+def plot(arms: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """Draw the oracle's overall score and the initial judge's reward by round, one line an arm."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4), sharex=True)
+    measures = {"oracle, overall (measures only)": _oracle, "reward of the initial judge": _reward}
+    for axis, (title, read) in zip(axes, measures.items(), strict=True):
+        for arm, summary in arms.items():
+            length = min(len(run["rounds"]) for run in summary["runs"])
+            values = [mean([read(run["rounds"][place]) for run in summary["runs"]]) for place in range(length)]
+            style = "--" if arm in ("shuffled", "reversed") else "-"
+            axis.plot(range(length), values, style, marker="o", markersize=4, label=TITLES[arm])
+        axis.set(title=title, xlabel="round")
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def _oracle(record: Mapping[str, Any]) -> float:
+    return record["oracle"]["overall"]
+
+
+def _reward(record: Mapping[str, Any]) -> float:
+    return record["reward_initial_judge"]
+
+
+def mean(values: Sequence[float]) -> float:
+    """Return the mean."""
+    return sum(values) / len(values)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -33,8 +34,9 @@ def requests():
 
 
 def randomise(judge, role):
-    for number, parameter in enumerate(judge._roles.parameters(role)):
-        torch.nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(number))
+    generator = torch.Generator().manual_seed(zlib.crc32(role.encode()))
+    for parameter in judge._roles.parameters(role):
+        torch.nn.init.normal_(parameter, std=0.2, generator=generator)
 
 
 def logits_of(judge, requests, role=None):
@@ -107,10 +109,10 @@ def test_switching_roles_leaves_requires_grad_as_it_was_and_nests(judge, request
     judge.trainable_parameters("a")
     flags = {name: p.requires_grad for name, p in judge.named_parameters()}
     assert any(flags.values())
-    b = logits_of(judge, requests, "b")
+    a, b = (logits_of(judge, requests, role) for role in "ab")
+    assert not torch.equal(a, b)
     with judge.use_role("a"):
         assert flags == {name: p.requires_grad for name, p in judge.named_parameters()}
-        a = torch.cat(judge.next_token_logits(requests)).detach()
         assert torch.equal(logits_of(judge, requests, "b"), b)
         assert torch.equal(torch.cat(judge.next_token_logits(requests)).detach(), a)
         with judge.use_role(None):
@@ -124,7 +126,7 @@ def test_a_role_is_left_also_when_the_work_inside_fails(judge, requests):
     base = logits_of(judge, requests)
     with pytest.raises(RuntimeError, match="inside"), judge.use_role("a"):
         raise RuntimeError("inside")
-    assert torch.equal(logits_of(judge, requests), base)
+    assert torch.equal(torch.cat(judge.next_token_logits(requests)).detach(), base)
 
 
 def test_only_the_chosen_weights_are_trained(judge, requests):
@@ -137,6 +139,16 @@ def test_only_the_chosen_weights_are_trained(judge, requests):
     base = judge.trainable_parameters(None)
     assert not {id(p) for p in base} & {id(p) for p in chosen}
     assert len(base) + len(chosen) == len(list(judge.parameters()))
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_new_role_leaves_the_bases_requires_grad_as_it_was(judge, trained):
+    judge.requires_grad_(trained)
+    judge.add_role("a", rank=4)
+    base = {name: p.requires_grad for name, p in judge.named_parameters() if "lora" not in name}
+    assert set(base.values()) == {trained}
+    judge.add_role("b", copy_from="a")
+    assert all(p.requires_grad is trained for name, p in judge.named_parameters() if "lora" not in name)
 
 
 def test_a_role_named_like_a_module_owns_its_own_weights_only(judge):

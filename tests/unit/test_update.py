@@ -40,20 +40,20 @@ def rows(num=8):
     return torch.randn(num, 3, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("sizes", [[1] * 8, [5, 3], [8]])
+@pytest.mark.parametrize("sizes", [[1] * 8, [5, 3], [8], [3, 2]])
 def test_micro_batches_of_any_size_take_the_same_step(sizes):
-    weight, expected = parameter(), parameter()
+    whole, weight, expected = rows(sum(sizes)), parameter(), parameter()
     updater = Updater({"w": weight}, lr=0.1, max_grad_norm=100.0)
-    metrics = updater.step(SquaredRows(weight), rows().split(sizes), None)
+    metrics = updater.step(SquaredRows(weight), whole.split(sizes), None)
     optimizer = torch.optim.AdamW([expected], lr=0.1, weight_decay=0.0)
-    loss = (rows() @ expected).square().mean()
+    loss = (whole @ expected).square().mean()
     loss.backward()
     optimizer.step()
     assert_close(weight, expected, atol=1e-6, rtol=0)
     assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-5)
     assert metrics["grad_norm"] == pytest.approx(expected.grad.norm().item(), rel=1e-5)
-    assert metrics["row_mean"] == pytest.approx((rows() @ parameter()).mean().item(), rel=1e-4)
-    assert metrics["num_rows"] == 8
+    assert metrics["row_mean"] == pytest.approx((whole @ parameter()).mean().item(), rel=1e-4)
+    assert metrics["num_rows"] == len(whole)
 
 
 def test_gradients_are_scaled_down_to_the_norm_and_reported_as_they_were():

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from reward_model.records import DIMENSIONS
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
@@ -131,8 +133,11 @@ class RewardSettings:
         """Check ranges."""
         if not 0 <= self.max_invalid_fraction <= 1:
             raise ValueError(f"reward.max_invalid_fraction must be in [0, 1], got {self.max_invalid_fraction}")
-        if not any([*self.weights.values(), *(term.weight for term in self.terms.values())]):
-            raise ValueError("reward.weights and reward.terms are all zero, so nothing would be learned")
+        for name in self.weights:
+            if name not in DIMENSIONS:
+                raise ValueError(f"reward.weights.{name} is no dimension; expected one of {', '.join(DIMENSIONS)}")
+        if not any(self.weights.values()):
+            raise ValueError("reward.weights are all zero: give the judge's dimensions a part in the reward")
 
 
 @dataclass(frozen=True, kw_only=True)

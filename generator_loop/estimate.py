@@ -27,6 +27,9 @@ def estimate(session: Session) -> str:
 
     Args:
         session: a freshly opened run.
+
+    Returns:
+        Lines of text.
     """
     config, generator = session.config, session.generator
     clips = num_clips(session)

@@ -16,7 +16,7 @@ from torch import Tensor
 from generator_loop.adapters.base import VideoGenerator, predict_with
 from generator_loop.objectives.base import keyed_noise, mean_square, noised
 from generator_loop.records import Draw, Prompt, Rollout
-from generator_loop.rewards import Judge
+from generator_loop.rewards import Judge, weighted
 from generator_loop.sampling.rollout import PromptEncoder, rollout
 from generator_loop.tracking.metric_log import is_distributed
 
@@ -98,6 +98,9 @@ class Evaluator:
             num_prompts: how many prompts; all processes pass the same number.
             judge_is_initial: the current judge still is the initial one, whose scores then serve for both.
             keep: receives each of this process's prompts with its first clip [T, C, H, W], to write it as video.
+
+        Returns:
+            The measurement, the same on all processes.
         """
         prompts = self.prompts[:num_prompts]
         rows: list[tuple[int, dict[str, float]]] = []
@@ -129,8 +132,7 @@ class Evaluator:
             if source == CURRENT and judge_is_initial:
                 continue
             out = judge(drawn.frames, texts, fps=fps, batch_size=self.judge_batch_size)
-            reward = sum(weight * out.scores[name] for name, weight in self.weights.items() if weight)
-            for name, values in {**out.scores, "reward": reward}.items():
+            for name, values in {**out.scores, "reward": weighted(out.scores, self.weights)}.items():
                 for row, value in zip(found, values.tolist(), strict=True):
                     row[f"{source}/{name}"] = value
                     if source == INITIAL and judge_is_initial:

@@ -131,6 +131,7 @@ def refresh(
     """
     from reward_model.training.refresh import refresh_levels
 
+    assert judge.role is not None, "a refresh trains an adapter"
     saved = adapter_tensors(judge)
     before = anchor_accuracy(anchor_scores(judge, anchors.held_out), anchors.held_out)
     metrics = refresh_levels(
@@ -164,6 +165,9 @@ def anchor_accuracy(scores: Mapping[str, Tensor], clips: Sequence[RatedClip]) ->
     Args:
         scores: dimension -> [A], as `anchor_scores` returns them.
         clips: the A labelled clips.
+
+    Returns:
+        Accuracy in [0, 1].
 
     Raises:
         ValueError: no two anchors differ enough to form a pair.
@@ -205,6 +209,10 @@ def adapter_tensors(judge: VideoJudgeReward) -> dict[str, Tensor]:
 def load_adapter_tensors(judge: VideoJudgeReward, tensors: dict[str, Tensor]) -> None:
     """Put back what `adapter_tensors` returned.
 
+    Args:
+        judge: the judge whose role is restored.
+        tensors: number to tensor.
+
     Raises:
         ValueError: the tensors belong to another adapter.
     """
@@ -218,6 +226,12 @@ def load_adapter_tensors(judge: VideoJudgeReward, tensors: dict[str, Tensor]) ->
 
 def read_anchors(settings: AnchorSettings) -> Anchors:
     """Read labelled clips from `refresh.anchors.path`, or render them in the moving-shapes world.
+
+    Args:
+        settings: where from and how many.
+
+    Returns:
+        The anchors.
 
     Raises:
         ValueError: the file lacks columns or rows, or a quality is not in [0, 1].

@@ -67,10 +67,16 @@ def set_threads(num_threads: int | None) -> int:
 def start_processes(device: Literal["auto", "cpu", "cuda"]) -> Processes:
     """Join the process group if there is one, and choose the device of this process.
 
+    Args:
+        device: `run.device`.
+
+    Returns:
+        This process among the others.
+
     Raises:
         ValueError: a GPU was asked for and there is none.
     """
-    from accelerate import PartialState
+    from accelerate import PartialState  # type: ignore[import-untyped]
 
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("run.device=cuda, but torch sees no GPU; use run.device=cpu or a CUDA build of torch")

@@ -54,6 +54,9 @@ def alarms(now: Mapping[str, float], first: Mapping[str, float]) -> tuple[str, .
     Args:
         now: statistics of this iteration.
         first: statistics of the run's first iteration.
+
+    Returns:
+        Sentences, none where all is well.
     """
     found = []
     for name, (low, high) in LIMITS.items():
@@ -66,6 +69,10 @@ def alarms(now: Mapping[str, float], first: Mapping[str, float]) -> tuple[str, .
 
 def refuse_invalid(scored: Scored, *, max_fraction: float) -> None:
     """Stop the run when too many samples have no score.
+
+    Args:
+        scored: rewards of one iteration.
+        max_fraction: share of missing rewards that passes.
 
     Raises:
         RuntimeError: more than `max_fraction` of the rewards are missing.

@@ -40,6 +40,12 @@ class Judge(Protocol):
 def load_term(name: str) -> Term:
     """Import a reward given as `module:function`.
 
+    Args:
+        name: importable module and function.
+
+    Returns:
+        The function.
+
     Raises:
         ValueError: no such module or function, or it cannot be called.
     """
@@ -97,6 +103,11 @@ class Scorer:
     @property
     def _asked(self) -> dict[str, float]:
         return {name: weight for name, weight in self.weights.items() if weight}
+
+
+def weighted(scores: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """Return the weighted sum [B] of a judge's scores; dimensions of weight 0 need not be there."""
+    return torch.stack([weight * scores[name] for name, weight in weights.items() if weight]).sum(0)
 
 
 def transformed(

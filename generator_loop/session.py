@@ -28,7 +28,7 @@ from generator_loop.launch import Processes
 from generator_loop.objectives import OBJECTIVE_CONFIGS, OBJECTIVES
 from generator_loop.objectives.base import Objective
 from generator_loop.records import Draw, Prompt
-from generator_loop.rewards import Scorer, load_term
+from generator_loop.rewards import Scorer, load_term, weighted
 from generator_loop.sampling.rollout import PromptEncoder, rollout
 from generator_loop.tracking.metric_log import MetricLog, ProgressBar
 from generator_loop.update import Updater
@@ -116,6 +116,9 @@ def open_session(config: JointConfig, processes: Processes) -> Session:
     Args:
         config: the run.
         processes: this process among the others.
+
+    Returns:
+        The parts, with no progress yet.
 
     Raises:
         ValueError: the config asks for what does not exist.
@@ -278,8 +281,7 @@ def _renderer(config: JointConfig, held_out: tuple[Prompt, ...], draw: Draw) -> 
 def _anchor_rewards(config: JointConfig, judge: VideoJudgeReward, anchors: Anchors | None) -> torch.Tensor | None:
     if anchors is None:
         return None
-    scores = anchor_scores(judge, anchors.held_out)
-    return sum(weight * scores[name] for name, weight in config.reward.weights.items() if weight)
+    return weighted(anchor_scores(judge, anchors.held_out), config.reward.weights)
 
 
 def anchored(session: Session) -> tuple[Affine, float]:
@@ -287,14 +289,20 @@ def anchored(session: Session) -> tuple[Affine, float]:
     if session.anchors is None or session.initial_anchor_rewards is None:
         return Affine(), float("nan")
     scores = anchor_scores(session.judge, session.anchors.held_out)
-    weights = session.config.reward.weights.items()
-    rewards = sum(weight * scores[name] for name, weight in weights if weight)
+    rewards = weighted(scores, session.config.reward.weights)
     accuracy = anchor_accuracy(scores, session.anchors.held_out)
     return reanchor(rewards, session.initial_anchor_rewards), accuracy
 
 
 def embedded(package: str, name: str) -> Path:
     """Return the folder of an embedded model.
+
+    Args:
+        package: the package that holds it.
+        name: its folder among the package's assets.
+
+    Returns:
+        An existing folder.
 
     Raises:
         ValueError: it is not there.

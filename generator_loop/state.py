@@ -82,6 +82,9 @@ def _writer(session: Session) -> Callable[[Path], None]:
 def restore(session: Session) -> None:
     """Continue from the newest checkpoint of the run's folder.
 
+    Args:
+        session: freshly opened parts, which are changed in place.
+
     Raises:
         ValueError: there is none, or it was written with other settings.
     """
@@ -116,6 +119,12 @@ def restore(session: Session) -> None:
 
 def ends(output: Path) -> tuple[Evaluation, Evaluation]:
     """Return what a finished run measured before any update and at its end, clip by clip.
+
+    Args:
+        output: the run's folder.
+
+    Returns:
+        Before and after.
 
     Raises:
         ValueError: the run has not finished.

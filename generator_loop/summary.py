@@ -46,6 +46,9 @@ def round_record(
         refresh: metrics of the round's refresh, None where there was none.
         anchor_accuracy: the current judge's, on held-out anchors.
         seconds: wall time of the round.
+
+    Returns:
+        What JSON can hold.
     """
     oracle = evaluation.means(ORACLE)
     current = evaluation.mean(f"{CURRENT}/reward")
@@ -95,6 +98,9 @@ def summary(
         after: the same at the end.
         alarms: sentences of the monitors.
         checkpoint: the last checkpoint.
+
+    Returns:
+        What JSON can hold.
     """
     assert before is not None and after is not None
     settings = config.evaluation
@@ -136,6 +142,9 @@ def difference(
         after: measured at the end, on the same clips' noise.
         num_resamples: bootstrap resamples.
         seed: of the resampling.
+
+    Returns:
+        Dimension -> {"mean", "low", "high"}.
     """
     source = ORACLE if before.means(ORACLE) else INITIAL
     named = {name: f"{source}/{name}" for name in before.means(source) if name != "reward"}

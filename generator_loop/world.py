@@ -23,6 +23,9 @@ def open_prompts(settings: PromptSettings, *, seed: int) -> tuple[tuple[Prompt, 
         settings: the world, or the user's file.
         seed: chooses the held-out prompts of a file, and the order of both.
 
+    Returns:
+        Training prompts and held-out prompts.
+
     Raises:
         ValueError: the source holds too few prompts.
     """
@@ -61,6 +64,9 @@ def clean_clips(
         sample: number of the clip among those of its prompt.
         num_frames: T.
         size: height and width, which must be equal.
+
+    Returns:
+        Float32 RGB in [0, 1].
 
     Raises:
         ValueError: the frames are not square or a prompt is no caption.

@@ -33,11 +33,14 @@ def load_config(
         variants: Fields of the schema (annotated `Any`) that hold one of several dataclasses, chosen by the `name` key
             in them; where such a field's default is an empty mapping it holds a mapping of variants.
 
+    Returns:
+        The checked settings.
+
     Raises:
         ValueError: Unreadable YAML, unknown key, wrong type, value out of range, or missing required field; the message
             names the file and the key.
     """
-    import yaml
+    import yaml  # type: ignore[import-untyped]
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -52,11 +55,13 @@ def load_config(
         raise ValueError(f"{source} must hold a mapping of sections, got a {type(written).__name__}")
     try:
         raw = OmegaConf.merge(written, OmegaConf.from_dotlist(_checked_overrides(overrides)))
-        return OmegaConf.to_object(_merge(schema, raw, variants or {}))
+        found = OmegaConf.to_object(_merge(schema, raw, variants or {}))
     except OmegaConfBaseException as error:
         raise ValueError(f"{source}: {_explain(error)}") from error
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
+    assert isinstance(found, schema)
+    return found
 
 
 def to_yaml(config: Any) -> str:

@@ -58,7 +58,13 @@ def save(root: str | Path, name: str, write: Callable[[Path], None], *, keep: in
 
 
 def latest(root: str | Path) -> Path | None:
-    """Return the newest finished checkpoint, or None before the first.
+    """Return the newest finished checkpoint.
+
+    Args:
+        root: folder of the checkpoints.
+
+    Returns:
+        Its folder, or None before the first.
 
     Raises:
         ValueError: `LATEST` names a folder that is not there.

@@ -32,6 +32,9 @@ class MetricLog:
             kind: what the row tells of ("update", "round", "refresh", ...).
             step: iterations finished so far, over all rounds.
             metrics: this process's numbers; a number that is not finite is written as null.
+
+        Returns:
+            The means.
         """
         assert not {"kind", "step"} & metrics.keys(), "a metric may not be named as the row's own keys"
         means = mean_over_processes(metrics)
@@ -46,7 +49,7 @@ class ProgressBar:
     """A bar over all iterations of a run with the remaining time, shown by the first process."""
 
     def __init__(self, num_iterations: int, *, is_shown: bool) -> None:
-        from tqdm import tqdm
+        from tqdm import tqdm  # type: ignore[import-untyped]
 
         self._bar = tqdm(total=num_iterations, disable=not is_shown, unit="iteration", dynamic_ncols=True)
 

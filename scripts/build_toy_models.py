@@ -1,9 +1,8 @@
 """Trains the embedded models from scratch: python scripts/build_toy_models.py [PART ...] [--install].
 
-Parts, each resumable and skipped when finished: vae, clips, generator (one core, in this order), judge, audit.
-Without a part, two processes of one thread each train everything: the judge on one core while the other makes the
-generator and then the audit judge. `--install` copies the finished models into the packages' assets. Results stand in
-build/toy; seeds are fixed.
+Parts, each skipped when finished: vae, clips, generator, audit (one core, in this order) and judge (another core).
+Without a part, two processes of one thread each train everything. `--install` copies what is finished, rounded to
+16 bits, into the packages' assets with its provenance. Working files stand in build/toy; all seeds are fixed.
 """
 
 from __future__ import annotations
@@ -11,44 +10,65 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 WORK = Path("build/toy")
 VAE, PIPELINE, CLIPS = WORK / "vae", WORK / "wan", WORK / "generator_like.safetensors"
 PARTS = ("vae", "clips", "generator", "judge", "audit")
-NUM_CLIPS = 6000
-MAX_RENOISE = 0.3
-"""Largest noise level from which a known clip is denoised again and still carries its label."""
+NUM_CLIPS, CLIPS_SEED = 5000, 1_000_003
+ASSETS = {
+    "generator": (PIPELINE, Path("generator_loop/assets/toy_wan")),
+    "judge": (WORK / "judge/judge", Path("reward_model/assets/toy_judge")),
+    "audit": (WORK / "audit_judge/judge", Path("reward_model/assets/toy_audit")),
+}
 
 
 def build_vae() -> None:
     """Train the generator's VAE."""
-    from generator_loop.pretrain import train_vae
+    from generator_loop.toy_vae import train_vae
 
-    train_vae(VAE, seed=0)
+    if not (VAE / "metrics.json").exists():
+        write_json(VAE / "metrics.json", dict(train_vae(VAE, seed=0)))
 
 
 def build_generator() -> None:
     """Pre-train the text-to-video generator on a mixture of clean and defective clips."""
     from generator_loop.pretrain import pretrain_generator
 
-    pretrain_generator(VAE, PIPELINE, seed=0)
+    if not (PIPELINE / "metrics.json").exists():
+        write_json(PIPELINE / "metrics.json", pretrain_generator(VAE, PIPELINE, seed=0))
 
 
 def build_clips() -> None:
     """Pass labelled clips through the VAE, so that the judge meets the generator's look with known labels."""
-    from generator_loop.pretrain import round_trip, wait_for_vae
-    from reward_model.datasets import moving_shapes
-    from reward_model.training.sources import store_clips
+    import torch
+    from diffusers import AutoencoderKLWan
 
-    vae = wait_for_vae(VAE)
-    clips = moving_shapes.sample_rated(NUM_CLIPS, seed=1)
-    store_clips(CLIPS, round_trip(vae, clips))
+    from generator_loop.pretrain import decode_clips, encode_clips
+    from reward_model.records import Video
+    from reward_model.training.recipe import DataConfig
+    from reward_model.training.sources import open_source, store_clips
+
+    if CLIPS.exists():
+        return
+    vae = AutoencoderKLWan.from_pretrained(VAE).eval()
+    known = open_source(DataConfig(kind="moving_shapes"))(CLIPS_SEED, NUM_CLIPS)
+    videos = [clip.video for clip in known if isinstance(clip.video, Video)]
+    passed = decode_clips(vae, encode_clips(vae, torch.stack([video.frames for video in videos])))
+    clips = [
+        replace(clip, video=replace(video, frames=frames))
+        for clip, video, frames in zip(known, videos, passed, strict=True)
+    ]
+    beside = CLIPS.with_suffix(".part")
+    store_clips(beside, clips)
+    os.replace(beside, CLIPS)
 
 
 def build_judge() -> None:
@@ -58,7 +78,8 @@ def build_judge() -> None:
     from reward_model.training.stages import run_recipe
 
     config = load_config(RecipeConfig, "configs/judge/toy.yaml")
-    run_recipe(config, num_stages=1)
+    needs_clips = [any(data.kind == "stored" for data in stage.data) for stage in config.stages]
+    run_recipe(config, num_stages=needs_clips.index(True))
     while not CLIPS.exists():
         time.sleep(5)
     run_recipe(config)
@@ -73,15 +94,60 @@ def build_audit() -> None:
     run_recipe(load_config(RecipeConfig, "configs/judge/toy_audit.yaml"))
 
 
+def install(part: str) -> None:
+    """Copy a finished model into its package, in 16 bits, with what it was made by."""
+    import torch
+
+    from reward_model.datasets.moving_shapes import world_hash
+    from reward_model.judge.model import VideoJudge
+
+    source, target = ASSETS[part]
+    if not source.exists():
+        return
+    shutil.rmtree(target, ignore_errors=True)
+    if part == "generator":
+        from diffusers import WanPipeline
+
+        pipeline = WanPipeline.from_pretrained(source)
+        for model in (pipeline.vae, pipeline.transformer, pipeline.text_encoder):
+            model.to(torch.float16)
+        pipeline.save_pretrained(target, safe_serialization=True)
+        metrics = {"vae": read_json(VAE / "metrics.json"), "generator": read_json(source / "metrics.json")}
+    else:
+        judge = VideoJudge.from_pretrained(source)
+        judge.to(torch.float16)
+        judge.save_pretrained(target)
+        stages = sorted((source.parent / "stages").glob("[0-9]*"))
+        metrics = {stage.name: read_json(stage / "done.json") for stage in stages}
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    made = {"command": f"python scripts/build_toy_models.py {part}", "commit": commit, "world": world_hash()}
+    write_json(target / "provenance.json", made | {"metrics": metrics})
+
+
+def read_json(path: Path) -> object:
+    """Return the content of a JSON file."""
+    return json.loads(path.read_text())
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write indented JSON."""
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
 def main(argv: Sequence[str]) -> int:
-    """Build the named parts here, or all of them in two processes."""
+    """Build the named parts here, or all of them in two processes; install them if asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--install", action="store_true", help="copy finished models into the packages; trains nothing")
     arguments = parser.parse_args(argv)
     unknown = set(arguments.parts) - set(PARTS)
     if unknown:
         parser.error(f"unknown part {sorted(unknown)[0]!r}; expected one of {', '.join(PARTS)}")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
+    if arguments.install:
+        for part in set(arguments.parts or ASSETS) & set(ASSETS):
+            install(part)
+        return 0
     if not arguments.parts:
         lanes = (["vae", "clips", "generator", "audit"], ["judge"])
         started = [subprocess.Popen([sys.executable, __file__, *lane]) for lane in lanes]
@@ -91,14 +157,17 @@ def main(argv: Sequence[str]) -> int:
     torch.set_num_threads(1)
     WORK.mkdir(parents=True, exist_ok=True)
     for part in arguments.parts:
-        {
-            "vae": build_vae,
-            "clips": build_clips,
-            "generator": build_generator,
-            "judge": build_judge,
-            "audit": build_audit,
-        }[part]()
+        BUILDERS[part]()
     return 0
+
+
+BUILDERS = {
+    "vae": build_vae,
+    "clips": build_clips,
+    "generator": build_generator,
+    "judge": build_judge,
+    "audit": build_audit,
+}
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ def test_a_new_name_can_be_stored_and_sampled(generator, inputs):
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones(generator):
-    with pytest.raises(ValueError, match="no weights named 'refrence'.*reference"), generator.use("refrence"):
+    with pytest.raises(ValueError, match="no weights named 'average'.*reference"), generator.use("average"):
         pass
 
 

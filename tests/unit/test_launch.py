@@ -60,7 +60,7 @@ def test_a_run_out_of_time_asks_for_a_stop() -> None:
 def test_a_folder_that_holds_a_run_is_not_used_again(tmp_path: Path) -> None:
     folder = str(tmp_path / "run")
     assert unused_output(folder) == folder
-    for taken in ("run", "run-2"):
+    for taken, free in (("run", "run-2"), ("run-2", "run-3")):
         (tmp_path / taken).mkdir()
         (tmp_path / taken / "config.yaml").write_text("")
-    assert unused_output(folder) == f"{folder}-3"
+        assert unused_output(folder) == str(tmp_path / free)

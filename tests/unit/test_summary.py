@@ -34,11 +34,12 @@ def test_a_missing_score_leaves_the_mean_of_the_others() -> None:
 
 
 def test_the_difference_is_taken_clip_by_clip_and_bounded_by_prompts() -> None:
-    before = evaluation(oracle__overall=(0.1, 0.3, 0.5, 0.5), initial__reward=(0.5,) * 4)
-    after = evaluation(oracle__overall=(0.3, 0.5, 0.5, 0.5), initial__reward=(0.6, math.nan, 0.6, 0.6))
+    ids = (5,) * 8 + (9,) * 8
+    before = Evaluation(ids, {"oracle/overall": (0.1, 0.3) * 4 + (0.5,) * 8, "initial/reward": (0.5,) * 16})
+    after = Evaluation(ids, {"oracle/overall": (0.3, 0.5) * 4 + (0.5,) * 8, "initial/reward": (0.6, math.nan) * 8})
     found = summary.difference(before, after, num_resamples=500, seed=0)
     assert found["overall"]["mean"] == pytest.approx(0.1)
-    # each resample holds prompt 5 (+0.2) never, once or twice among two
+    # a resample holds prompt 5 (+0.2) never, once or twice; single clips would give narrower bounds
     assert (found["overall"]["low"], found["overall"]["high"]) == (pytest.approx(0.0), pytest.approx(0.2))
     assert found["reward_initial_judge"]["mean"] == pytest.approx(0.1)
     assert "reward_audit" not in found

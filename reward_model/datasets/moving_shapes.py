@@ -123,28 +123,28 @@ FALL = (1.0, 0.8, 0.55, 0.3, 0.12)
 """Quality left at severities 0 to 4 in a dimension that a defect strikes."""
 
 TABLE: dict[str, dict[str, tuple[float, ...]]] = {
-    "downscale": {"visual_quality": FALL},
-    "blur": {"visual_quality": FALL},
+    "downscale": {"visual_quality": FALL, "text_alignment": (1.0, 1.0, 0.97, 0.9, 0.78)},
+    "blur": {"visual_quality": FALL, "text_alignment": (1.0, 1.0, 0.98, 0.87, 0.68)},
     "noise": {"visual_quality": (1.0, 0.86, 0.67, 0.43, 0.13), "motion_quality": (1.0, 1.0, 1.0, 0.98, 0.8)},
     "grain": {"visual_quality": FALL, "motion_quality": (1.0, 1.0, 1.0, 0.99, 0.9)},
     "darken": {"visual_quality": FALL},
-    "brighten": {"visual_quality": FALL},
+    "brighten": {"visual_quality": FALL, "text_alignment": (1.0, 1.0, 1.0, 0.98, 0.84)},
     "h264": {"visual_quality": FALL},
     "h265": {"visual_quality": FALL},
-    "flicker": {"motion_quality": FALL, "visual_quality": (1.0, 1.0, 0.98, 0.94, 0.86)},
+    "flicker": {"motion_quality": FALL, "visual_quality": (1.0, 1.0, 1.0, 0.97, 0.9)},
     "jitter": {"motion_quality": FALL, "text_alignment": (1.0, 1.0, 0.99, 0.9, 0.82)},
     "stutter": {"motion_quality": FALL, "text_alignment": (1.0, 0.98, 0.94, 0.88, 0.65)},
     "freeze": {"motion_quality": FALL, "text_alignment": (1.0, 0.93, 0.6, 0.31, 0.18)},
     "shuffle": {"motion_quality": FALL, "text_alignment": (1.0, 1.0, 0.97, 0.9, 0.55)},
     "identity_drift": {
         "motion_quality": FALL,
-        "visual_quality": (1.0, 0.95, 0.85, 0.82, 0.8),
-        "text_alignment": (1.0, 0.72, 0.35, 0.31, 0.3),
+        "visual_quality": (1.0, 0.97, 0.88, 0.92, 0.92),
+        "text_alignment": (1.0, 0.71, 0.32, 0.3, 0.3),
     },
     "warp": {
         "motion_quality": FALL,
         "visual_quality": (1.0, 0.97, 0.87, 0.7, 0.52),
-        "text_alignment": (1.0, 0.99, 0.92, 0.74, 0.52),
+        "text_alignment": (1.0, 1.0, 0.99, 0.94, 0.68),
     },
 }
 """Defect -> dimension -> quality left at severities 0 to 4; where a defect is not named it leaves all.

@@ -28,15 +28,18 @@ Array = NDArray[np.float64]
 PATCH = 29
 """Side of the window around the shape, in pixels of a 32-pixel frame."""
 
+CLEAN_EDGE = 2.8
+"""Width of a clean clip's edges as `_edge_width` measures it, in pixels."""
+
 Scale = tuple[tuple[float, ...], tuple[float, ...]]
 
 SCALES: dict[str, dict[str, Scale]] = {
     "visual_quality": {
-        "edge": ((3.2, 3.75, 4.9, 6.35, 7.9, 12.0), (1.0, 0.8, 0.55, 0.3, 0.12, 0.0)),
-        "grain": ((0.004, 0.034, 0.067, 0.105, 0.15, 0.3), (1.0, 0.8, 0.55, 0.3, 0.12, 0.0)),
-        "light": ((0.0, 0.177, 0.354, 0.531, 0.708, 0.77), (0.0, 0.12, 0.3, 0.55, 0.8, 1.0)),
-        "saturation": ((0.64, 0.78, 0.85, 0.89, 0.911, 0.925), (0.0, 0.12, 0.3, 0.55, 0.8, 1.0)),
-        "form": ((0.6, 0.75, 0.86, 0.904, 0.95, 0.975), (0.05, 0.3, 0.5, 0.7, 0.88, 1.0)),
+        "edge": ((3.4, 4.06, 5.27, 6.65, 8.05, 12.0), (1.0, 0.81, 0.59, 0.35, 0.13, 0.0)),
+        "grain": ((0.006, 0.034, 0.067, 0.105, 0.15, 0.3), (1.0, 0.8, 0.55, 0.3, 0.12, 0.0)),
+        "light": ((0.0, 0.2, 0.4, 0.6, 0.8, 0.9), (0.0, 0.12, 0.3, 0.55, 0.8, 1.0)),
+        "saturation": ((0.56, 0.69, 0.78, 0.84, 0.885, 0.925), (0.0, 0.12, 0.3, 0.55, 0.8, 1.0)),
+        "form": ((0.6, 0.877, 0.918, 0.956, 0.975, 0.984), (0.05, 0.52, 0.7, 0.87, 0.97, 1.0)),
     },
     "motion_quality": {
         "flicker": ((0.025, 0.045, 0.08, 0.123, 0.208, 0.4), (1.0, 0.8, 0.55, 0.3, 0.12, 0.0)),
@@ -52,13 +55,13 @@ The knots are the means that `scripts/oracle_report.py` finds at severities 0 to
 
 MARGINS = {
     "colour": (0.0, 0.6),
-    "shape": (0.0, 0.025),
+    "shape": (0.0, 0.25),
     "direction": (0.72, 0.92),
     "speed": (0.36, 0.18),
     "size": (0.26, 0.14),
     "background": (0.5, 0.25),
 }
-"""Attribute -> (certainly wrong, certainly right): lead in shares of pixels, lead in similarity, cosine, and distances
+"""Attribute -> (certainly wrong, certainly right): lead in shares of pixels, relative lead in distance, cosine, and distances
 from what was asked (logarithms of the ratio for speed and size, contrast as a share of the renderer's)."""
 
 
@@ -277,7 +280,7 @@ def attribute_scores(track: Track, asked: world.Scene) -> dict[str, float]:
     _, _, contrasts = _ground(track)
     found = {
         "colour": _lead(colour_shares(track), asked.colour),
-        "shape": _lead(match_shapes(cut_out(track).mean(0)), asked.shape),
+        "shape": _relative_lead(match_shapes(cut_out(track).mean(0)), asked.shape),
         "direction": float(np.dot(direction, world.DIRECTIONS[asked.direction])),
         "speed": _log_ratio(speed, world.SPEEDS[asked.speed]),
         "size": _log_ratio(_radius(track), world.SIZES[asked.size]),
@@ -291,6 +294,16 @@ def attribute_scores(track: Track, asked: world.Scene) -> dict[str, float]:
 
 def _lead(values: dict[str, float], name: str) -> float:
     return values[name] - max(value for other, value in values.items() if other != name)
+
+
+def _relative_lead(similar: dict[str, float], name: str) -> float:
+    """Return by which share of its distance the runner-up is farther away than `name`; negative if it is nearer.
+
+    A share holds for blurred shapes too, which are all alike in absolute terms.
+    """
+    distance = 1 - similar[name]
+    other = 1 - max(value for shape, value in similar.items() if shape != name)
+    return (other - distance) / max(other, distance, 1e-6)
 
 
 def _log_ratio(value: float, wanted: float) -> float:
@@ -328,13 +341,13 @@ def raw_measures(track: Track) -> dict[str, float]:
     mean_patch = patches.mean(0)
     edge = _edge_width(track)
     light, saturation = _light(track)
+    greyed = 0.045 * max(edge - CLEAN_EDGE, 0.0)  # blur mixes in the ground's grey, which is no fault of the light
     grain, levels, _ = _ground(track)
     return {
         "edge": edge,
         "grain": grain,
-        "light": light,
-        "saturation": saturation
-        + 0.035 * max(edge, 2.8),  # blur mixes in the ground's grey, which is no fault of the light
+        "light": light + greyed,
+        "saturation": saturation + greyed,
         "form": float(np.mean([max(match_shapes(patch).values()) for patch in patches])),
         "flicker": float(np.abs(np.diff(levels)).mean()),
         **_steps(track),
@@ -386,12 +399,14 @@ def _design(side: int) -> Array:
 
 
 def _light(track: Track) -> tuple[float, float]:
-    """Return the shape's brightest channel and its saturation, over all frames."""
+    """Return the shape's brightest channel and its saturation over all frames, as shares of its pure colour's."""
     pixels = _inside(track)
     if not len(pixels):
         return 0.0, 0.0
-    high, low = np.median(pixels.max(1)), np.median(pixels.min(1))
-    return float(high), float((high - low) / max(high, 1e-6))
+    shares = colour_shares(track)
+    pure = world.COLOURS[max(shares, key=lambda name: shares[name])]
+    high, low = float(np.median(pixels.max(1))), float(np.median(pixels.min(1)))
+    return high / max(pure), (1 - low / max(high, 1e-6)) / (1 - min(pure) / max(pure))
 
 
 def _inside(track: Track) -> Array:

@@ -192,12 +192,12 @@ def _recode(frames: Tensor, codec: str, crf: float) -> Tensor:
 
 
 DEFECTS: dict[str, Defect] = {
-    "downscale": Defect(downscale, (1, 1.45, 2, 2.7, 4), "factor"),
+    "downscale": Defect(downscale, (1, 1.5, 2.5, 3.5, 4.8), "factor"),
     "blur": Defect(blur, (0, 0.9, 1.4, 2.0, 2.8), "pixels"),
     "noise": Defect(noise, (0, 0.03, 0.06, 0.1, 0.16), "of full scale"),
     "grain": Defect(grain, (0, 0.035, 0.07, 0.11, 0.16), "of full scale"),
     "darken": Defect(darken, (0, 0.2, 0.4, 0.6, 0.8), "share of light"),
-    "brighten": Defect(brighten, (0, 0.5, 1.0, 1.6, 2.6), "exponent above 1"),
+    "brighten": Defect(brighten, (0, 1.1, 1.9, 2.8, 4.2), "exponent above 1"),
     "h264": Defect(h264, (12, 24, 34, 43, 51), "CRF"),
     "h265": Defect(h265, (12, 24, 34, 43, 51), "CRF"),
     "flicker": Defect(flicker, (0, 0.06, 0.12, 0.2, 0.32), "of full scale"),

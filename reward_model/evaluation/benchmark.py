@@ -101,7 +101,15 @@ def evaluate_pairs(
     """
     if not pairs:
         raise ValueError("there are no pairs to evaluate")
-    margins, consistent = _margins(reward, pairs, method, batch_size, progress)
+    if method == "compare":
+        margins, consistent = _compare(reward, pairs, batch_size, progress)
+    else:
+        clips = [
+            RatedClip(video, pair.prompt, {}, pair.source_id) for pair in pairs for video in (pair.first, pair.second)
+        ]
+        scores, _ = score_clips(reward, clips, readout=method, batch_size=batch_size, progress=progress)
+        margins = {dimension: values[0::2] - values[1::2] for dimension, values in scores.items()}
+        consistent = math.nan
     rows = []
     for dimension in DIMENSIONS:
         labelled = [index for index, pair in enumerate(pairs) if dimension in pair.preference]
@@ -248,16 +256,10 @@ def _rating_row(
     )
 
 
-def _margins(
-    reward: Reward, pairs: Sequence[VideoPair], method: str, batch_size: int, progress: Progress | None
+def _compare(
+    reward: Reward, pairs: Sequence[VideoPair], batch_size: int, progress: Progress | None
 ) -> tuple[dict[str, FloatArray], float]:
-    """Return dimension -> [N] margins and the share of pairs with one winner in both orders."""
-    if method != "compare":
-        clips = [
-            RatedClip(video, pair.prompt, {}, pair.source_id) for pair in pairs for video in (pair.first, pair.second)
-        ]
-        scores, _ = score_clips(reward, clips, readout=method, batch_size=batch_size, progress=progress)
-        return {dimension: values[0::2] - values[1::2] for dimension, values in scores.items()}, math.nan
+    """Return overall -> [N] margins and the share of pairs with one winner in both orders."""
     margins: list[float] = []
     consistent: list[bool] = []
     for start in range(0, len(pairs), batch_size):

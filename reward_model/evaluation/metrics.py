@@ -283,10 +283,10 @@ def pairs_within_groups(
         members.setdefault(group, []).append(index)
     better, worse = [], []
     for rows in members.values():
-        index = np.asarray(rows, np.intp)
-        i, j = np.nonzero(y[index][:, None] - y[index][None, :] >= max(min_gap, np.finfo(np.float64).tiny))
-        better.append(index[i])
-        worse.append(index[j])
+        own = np.asarray(rows, np.intp)
+        i, j = np.nonzero(y[own][:, None] - y[own][None, :] >= max(min_gap, np.finfo(np.float64).tiny))
+        better.append(own[i])
+        worse.append(own[j])
     empty = [np.empty(0, np.intp)]
     return np.concatenate(better or empty), np.concatenate(worse or empty)
 
@@ -303,7 +303,7 @@ def bootstrap_interval(
 
     Args:
         statistic: takes as many arrays as there are samples and returns a number, for instance `np.mean` or `srcc`.
-        samples: arrays with the same first length N; one resample draws the same rows of each (paired).
+        *samples: arrays with the same first length N; one resample draws the same rows of each (paired).
         groups: N hashable names of the units that are drawn together (prompts); default: each row by itself.
         num_resamples: how many resamples; more steadies the bounds at proportional cost.
         level: probability mass between the bounds, in (0, 1).

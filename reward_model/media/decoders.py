@@ -175,11 +175,10 @@ def _frames(container: InputContainer, stream: VideoStream, *, skip_errors: bool
 def _picture(frame: VideoFrame, target: Target) -> NDArray[np.uint8]:
     if target.size != target.stored_size:
         width, height = target.size
-        picture = frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA").to_ndarray()
-    else:
-        picture = frame.to_ndarray(format="rgb24")
+        frame = frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA")
+    picture = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
     # FFmpeg's rotation is the counter-clockwise turn that sets the picture upright, as is numpy's.
-    return np.ascontiguousarray(np.rot90(picture, round(frame.rotation / 90))) if frame.rotation else picture
+    return np.ascontiguousarray(np.rot90(picture, round(frame.rotation / 90)))
 
 
 def _present(target: Target, num_frames: int, *, allow_damaged: bool) -> list[int]:

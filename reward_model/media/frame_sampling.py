@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from reward_model.records import Clip, FramePlan, Video
 
@@ -62,7 +62,7 @@ class FramePolicy:
             )
 
     @classmethod
-    def from_dict(cls, settings: Mapping[str, object]) -> FramePolicy:
+    def from_dict(cls, settings: Mapping[str, Any]) -> FramePolicy:
         """Build a policy from its saved form; unknown keys are refused.
 
         Args:

@@ -196,11 +196,11 @@ def _inspect(source: Source, limits: MediaLimits, *, allow_damaged: bool) -> _He
         if num_missing > 0 and not allow_damaged:
             raise VideoError(f"damaged: {num_missing} of the {stream.frames} frames that the header names are missing")
         fps = float(stream.average_rate or stream.guessed_rate or 0)
-        if None in stamps:
+        known = sorted(stamp for stamp in stamps if stamp is not None)
+        if len(known) < len(stamps) or stream.time_base is None:
             times = tuple(index / fps if fps > 0 else 0.0 for index in range(len(stamps)))
         else:
-            stamps.sort()
-            times = tuple(float((stamp - stamps[0]) * stream.time_base) for stamp in stamps)
+            times = tuple(float((stamp - known[0]) * stream.time_base) for stamp in known)
         if times[-1] > 0:
             fps = (len(times) - 1) / times[-1]
         if not (math.isfinite(fps) and fps > 0):
@@ -239,9 +239,7 @@ def _check_duration(container: InputContainer, times: tuple[float, ...], fps: fl
 
 
 def _target(header: _Header, plan: FramePlan, max_side: int | None) -> Target:
-    longer = max(header.size)
-    if max_side is None or longer <= max_side:
-        size = header.size
-    else:
-        size = tuple(max(round(side * max_side / longer), 1) for side in header.size)
+    width, height = header.size
+    shrink = 1.0 if max_side is None else min(1.0, max_side / max(width, height))
+    size = max(round(width * shrink), 1), max(round(height * shrink), 1)
     return Target(frozenset(plan.indices), len(header.times), stored_size=header.size, size=size)

@@ -18,7 +18,7 @@ from reward_model import moving_shapes, write_video
 ROOT = Path(__file__).resolve().parents[2]
 JUDGE = ROOT / "reward_model" / "assets" / "toy_judge" / "judge_config.json"
 SHIPPED = ("reward_model", "generator_loop", "scripts", "pyproject.toml", "constraints.txt", "README.md", "LICENSE")
-EXTRAS = ("datasets", "decord", "diffusers", "einops", "jaxtyping", "scipy", "torchvision", "trl")
+EXTRAS = ("datasets", "decord", "diffusers", "ftfy", "scipy", "torchvision", "trl")
 
 pytestmark = pytest.mark.slow
 

@@ -22,7 +22,7 @@ FLOORS = {
         ("config", "records"),
         ("sde", "advantages", "ema"),
         ("adapters", "objectives", "tracking"),
-        ("sampling", "rewards", "launch", "toy_vae"),
+        ("sampling", "rewards", "launch"),
         ("update", "monitors", "judge_refresh", "pretrain", "evaluation"),
         ("summary",),
         ("world",),

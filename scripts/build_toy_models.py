@@ -16,7 +16,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 WORK = Path("build/toy")
@@ -32,10 +31,10 @@ ASSETS = {
 
 def build_vae() -> None:
     """Train the generator's VAE."""
-    from generator_loop.toy_vae import train_vae
+    from generator_loop.pretrain import train_vae
 
-    if not (VAE / "metrics.json").exists():
-        write_json(VAE / "metrics.json", dict(train_vae(VAE, seed=0)))
+    if not VAE.exists():
+        train_vae(VAE, seed=0)
 
 
 def build_generator() -> None:
@@ -48,26 +47,15 @@ def build_generator() -> None:
 
 def build_clips() -> None:
     """Pass labelled clips through the VAE, so that the judge meets the generator's look with known labels."""
-    import torch
-    from diffusers import AutoencoderKLWan
-
-    from generator_loop.pretrain import decode_clips, encode_clips
-    from reward_model.records import Video
+    from generator_loop.pretrain import round_trip, wait_for_vae
     from reward_model.training.recipe import DataConfig
     from reward_model.training.sources import open_source, store_clips
 
     if CLIPS.exists():
         return
-    vae = AutoencoderKLWan.from_pretrained(VAE).eval()
     known = open_source(DataConfig(kind="moving_shapes"))(CLIPS_SEED, NUM_CLIPS)
-    videos = [clip.video for clip in known if isinstance(clip.video, Video)]
-    passed = decode_clips(vae, encode_clips(vae, torch.stack([video.frames for video in videos])))
-    clips = [
-        replace(clip, video=replace(video, frames=frames))
-        for clip, video, frames in zip(known, videos, passed, strict=True)
-    ]
     beside = CLIPS.with_suffix(".part")
-    store_clips(beside, clips)
+    store_clips(beside, round_trip(wait_for_vae(VAE), known))
     os.replace(beside, CLIPS)
 
 
@@ -96,32 +84,31 @@ def build_audit() -> None:
 
 def install(part: str) -> None:
     """Copy a finished model into its package, in 16 bits, with what it was made by."""
+    source, target = ASSETS[part]
+    if not source.exists():
+        return
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    made: dict[str, object] = {"command": f"python scripts/build_toy_models.py {part}", "commit": commit}
+    shutil.rmtree(target, ignore_errors=True)
+    if part == "generator":
+        from diffusers import WanPipeline
+
+        from generator_loop.pretrain import save_toy_wan
+
+        made["metrics"] = {"vae": read_json(VAE / "metrics.json"), "generator": read_json(source / "metrics.json")}
+        save_toy_wan(WanPipeline.from_pretrained(source), target, provenance=made)
+        return
     import torch
 
     from reward_model.datasets.moving_shapes import world_hash
     from reward_model.judge.model import VideoJudge
 
-    source, target = ASSETS[part]
-    if not source.exists():
-        return
-    shutil.rmtree(target, ignore_errors=True)
-    if part == "generator":
-        from diffusers import WanPipeline
-
-        pipeline = WanPipeline.from_pretrained(source)
-        for model in (pipeline.vae, pipeline.transformer, pipeline.text_encoder):
-            model.to(torch.float16)
-        pipeline.save_pretrained(target, safe_serialization=True)
-        metrics = {"vae": read_json(VAE / "metrics.json"), "generator": read_json(source / "metrics.json")}
-    else:
-        judge = VideoJudge.from_pretrained(source)
-        judge.to(torch.float16)
-        judge.save_pretrained(target)
-        stages = sorted((source.parent / "stages").glob("[0-9]*"))
-        metrics = {stage.name: read_json(stage / "done.json") for stage in stages}
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-    made = {"command": f"python scripts/build_toy_models.py {part}", "commit": commit, "world": world_hash()}
-    write_json(target / "provenance.json", made | {"metrics": metrics})
+    judge = VideoJudge.from_pretrained(source)
+    judge.to(torch.float16)
+    judge.save_pretrained(target)
+    stages = sorted((source.parent / "stages").glob("[0-9]*"))
+    made["stages"] = {stage.name: read_json(stage / "done.json") for stage in stages}
+    write_json(target / "provenance.json", made | {"fingerprints": {"world": world_hash()}})
 
 
 def read_json(path: Path) -> object:

@@ -284,6 +284,7 @@ def sample_rated(
     defects: Sequence[str] = CORE_DEFECTS,
     clean_share: float = 0.25,
     match_share: float = 0.5,
+    group_size: int = 1,
     num_frames: int = NUM_FRAMES,
     size: int = SIDE,
 ) -> list[RatedClip]:
@@ -297,6 +298,7 @@ def sample_rated(
         defects: kinds of damage to draw from.
         clean_share: chance of a clip without defects.
         match_share: chance of a clip that shows what its prompt asks for.
+        group_size: neighbours that share a prompt.
         num_frames: T.
         size: frame side in pixels.
 
@@ -306,9 +308,10 @@ def sample_rated(
     """
     pool = split(grammar)[0] if scenes is None else tuple(scenes)
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
-    clips = []
+    clips: list[RatedClip] = []
+    asked = pool[0]
     for i in range(num):
-        asked = rng.choice(pool)
+        asked = rng.choice(pool) if i % group_size == 0 else asked
         shown = asked if rng.random() < match_share else mismatch(asked, pool, rng, num=rng.choice((1, 1, 2, 3)))
         damage = draw_defects(rng, defects, clean_share=clean_share)
         clean = render(shown, generator=generator, num_frames=num_frames, size=size)

@@ -67,12 +67,7 @@ def open_mixture(configs: Sequence[DataConfig], *, held_out: bool = False) -> So
 
 
 def _render_pairs(scenes: Sequence[moving_shapes.Scene], clean_share: float, seed: int, num: int) -> list[RatedClip]:
-    rng = random.Random(seed)
-    pairs = (
-        moving_shapes.sample_rated(2, seed=rng.getrandbits(48), scenes=[rng.choice(scenes)], clean_share=clean_share)
-        for _ in range((num + 1) // 2)
-    )
-    return [clip for pair in pairs for clip in pair][:num]
+    return moving_shapes.sample_rated(num, seed=seed, scenes=scenes, clean_share=clean_share, group_size=2)
 
 
 def _draw_neighbours(clips: Sequence[RatedClip], seed: int, num: int) -> list[RatedClip]:

@@ -67,7 +67,7 @@ def severity_number(severity: float | str) -> float:
         if severity not in SEVERITIES:
             raise ValueError(f"severity must be one of {', '.join(SEVERITIES)}, got {severity!r}")
         return float(SEVERITIES.index(severity))
-    if not 0 <= severity < len(SEVERITIES):
+    if not 0 <= severity <= len(SEVERITIES) - 1:
         raise ValueError(f"severity must be in [0, {len(SEVERITIES) - 1}], got {severity!r}")
     return float(severity)
 

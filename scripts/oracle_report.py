@@ -129,8 +129,8 @@ def failures(report: dict) -> list[str]:
     for name, row in report["defects"].items():
         if not any(cell["seen"] for cell in row.values()):
             found.append(f"no dimension sees {name}")
-        for dimension in world.TABLE[name]:
-            if not row[dimension]["seen"]:
+        for dimension in DIMENSIONS:
+            if is_seen(row[dimension]["label"]) and not row[dimension]["seen"]:
                 found.append(f"{dimension} does not fall at each severity of {name}")
     for dimension, value in report["srcc"]["clip_and_reconstruction"].items():
         if value < 0.6:

@@ -129,8 +129,16 @@ TABLE: dict[str, dict[str, tuple[float, ...]]] = {
     "grain": {"visual_quality": FALL, "motion_quality": (1.0, 1.0, 1.0, 0.99, 0.9)},
     "darken": {"visual_quality": FALL},
     "brighten": {"visual_quality": FALL, "text_alignment": (1.0, 1.0, 1.0, 0.98, 0.84)},
-    "h264": {"visual_quality": FALL},
-    "h265": {"visual_quality": FALL},
+    "h264": {
+        "visual_quality": (1.0, 0.71, 0.55, 0.37, 0.22),
+        "motion_quality": (1.0, 1.0, 0.99, 0.85, 0.6),
+        "text_alignment": (1.0, 1.0, 1.0, 0.9, 0.7),
+    },
+    "h265": {
+        "visual_quality": (1.0, 0.73, 0.63, 0.48, 0.3),
+        "motion_quality": (1.0, 1.0, 0.96, 0.83, 0.53),
+        "text_alignment": (1.0, 1.0, 1.0, 0.94, 0.7),
+    },
     "flicker": {"motion_quality": FALL, "visual_quality": (1.0, 1.0, 1.0, 0.97, 0.9)},
     "jitter": {"motion_quality": FALL, "text_alignment": (1.0, 1.0, 0.99, 0.9, 0.82)},
     "stutter": {"motion_quality": FALL, "text_alignment": (1.0, 0.98, 0.94, 0.88, 0.65)},

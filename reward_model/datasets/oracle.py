@@ -31,6 +31,9 @@ PATCH = 29
 CLEAN_EDGE = 2.8
 """Width of a clean clip's edges as `_edge_width` measures it, in pixels."""
 
+EDGES = {0.0: CLEAN_EDGE, 0.9: 4.06, 1.4: 5.27, 2.0: 6.65, 2.8: 8.05}
+"""Gaussian blur in pixels -> mean width of the edges."""
+
 Scale = tuple[tuple[float, ...], tuple[float, ...]]
 
 SCALES: dict[str, dict[str, Scale]] = {
@@ -129,7 +132,7 @@ def measure(frames: Tensor, prompt: str) -> dict[str, float]:
 def read_attributes(frames: Tensor, grammar: world.Grammar) -> world.Scene:
     """Return the scene of `grammar` that a clip shows, attribute by attribute."""
     track = _track(frames)
-    shares, similar = colour_shares(track), match_shapes(cut_out(track).mean(0))
+    shares, similar = colour_shares(track), match_shapes(cut_out(track).mean(0), _edge_width(track))
     speed, direction = _velocity(track)
     radius, (_, _, contrasts) = _radius(track), _ground(track)
     return world.Scene(
@@ -191,7 +194,9 @@ def find_shape(frames: Array) -> Track:
     num, _, side, _ = frames.shape
     scale = side / world.SIDE
     chroma = frames - frames.mean(1, keepdims=True)
-    chroma = _smooth(chroma - np.median(chroma, axis=(2, 3), keepdims=True))
+    chroma = chroma - np.median(chroma, axis=(2, 3), keepdims=True)
+    for _ in range(max(1, round(scale**2))):  # the same width in any size of frame
+        chroma = _smooth(chroma)
     strength = np.sqrt((chroma**2).sum(1))  # [T, S, S]
     top = round(25 * scale**2)
     contrast = np.partition(strength.reshape(num, -1), -top, axis=1)[:, -top:].mean(1)
@@ -230,14 +235,14 @@ def cut_out(track: Track) -> Array:
 
 
 @cache
-def _templates() -> tuple[tuple[str, ...], Array]:
+def _templates(sigma: float) -> tuple[tuple[str, ...], Array]:
     """Return the shape of each template, and the templates as unit vectors [N, PATCH * PATCH].
 
-    Templates come in several sizes and degrees of blur, and go through the steps of `find_shape`.
+    Templates come in several sizes, blurred by `sigma` pixels, and go through the steps of `find_shape`.
     """
     offsets = torch.arange(PATCH, dtype=torch.float64) - PATCH // 2
     names, rows = [], []
-    for shape, radius, sigma in itertools.product(world.SHAPES, np.geomspace(4.0, 9.5, 13), (0.0, 1.2, 2.2)):
+    for shape, radius in itertools.product(world.SHAPES, np.geomspace(4.0, 9.5, 19)):
         centre = (0.0, 0.0)
         for _ in range(2):  # the second time around the centre of the mask
             dx, dy = offsets[None, :] + centre[0], offsets[:, None] + centre[1]
@@ -253,9 +258,15 @@ def _templates() -> tuple[tuple[str, ...], Array]:
     return tuple(names), np.stack(rows)
 
 
-def match_shapes(picture: Array) -> dict[str, float]:
-    """Return shape -> best cosine similarity of a picture [PATCH, PATCH] with its templates of all sizes."""
-    names, templates = _templates()
+def match_shapes(picture: Array, edge: float) -> dict[str, float]:
+    """Return shape -> best cosine similarity of a picture with its templates of all sizes.
+
+    Args:
+        picture: mask around the shape [PATCH, PATCH].
+        edge: width of the clip's edges in pixels; templates are as blurred, or a blurred square would pass for a circle.
+    """
+    sigma = min(EDGES, key=lambda sigma: abs(EDGES[sigma] - edge))
+    names, templates = _templates(sigma)
     vector = picture.flatten()
     scores = templates @ (vector / max(float(np.linalg.norm(vector)), 1e-9))
     best: dict[str, float] = {}
@@ -280,7 +291,7 @@ def attribute_scores(track: Track, asked: world.Scene) -> dict[str, float]:
     _, _, contrasts = _ground(track)
     found = {
         "colour": _lead(colour_shares(track), asked.colour),
-        "shape": _relative_lead(match_shapes(cut_out(track).mean(0)), asked.shape),
+        "shape": _relative_lead(match_shapes(cut_out(track).mean(0), _edge_width(track)), asked.shape),
         "direction": float(np.dot(direction, world.DIRECTIONS[asked.direction])),
         "speed": _log_ratio(speed, world.SPEEDS[asked.speed]),
         "size": _log_ratio(_radius(track), world.SIZES[asked.size]),
@@ -348,12 +359,14 @@ def raw_measures(track: Track) -> dict[str, float]:
         "grain": grain,
         "light": light + greyed,
         "saturation": saturation + greyed,
-        "form": float(np.mean([max(match_shapes(patch).values()) for patch in patches])),
+        "form": float(np.mean([max(match_shapes(patch, edge).values()) for patch in patches])),
         "flicker": float(np.abs(np.diff(levels)).mean()),
         **_steps(track),
         "hue_change": _hue_change(track),
         "form_change": float(np.abs(patches - mean_patch).sum((1, 2)).mean() / max(mean_patch.sum(), 1.0)),
-        "presence": float(min((track.area / 40).min(), (track.strength / 0.08).min(), 300 / track.area.max(), 1.0)),
+        "presence": float(
+            min((track.area / 40).min(), (track.strength / 0.08).min(), 300 / max(track.area.max(), 1.0), 1.0)
+        ),
     }
 
 

@@ -75,15 +75,15 @@ def test_pairs_are_read_by_comparison_or_by_scores():
         videos = (clip(level, "x").video for level in (first, second))
         return VideoPair(*videos, "x", {"overall": label, "visual_quality": label}, "p")
 
-    pairs = [pair(0.9, 0.1, 1.0), pair(0.3, 0.2, 0.0), pair(0.50, 0.52, 0.5)]
+    pairs = [pair(0.9, 0.1, 1.0), pair(0.2, 0.8, 0.0), pair(0.3, 0.2, 0.0), pair(0.50, 0.52, 0.5)]
     (row,) = benchmark.evaluate_pairs(FakeJudge(), pairs, method="compare", threshold=0.05).rows
-    assert (row.num_pairs, row.coverage, row.consistency) == (3, 1.0, 1.0)
-    assert row.accuracy == pytest.approx(1 / 2)
-    assert row.with_ties == pytest.approx(2 / 3)
-    assert row.oracle_accuracy == pytest.approx(2 / 3)
+    assert (row.num_pairs, row.coverage, row.consistency) == (4, 1.0, 1.0)
+    assert row.accuracy == pytest.approx(2 / 3)
+    assert row.with_ties == pytest.approx(3 / 4)
+    assert row.oracle_accuracy == pytest.approx(3 / 4)
     rows = benchmark.evaluate_pairs(FakeJudge(), pairs, method="level").rows
     assert [row.dimension for row in rows] == ["visual_quality", "overall"]
-    assert [row.accuracy for row in rows] == [0.5, 0.5]
+    assert [row.accuracy for row in rows] == pytest.approx([2 / 3, 2 / 3])
 
 
 def test_empty_inputs_are_refused():

@@ -52,14 +52,14 @@ def explain_clip(judge: VideoJudge, clip: Clip, prompt: str | None) -> Explanati
         request = language.reason_request(clip, prompt)
         text = judge.generate([request], max_new_tokens=judge.config.max_answer_tokens)[0][0][0]
     answer = parsing.parse_reason(text)
-    read = isinstance(answer, ParsedAnswer)
+    parsed = answer if isinstance(answer, ParsedAnswer) else ParsedAnswer({}, "")
     return Explanation(
         text=text,
-        quality={name: answer.quality.get(name, math.nan) if read else math.nan for name in known},
+        quality={name: parsed.quality.get(name, math.nan) for name in known},
         levels={name: LEVELS[int(levels.level_probs[i].argmax())] for i, name in enumerate(asked)},
-        labels=parsing.parse_faults(answer.reasoning) if read else {},
+        labels=parsing.parse_faults(parsed.reasoning),
         saliency={name: _frame_shares(levels.quality[i], pixels) for i, name in enumerate(asked)},
-        reason="" if read else answer.reason,
+        reason="" if isinstance(answer, ParsedAnswer) else answer.reason,
     )
 
 

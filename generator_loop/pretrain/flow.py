@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from generator_loop.pretrain.pipeline import build_toy_wan, encode_captions, encode_clips, sample_clips
 from generator_loop.pretrain.vae import MuonAdamW, lr_schedule
 from reward_model import moving_shapes, oracle
+from reward_model.records import Video
 
 if TYPE_CHECKING:
     from diffusers import WanPipeline
@@ -74,7 +75,8 @@ def _run_cycle(
     live, average = pipeline.transformer.train(), copy.deepcopy(pipeline.transformer).eval().requires_grad_(False)
     optimizer, generator = _optimizer(live), torch.Generator().manual_seed(seed)
     pipeline.transformer = average
-    start, recent, found = time.monotonic(), [], {}
+    start, found = time.monotonic(), dict[str, float]()
+    recent: list[float] = []
     for step in range(1, num_steps + 1):
         rows = torch.randint(len(latents), (BATCH_SIZE,), generator=generator)
         loss = flow_loss(live, latents[rows], text[rows], generator)
@@ -97,6 +99,9 @@ def flow_loss(transformer: nn.Module, latents: Tensor, text: Tensor, generator: 
         latents: clean latents x_0 [B, c, F, h, w].
         text: embeddings [B, L, d].
         generator: source of noise and noise levels.
+
+    Returns:
+        The mean over the batch, a scalar with gradient.
     """
     noise = torch.randn(latents.shape, generator=generator)
     sigma = torch.sigmoid(torch.randn(len(latents), generator=generator))
@@ -123,7 +128,9 @@ def _training_clips(num: int, *, seed: int) -> tuple[Tensor, list[str]]:
         clean_share=0.75,
         match_share=0.8,
     )
-    return torch.stack([clip.video.frames for clip in rated]), [clip.prompt or "" for clip in rated]
+    return torch.stack([clip.video.frames for clip in rated if isinstance(clip.video, Video)]), [
+        clip.prompt or "" for clip in rated
+    ]
 
 
 def _optimizer(transformer: nn.Module) -> MuonAdamW:

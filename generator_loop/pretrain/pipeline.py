@@ -36,6 +36,9 @@ def build_toy_wan(vae: AutoencoderKLWan, *, seed: int = 0) -> WanPipeline:
     Args:
         vae: trained or untrained autoencoder.
         seed: of all weights.
+
+    Returns:
+        The pipeline, in float32.
     """
     from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
 

@@ -129,7 +129,7 @@ def train_vae(
 def moving_shapes_frames(num: int, *, seed: int) -> Tensor:
     """Return clips of the world, two in five of them clean, [N, T, C, H, W] in [0, 1]."""
     rated = moving_shapes.sample_rated(num, seed=seed, clean_share=0.4)
-    return torch.stack([clip.video.frames for clip in rated])
+    return torch.stack([clip.video.frames for clip in rated if isinstance(clip.video, Video)])
 
 
 def to_wan(frames: Tensor) -> Tensor:
@@ -144,6 +144,9 @@ def reconstruction_loss(vae: AutoencoderKLWan, clips: Tensor, generator: torch.G
         vae: the autoencoder.
         clips: [B, C, T, H, W] in [-1, 1].
         generator: source of the small noise on the latents, which makes the decoder smooth.
+
+    Returns:
+        A scalar with gradient.
     """
     latents = vae.encode(clips).latent_dist.mode()
     decoded = vae.decode(latents + 0.03 * torch.randn(latents.shape, generator=generator)).sample
@@ -166,6 +169,9 @@ def round_trip(vae: AutoencoderKLWan, clips: Sequence[RatedClip]) -> list[RatedC
     Args:
         vae: trained autoencoder.
         clips: clips in memory, all of one size.
+
+    Returns:
+        The clips with other frames.
     """
     videos = [clip.video for clip in clips if isinstance(clip.video, Video)]
     decoded = reconstruct(vae, to_wan(torch.stack([video.frames for video in videos]))).transpose(1, 2) / 2 + 0.5
@@ -181,6 +187,9 @@ def wait_for_vae(folder: str | Path, *, interval: float = 5.0) -> AutoencoderKLW
     Args:
         folder: where `train_vae` writes; its record of metrics comes last.
         interval: seconds between looks.
+
+    Returns:
+        The trained autoencoder, frozen.
     """
     from diffusers import AutoencoderKLWan
 

@@ -346,6 +346,9 @@ def rate(
         defects: name -> severity, applied in this order.
         generator: source of the damage.
         source_id: name of the clip.
+
+    Returns:
+        The damaged clip, its labels and what is known of its making.
     """
     frames = clean
     for name, severity in defects.items():

@@ -103,6 +103,9 @@ def score(frames: Tensor, prompt: str) -> dict[str, float]:
         frames: RGB [T, 3, S, S] in [0, 1], T >= 3.
         prompt: a caption of `moving_shapes`.
 
+    Returns:
+        Dimension -> quality in [0, 1], "overall" among them.
+
     Raises:
         ValueError: `prompt` is no caption of the world, or the clip is too short or not square.
     """
@@ -117,6 +120,9 @@ def measure(frames: Tensor, prompt: str) -> dict[str, float]:
     Args:
         frames: RGB [T, 3, S, S] in [0, 1], T >= 3.
         prompt: a caption of `moving_shapes`.
+
+    Returns:
+        Sub-score -> [0, 1].
 
     Raises:
         ValueError: `prompt` is no caption of the world, or the clip is too short or not square.
@@ -190,6 +196,9 @@ def find_shape(frames: Array) -> Track:
 
     Args:
         frames: RGB [T, 3, S, S] in [0, 1].
+
+    Returns:
+        The shape of every frame.
     """
     num, _, side, _ = frames.shape
     scale = side / world.SIDE
@@ -264,6 +273,9 @@ def match_shapes(picture: Array, edge: float) -> dict[str, float]:
     Args:
         picture: mask around the shape [PATCH, PATCH].
         edge: width of the clip's edges in pixels; templates are as blurred, or a blurred square would pass for a circle.
+
+    Returns:
+        Shape -> similarity in [0, 1].
     """
     sigma = min(EDGES, key=lambda sigma: abs(EDGES[sigma] - edge))
     names, templates = _templates(sigma)
@@ -342,6 +354,9 @@ def _background_distance(contrasts: dict[str, float], background: str) -> float:
 
 def raw_measures(track: Track) -> dict[str, float]:
     """Measure what needs no caption, in plain units; `SCALES` turns each into the quality that it leaves.
+
+    Args:
+        track: the shape of every frame.
 
     Returns:
         edge (width in pixels), grain (deviation of the ground), light and saturation (of the shape), form (similarity to

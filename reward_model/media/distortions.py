@@ -58,7 +58,13 @@ def distort(frames: Tensor, name: str, severity: float | str, *, generator: torc
 
 
 def severity_number(severity: float | str) -> float:
-    """Return a severity as a number in [0, 4].
+    """Return a severity as a number.
+
+    Args:
+        severity: a number in [0, 4] or a name of `SEVERITIES`.
+
+    Returns:
+        The number in [0, 4].
 
     Raises:
         ValueError: out of range, or not a name of `SEVERITIES`.

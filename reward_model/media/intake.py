@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from reward_model.media.frame_sampling import FramePolicy, take
-from reward_model.media.video_io import read_video
 from torch import Tensor
 
+from reward_model.media.frame_sampling import FramePolicy, take
+from reward_model.media.video_io import read_video
 from reward_model.records import Clip, Video, VideoError
 
 if TYPE_CHECKING:

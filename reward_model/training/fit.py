@@ -123,10 +123,10 @@ def _optimizers(
     trained: Sequence[nn.Parameter], matrices: Sequence[nn.Parameter], settings: FitSettings
 ) -> list[torch.optim.Optimizer]:
     optimizers: list[torch.optim.Optimizer] = []
-    apart = {id(p) for p in matrices} if settings.matrix_learning_rate is not None else set()
-    if apart:
-        rate, decay = settings.matrix_learning_rate, settings.weight_decay
-        optimizers.append(torch.optim.Muon(list(matrices), lr=rate, momentum=0.95, weight_decay=decay))
+    rate = settings.matrix_learning_rate
+    apart = {id(p) for p in matrices} if rate is not None else set()
+    if apart and rate is not None:
+        optimizers.append(torch.optim.Muon(list(matrices), lr=rate, momentum=0.95, weight_decay=settings.weight_decay))
     rest = [p for p in trained if id(p) not in apart]
     groups = [
         {"params": [p for p in rest if p.ndim > 1], "weight_decay": settings.weight_decay},

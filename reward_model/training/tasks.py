@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -96,7 +97,7 @@ def pair_lesson(first: RatedClip, second: RatedClip, to_clip: ToClip) -> Lesson:
     return Lesson(request, (answer,), (None,), ("compare",))
 
 
-def _fact(rated: RatedClip, name: str) -> object:
+def _fact(rated: RatedClip, name: str) -> Any:
     if name not in rated.facts:
         raise ValueError(f"clip {rated.source_id} lacks facts[{name!r}], which this task needs")
     return rated.facts[name]

@@ -19,10 +19,12 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
+from reward_model.datasets.labels import TABLE, WRONG, quality_left
+from reward_model.datasets.shapes import BACKGROUNDS, SHAPES, SIDE, background_pattern, shape_mask
 from reward_model.media.distortions import DEFECTS, distort
 from reward_model.records import RatedClip, Video
 
-FPS, NUM_FRAMES, SIDE = 8.0, 9, 32
+FPS, NUM_FRAMES = 8.0, 9
 
 COLOURS = {
     "red": (0.90, 0.10, 0.10),
@@ -54,9 +56,6 @@ SPEEDS = {"slowly": 0.7, "steadily": 1.15, "quickly": 1.8}
 
 SIZES = {"small": 5.2, "medium": 6.2, "large": 7.4}
 """Radius of the circle of the same area as the shape."""
-
-SHAPES = ("circle", "square", "triangle", "cross", "ring", "bar")
-BACKGROUNDS = ("plain", "striped", "checkered", "dotted")
 
 OPEN_RANGES = {"shade": (0.3, 0.55), "slope": (-0.06, 0.06), "tint": (-0.05, 0.05), "place": (-6.0, 6.0)}
 """What a caption leaves open, each drawn evenly: grey level of the ground and its rise to the bottom, colour offset of
@@ -118,50 +117,6 @@ CORE = Grammar(
 
 CORE_DEFECTS = ("blur", "grain", "darken", "flicker", "jitter", "freeze", "identity_drift", "warp")
 """Defects in the toy models' training clips."""
-
-FALL = (1.0, 0.8, 0.55, 0.3, 0.12)
-"""Quality left at severities 0 to 4 in a dimension that a defect strikes."""
-
-TABLE: dict[str, dict[str, tuple[float, ...]]] = {
-    "downscale": {"visual_quality": FALL, "text_alignment": (1.0, 1.0, 0.97, 0.9, 0.78)},
-    "blur": {"visual_quality": FALL, "text_alignment": (1.0, 1.0, 0.98, 0.87, 0.68)},
-    "noise": {"visual_quality": (1.0, 0.86, 0.67, 0.43, 0.13), "motion_quality": (1.0, 1.0, 1.0, 0.98, 0.8)},
-    "grain": {"visual_quality": FALL, "motion_quality": (1.0, 1.0, 1.0, 0.99, 0.9)},
-    "darken": {"visual_quality": FALL},
-    "brighten": {"visual_quality": FALL, "text_alignment": (1.0, 1.0, 1.0, 0.98, 0.84)},
-    "h264": {
-        "visual_quality": (1.0, 0.71, 0.55, 0.37, 0.22),
-        "motion_quality": (1.0, 1.0, 0.99, 0.85, 0.6),
-        "text_alignment": (1.0, 1.0, 1.0, 0.9, 0.7),
-    },
-    "h265": {
-        "visual_quality": (1.0, 0.73, 0.63, 0.48, 0.3),
-        "motion_quality": (1.0, 1.0, 0.96, 0.83, 0.53),
-        "text_alignment": (1.0, 1.0, 1.0, 0.94, 0.7),
-    },
-    "flicker": {"motion_quality": FALL, "visual_quality": (1.0, 1.0, 1.0, 0.97, 0.9)},
-    "jitter": {"motion_quality": FALL, "text_alignment": (1.0, 1.0, 0.99, 0.9, 0.82)},
-    "stutter": {"motion_quality": FALL, "text_alignment": (1.0, 0.98, 0.98, 0.87, 0.65)},
-    "freeze": {"motion_quality": FALL, "text_alignment": (1.0, 0.93, 0.6, 0.31, 0.18)},
-    "shuffle": {"motion_quality": FALL, "text_alignment": (1.0, 1.0, 0.97, 0.9, 0.55)},
-    "identity_drift": {
-        "motion_quality": FALL,
-        "visual_quality": (1.0, 0.97, 0.88, 0.92, 0.92),
-        "text_alignment": (1.0, 0.71, 0.32, 0.3, 0.3),
-    },
-    "warp": {
-        "motion_quality": FALL,
-        "visual_quality": (1.0, 0.97, 0.87, 0.7, 0.52),
-        "text_alignment": (1.0, 1.0, 0.99, 0.94, 0.68),
-    },
-}
-"""Defect -> dimension -> quality left at severities 0 to 4; where a defect is not named it leaves all.
-
-A defect strikes alignment where it hides what was asked for: a frozen shape shows no direction, a drifting one has no
-one colour."""
-
-WRONG = {"shape": 0.4, "colour": 0.3, "direction": 0.3, "speed": 0.6, "size": 0.65, "background": 0.75}
-"""Attribute -> text alignment left where the clip shows another value than the caption asks for."""
 
 SPLIT_SIZES = (64, 64)
 """Captions held out from everything, and captions for fine-tuning that pre-training leaves out as well."""
@@ -233,22 +188,6 @@ def render(scene: Scene, *, generator: torch.Generator, num_frames: int = NUM_FR
     return torch.lerp(ground, colour, mask[:, None])
 
 
-def shape_mask(shape: str, dx: Tensor, dy: Tensor, radius: float, *, edge: float) -> Tensor:
-    """Return the share of each pixel that a shape covers.
-
-    Args:
-        shape: one of `SHAPES`.
-        dx: pixels' horizontal offsets from the shape's centre of mass.
-        dy: vertical offsets, downwards, broadcast with `dx`.
-        radius: of the circle of the same area.
-        edge: width of the soft edge, in the unit of the offsets.
-
-    Returns:
-        Cover in [0, 1], of the offsets' broadcast shape.
-    """
-    return (0.5 - _DISTANCE[shape](dx, dy, radius) / edge).clamp(0, 1)
-
-
 def label(defects: Mapping[str, float], asked: Scene, shown: Scene) -> dict[str, float]:
     """Return the quality of a clip whose making is known, by the one table.
 
@@ -260,22 +199,7 @@ def label(defects: Mapping[str, float], asked: Scene, shown: Scene) -> dict[str,
     Returns:
         Every dimension -> quality in [0, 1].
     """
-    quality = dict.fromkeys(("visual_quality", "motion_quality", "text_alignment"), 1.0)
-    for name, severity in defects.items():
-        for dimension, factors in TABLE[name].items():
-            quality[dimension] *= _at(factors, severity)
-    for name in wrong_attributes(asked, shown):
-        quality["text_alignment"] *= WRONG[name]
-    return quality | {"overall": overall(quality)}
-
-
-def overall(quality: Mapping[str, float]) -> float:
-    """Return the geometric mean of the three dimensions, pulled towards the worst of them.
-
-    It is the root of worst times geometric mean, so that no dimension can make up for another that fails.
-    """
-    parts = [quality[name] for name in ("visual_quality", "motion_quality", "text_alignment")]
-    return math.sqrt(min(parts) * math.prod(parts) ** (1 / 3))
+    return quality_left(defects, wrong_attributes(asked, shown))
 
 
 def wrong_attributes(asked: Scene, shown: Scene) -> tuple[str, ...]:
@@ -402,76 +326,11 @@ def _faults(defects: Mapping[str, float], asked: Scene, shown: Scene) -> dict[st
     return faults
 
 
-def _at(factors: Sequence[float], severity: float) -> float:
-    low = min(int(severity), len(factors) - 2)
-    return factors[low] + (severity - low) * (factors[low + 1] - factors[low])
-
-
 def _between(name: str, share: float) -> float:
     low, high = OPEN_RANGES[name]
     return low + share * (high - low)
 
 
-def background_pattern(background: str, size: int) -> Tensor:
-    """Return the pattern of a ground, [S, S] with contrast 1, before shade and slope."""
-    place = (torch.arange(size) + 0.5) * SIDE / size
-    y, x = place[:, None], place[None, :]
-    if background == "plain":
-        return torch.zeros(size, size)
-    if background == "striped":
-        return ((y // 4) % 2 - 0.5).expand(size, size)
-    if background == "checkered":
-        return (x // 4 + y // 4) % 2 - 0.5
-    return (((x % 8 - 4) ** 2 + (y % 8 - 4) ** 2) < 4).float() - 0.2
-
-
 def _ground(background: str, size: int, shade: float, slope: float) -> Tensor:
     rise = (torch.arange(size)[:, None] + 0.5) / size - 0.5
     return (shade + slope * rise + PATTERN_CONTRAST * background_pattern(background, size)).expand(3, size, size)
-
-
-def _box(dx: Tensor, dy: Tensor, half_width: float, half_height: float) -> Tensor:
-    return torch.maximum(dx.abs() - half_width, dy.abs() - half_height)
-
-
-def _square(dx: Tensor, dy: Tensor, radius: float) -> Tensor:
-    half = radius * math.sqrt(math.pi) / 2
-    return _box(dx, dy, half, half)
-
-
-def _circle(dx: Tensor, dy: Tensor, radius: float) -> Tensor:
-    return (dx**2 + dy**2).sqrt() - radius
-
-
-def _triangle(dx: Tensor, dy: Tensor, radius: float) -> Tensor:
-    inner = radius * math.sqrt(math.pi / (3 * math.sqrt(3)))  # inradius of the equilateral triangle of equal area
-    slant = math.sqrt(3) / 2 * dx.abs() - 0.5 * dy
-    return torch.maximum(slant, dy) - inner
-
-
-def _cross(dx: Tensor, dy: Tensor, radius: float) -> Tensor:
-    arm = radius * math.sqrt(math.pi / 20)  # five squares of side 2 arm
-    return torch.minimum(_box(dx, dy, 3 * arm, arm), _box(dx, dy, arm, 3 * arm))
-
-
-def _ring(dx: Tensor, dy: Tensor, radius: float) -> Tensor:
-    outer = radius * 1.15
-    inner = outer * math.sqrt(1 - 1 / 1.15**2)
-    distance = (dx**2 + dy**2).sqrt()
-    return torch.maximum(distance - outer, inner - distance)
-
-
-def _bar(dx: Tensor, dy: Tensor, radius: float) -> Tensor:
-    half = radius * math.sqrt(math.pi / 12)  # three squares side by side
-    return _box(dx, dy, 3 * half, half)
-
-
-_DISTANCE = {
-    "circle": _circle,
-    "square": _square,
-    "triangle": _triangle,
-    "cross": _cross,
-    "ring": _ring,
-    "bar": _bar,
-}
-"""Shape -> signed distance to its edge, negative inside."""

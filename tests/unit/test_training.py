@@ -182,3 +182,14 @@ def test_the_same_seed_trains_the_same_judge(tmp_path):
     found = [VideoJudge.from_pretrained(run_recipe(recipe(tmp_path / name, [stage("see")]))) for name in "ab"]
     for one, other in zip(*(judge.parameters() for judge in found), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_rendered_training_clips_come_in_pairs_of_one_prompt_and_often_show_something_else():
+    from reward_model.training.recipe import DataConfig
+    from reward_model.training.sources import open_source
+
+    clips = open_source(DataConfig(kind="moving_shapes"))(0, 40)
+    assert all(a.prompt == b.prompt for a, b in zip(clips[::2], clips[1::2], strict=True))
+    assert 8 <= sum(clip.prompt == clip.facts["caption"] for clip in clips) <= 32
+    held_out = open_source(DataConfig(kind="moving_shapes"), held_out=True)(0, 40)
+    assert not {clip.prompt for clip in clips} & {clip.prompt for clip in held_out}

@@ -19,6 +19,7 @@ from torch import Tensor
 from generator_loop.pretrain.vae import reconstruct, to_wan
 from reward_model import moving_shapes as world
 from reward_model import oracle, srcc
+from reward_model.datasets import shapes
 from reward_model.media.distortions import DEFECTS, SEVERITIES, distort
 from reward_model.records import DIMENSIONS
 
@@ -52,15 +53,15 @@ def defect_table(num: int) -> dict[str, dict[str, dict[str, list[float]]]]:
     table = {}
     for name in DEFECTS:
         means: dict[str, list[float]] = {dimension: [] for dimension in DIMENSIONS}
-        labels: dict[str, list[float]] = {dimension: [] for dimension in DIMENSIONS}
+        known: dict[str, list[float]] = {dimension: [] for dimension in DIMENSIONS}
         for severity in range(len(SEVERITIES)):
             clips = [distort(clip, name, severity, generator=generator) for clip in clean]
             found = mean_scores(clips, [world.caption(scene) for scene in scenes])
-            known = world.label({name: severity}, scenes[0], scenes[0])
+            label = world.label({name: severity}, scenes[0], scenes[0])
             for dimension in DIMENSIONS:
                 means[dimension].append(found[dimension])
-                labels[dimension].append(known[dimension])
-        table[name] = {d: {"oracle": means[d], "label": labels[d], "seen": is_seen(means[d])} for d in DIMENSIONS}
+                known[dimension].append(label[dimension])
+        table[name] = {d: {"oracle": means[d], "label": known[d], "seen": is_seen(means[d])} for d in DIMENSIONS}
     return table
 
 
@@ -174,8 +175,8 @@ def markdown(report: dict) -> str:
 
 def _cell(cell: dict) -> str:
     means = " ".join(f"{value:.2f}" for value in cell["oracle"])
-    labels = " ".join(f"{value:.2f}" for value in cell["label"])
-    return f"**{means}** ({labels})" if cell["seen"] else f"{means[:4]} .. {means[-4:]}"
+    label = " ".join(f"{value:.2f}" for value in cell["label"])
+    return f"**{means}** ({label})" if cell["seen"] else f"{means[:4]} .. {means[-4:]}"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -196,8 +197,8 @@ def main(argv: Sequence[str]) -> int:
     report = {
         "num": num,
         "attributes": {
-            "clean": attribute_accuracy(core, num, size=world.SIDE, through=None),
-            "reconstructed": attribute_accuracy(core, num, size=world.SIDE, through=through),
+            "clean": attribute_accuracy(core, num, size=shapes.SIDE, through=None),
+            "reconstructed": attribute_accuracy(core, num, size=shapes.SIDE, through=through),
             "full": attribute_accuracy(world.FULL, num, size=64, through=None),
         },
         "defects": defect_table(NUM_PER_CELL),

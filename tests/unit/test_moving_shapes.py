@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from reward_model.datasets import moving_shapes as world
+from reward_model.datasets import shapes
 from reward_model.media.distortions import DEFECTS
 
 
@@ -60,10 +61,10 @@ def test_equal_seeds_draw_equal_clips_and_others_do_not():
     assert not torch.equal(frames_of(SCENE, seed=3), frames_of(SCENE, seed=4))
 
 
-@pytest.mark.parametrize("shape", world.SHAPES)
+@pytest.mark.parametrize("shape", shapes.SHAPES)
 def test_shapes_of_one_size_cover_one_area(shape):
     offsets = torch.arange(-14.0, 14.01, 0.1)
-    cover = world.shape_mask(shape, offsets[None], offsets[:, None], 6.0, edge=0.1)
+    cover = shapes.shape_mask(shape, offsets[None], offsets[:, None], 6.0, edge=0.1)
     assert float(cover.sum()) * 0.01 == pytest.approx(3.14159 * 36, rel=0.01)
 
 
@@ -98,8 +99,8 @@ def test_labels_multiply_the_factors_of_the_table():
 
 @pytest.mark.parametrize("defect", DEFECTS)
 def test_every_defect_lowers_some_dimension_at_every_severity(defect):
-    labels = [world.label({defect: severity}, SCENE, SCENE) for severity in range(5)]
-    assert any(all(a[name] > b[name] for a, b in zip(labels, labels[1:], strict=False)) for name in world.TABLE[defect])
+    found = [world.label({defect: severity}, SCENE, SCENE) for severity in range(5)]
+    assert any(all(a[name] > b[name] for a, b in zip(found, found[1:], strict=False)) for name in labels.TABLE[defect])
 
 
 def test_rated_clips_are_the_same_for_the_same_seed_and_of_the_training_scenes():

@@ -6,14 +6,16 @@ import random
 import pytest
 import torch
 
+from reward_model.datasets import labels, oracle
 from reward_model.datasets import moving_shapes as world
-from reward_model.datasets import oracle
 from reward_model.evaluation.metrics import srcc
 from reward_model.media.distortions import DEFECTS, distort
 from reward_model.records import DIMENSIONS
 
 NUM = 16
-STRICT = [(d, dim) for d, dims in world.TABLE.items() for dim, f in dims.items() if f == world.FALL and d[0:2] != "h2"]
+STRICT = [
+    (d, dim) for d, dims in labels.TABLE.items() for dim, f in dims.items() if f == labels.FALL and d[0:2] != "h2"
+]
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +53,7 @@ def test_the_struck_dimension_follows_the_table(clean, defect, dimension):
         for s in range(5)
     ]
     assert all(low < high for high, low in zip(means, means[1:], strict=False)), means
-    assert means == pytest.approx(world.FALL, abs=0.15)
+    assert means == pytest.approx(labels.FALL, abs=0.15)
 
 
 @pytest.mark.parametrize("defect", ("blur", "grain", "darken"))
@@ -75,7 +77,7 @@ def test_a_wrong_attribute_costs_what_the_table_says(clean, name):
         (dataclasses.replace(s, **{name: rng.choice([v for v in world.CORE.values(name) if v != getattr(s, name)])}), c)
         for s, c in clean
     ]
-    assert mean(asked, "text_alignment") == pytest.approx(world.WRONG[name], abs=0.06)
+    assert mean(asked, "text_alignment") == pytest.approx(labels.WRONG[name], abs=0.06)
 
 
 def test_scores_rank_mixed_clips_as_their_labels_do():
@@ -142,4 +144,4 @@ def test_prompts_of_another_world_are_refused(clean):
 
 
 def test_every_defect_has_a_row_in_the_table():
-    assert set(world.TABLE) == set(DEFECTS)
+    assert set(labels.TABLE) == set(DEFECTS)

@@ -6,8 +6,8 @@ import random
 import pytest
 import torch
 
+from reward_model.datasets import labels, shapes
 from reward_model.datasets import moving_shapes as world
-from reward_model.datasets import shapes
 from reward_model.media.distortions import DEFECTS
 
 

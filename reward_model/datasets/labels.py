@@ -56,6 +56,9 @@ def quality_left(defects: Mapping[str, float], wrong: Iterable[str]) -> dict[str
     Args:
         defects: name -> severity in [0, 4].
         wrong: attributes in which the clip is not what was asked for.
+
+    Returns:
+        Dimension -> share of the quality that is left, in [0, 1].
     """
     quality = dict.fromkeys(("visual_quality", "motion_quality", "text_alignment"), 1.0)
     for name, severity in defects.items():

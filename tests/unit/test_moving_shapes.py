@@ -37,6 +37,7 @@ def test_every_caption_is_its_own_and_is_read_back():
         "a cat",
         "a large red square moving right quickly over a plain",
         "a large red dog moving right quickly over a plain floor",
+        "a large red square falling right quickly over a plain floor",
     ],
 )
 def test_other_text_is_no_caption(text):

@@ -71,6 +71,7 @@ def test_two_in_five_training_clips_are_damaged_or_mismatched():
 
 
 def test_latents_survive_the_change_of_scale(toy):
+    toy.vae.register_to_config(latents_mean=[0.3] * vae.LATENT_CHANNELS, latents_std=[2.0] * vae.LATENT_CHANNELS)
     clips = vae.moving_shapes_frames(2, seed=0)
     latents = pipeline.encode_clips(toy.vae, clips)
     assert latents.shape == (2, vae.LATENT_CHANNELS, *pipeline.LATENT_GRID)

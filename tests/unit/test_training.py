@@ -193,3 +193,13 @@ def test_rendered_training_clips_come_in_pairs_of_one_prompt_and_often_show_some
     assert 8 <= sum(clip.prompt == clip.facts["caption"] for clip in clips) <= 32
     held_out = open_source(DataConfig(kind="moving_shapes"), held_out=True)(0, 40)
     assert not {clip.prompt for clip in clips} & {clip.prompt for clip in held_out}
+
+
+def test_the_embedded_judge_was_made_for_this_world():
+    import json
+
+    from reward_model.datasets.moving_shapes import world_hash
+    from reward_model.video_reward import TOY_JUDGE
+
+    made = json.loads((TOY_JUDGE / "provenance.json").read_text())
+    assert made["fingerprints"]["world"] == world_hash()

@@ -99,6 +99,7 @@ def collect(folders: Sequence[Path]) -> dict[str, Any]:
     summaries = [json.loads((folder / "summary.json").read_text(encoding="utf-8")) for folder in done]
     before, after = (joined(side) for side in zip(*(ends(folder) for folder in done), strict=True))
     settings = summaries[0]["config"]
+    settings["run"]["output"] = os.path.relpath(settings["run"]["output"], ROOT)
     for summary in summaries:
         del summary["config"]
     return {

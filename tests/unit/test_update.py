@@ -162,7 +162,7 @@ def two_processes(tmp_path_factory):
     # one process imports torch and forks both, which halves the cost of two fresh interpreters
     multiprocessing.set_forkserver_preload(["generator_loop.objectives", "generator_loop.update"])
     torch.multiprocessing.start_processes(worker, args=(port, str(folder)), nprocs=2, start_method="forkserver")
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
 @pytest.mark.slow

@@ -6,12 +6,11 @@ PYTHON ?= $(shell for name in python3.11 python3 python; do \
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: help setup setup-parity toy test test-gpu lint format bench
+.PHONY: help setup setup-parity toy test lint format bench
 
 help:
 	@echo "make toy       set up, then train the embedded generator against the embedded judge (2 CPU cores will do)"
 	@echo "make test      set up, then run the tests"
-	@echo "make test-gpu  set up, then run the tests that need a CUDA device"
 	@echo "make lint      set up, then check style, types, docstrings and spelling"
 	@echo "make format    set up, then rewrite the code in the house style"
 	@echo "make bench     set up, then run the benchmarks"
@@ -29,9 +28,6 @@ toy: setup
 
 test: setup setup-parity
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
-
-test-gpu: setup
-	$(BIN)/python -m pytest -m gpu tests/gpu $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

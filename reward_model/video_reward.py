@@ -334,10 +334,12 @@ class VideoJudgeReward(nn.Module):
             The loss callable; its reward [B] is detached quality.
 
         Raises:
-            ValueError: unknown space.
+            ValueError: unknown space, or log-odds of a weighted sum, which need not lie in [0, 1].
         """
         if space not in ("expectation", "logit"):
             raise ValueError(f"space must be 'expectation' or 'logit', got {space!r}")
+        if space == "logit" and weights is not None:
+            raise ValueError("space='logit' needs weights=None: a weighted sum of qualities has no log-odds")
 
         def loss(
             videos: Tensor | Sequence[VideoLike], prompts: Any = None, *, fps: Any = None, layout: str = "BTCHW"

@@ -86,7 +86,7 @@ def install(part: str) -> None:
     """Copy a finished model into its package, in 16 bits, with what it was made by."""
     source, target = ASSETS[part]
     if not source.exists():
-        return
+        raise FileNotFoundError(f"{source} is not there; build it first: python scripts/build_toy_models.py {part}")
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     made: dict[str, object] = {"command": f"python scripts/build_toy_models.py {part}", "commit": commit}
     shutil.rmtree(target, ignore_errors=True)
@@ -132,7 +132,10 @@ def main(argv: Sequence[str]) -> int:
         parser.error(f"unknown part {sorted(unknown)[0]!r}; expected one of {', '.join(PARTS)}")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
     if arguments.install:
-        for part in set(arguments.parts or ASSETS) & set(ASSETS):
+        finished = [part for part, (source, _) in ASSETS.items() if source.exists()]
+        for part in arguments.parts or finished:
+            if part not in ASSETS:
+                parser.error(f"{part} is no embedded model; expected one of {', '.join(ASSETS)}")
             install(part)
         return 0
     if not arguments.parts:

@@ -67,8 +67,10 @@ def run_recipe(config: RecipeConfig, *, num_stages: int | None = None) -> Path:
         previous = folder
     assert previous is not None
     finished = output / "judge"
-    shutil.rmtree(finished, ignore_errors=True)
-    shutil.copytree(previous, finished, ignore=shutil.ignore_patterns("done.json"))
+    if _rank_and_world()[0] == 0:
+        shutil.rmtree(finished, ignore_errors=True)
+        shutil.copytree(previous, finished, ignore=shutil.ignore_patterns("done.json"))
+    _wait_for_all()
     return finished
 
 
@@ -115,6 +117,9 @@ def run_stage(judge: VideoJudge, stage: StageConfig, *, seed: int, log_file: Pat
 
     Returns:
         Means of the metrics over the last logged stretch.
+
+    Raises:
+        ValueError: the batch does not divide among the processes.
     """
     torch.manual_seed(seed)
     if stage.role is not None and stage.role not in judge.roles:
@@ -128,7 +133,11 @@ def run_stage(judge: VideoJudge, stage: StageConfig, *, seed: int, log_file: Pat
             file.write(json.dumps({"stage": stage.name, **row}) + "\n")
 
     rank, world = _rank_and_world()
-    share = max(1, stage.fit.batch_size // world)
+    share, rest = divmod(stage.fit.batch_size, world)
+    if rest or not share:
+        raise ValueError(
+            f"fit.batch_size of stage {stage.name!r} is {stage.fit.batch_size}, not a multiple of {world} processes"
+        )
     judge.train()
     with judge.use_role(stage.role):
         parameters = judge.trainable_parameters(stage.role)
@@ -219,14 +228,23 @@ def clip_planner(judge: VideoJudge) -> Callable[[RatedClip], Clip]:
 
 
 def _save_atomically(judge: VideoJudge, folder: Path, record: dict[str, object]) -> None:
-    if _rank_and_world()[0] != 0:
-        return
+    if _rank_and_world()[0] == 0:
+        _write_beside(judge, folder, record)
+    _wait_for_all()
+
+
+def _write_beside(judge: VideoJudge, folder: Path, record: dict[str, object]) -> None:
     beside = folder.with_name(f".{folder.name}")
     shutil.rmtree(beside, ignore_errors=True)
     judge.save_pretrained(beside)
     (beside / "done.json").write_text(json.dumps(record, indent=1) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(beside, folder)
+
+
+def _wait_for_all() -> None:
+    if _rank_and_world()[1] > 1:
+        torch.distributed.barrier()
 
 
 def _rank_and_world() -> tuple[int, int]:

@@ -93,6 +93,11 @@ def test_loss_is_minus_the_scaled_reward_or_its_distance_to_a_target(reward):
     torch.testing.assert_close(loss, -(rewards / (1 - rewards)).log().mean())
 
 
+def test_log_odds_of_a_weighted_sum_are_refused(reward):
+    with pytest.raises(ValueError, match="log-odds"):
+        reward.as_loss(space="logit", weights={"visual_quality": 2.0})
+
+
 def test_weights_sum_the_named_dimensions(reward):
     out = reward(clips(2), PROMPT, fps=8.0, weights={"visual_quality": 2.0, "motion_quality": -1.0})
     torch.testing.assert_close(out.rewards, 2 * out.scores["visual_quality"] - out.scores["motion_quality"])

@@ -70,6 +70,7 @@ def fit(
     matrices: Sequence[nn.Parameter] = (),
     log: Callable[[dict[str, float]], None] | None = None,
     log_every: int = 50,
+    after_step: Callable[[int], bool] | None = None,
 ) -> dict[str, float]:
     """Minimise `loss` over `parameters`; return the means of the metrics over the last logged stretch.
 
@@ -81,6 +82,7 @@ def fit(
         matrices: those of `parameters` that are weight matrices of layers, for `matrix_learning_rate`.
         log: receives {"step", "loss", "learning_rate", "seconds", metrics...} every `log_every` steps.
         log_every: steps between two logs.
+        after_step: called with the number of steps taken; True ends training. Every process must answer alike.
 
     Returns:
         The last logged row.
@@ -109,7 +111,9 @@ def fit(
         for optimizer in optimizers:
             optimizer.step()
         rows.append({"loss": value, "grad_norm": float(norm), **metrics})
-        if (step + 1) % log_every == 0 or step + 1 == settings.num_steps:
+        enough = after_step is not None and after_step(step + 1)
+        done = enough or step + 1 == settings.num_steps
+        if (step + 1) % log_every == 0 or done:
             last = {
                 "step": step + 1,
                 **_means(rows),
@@ -119,6 +123,8 @@ def fit(
             rows.clear()
             if log is not None:
                 log(last)
+        if done:
+            break
     return last
 
 

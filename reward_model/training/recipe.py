@@ -85,6 +85,10 @@ class StageConfig:
     """Task -> share of the batch's clips that carry it (default 1); compare: pairs per clip (default 0.5)."""
     num_held_out: int = 200
     """Held-out clips of the stage's data (unseen scenes or sources) on which its table is measured; 0 leaves it out."""
+    measure_every: int = 0
+    """Steps between measurements on the held-out clips; the best weights measured are kept, not the last. 0 keeps the last."""
+    patience: int = 0
+    """Measurements without a better one after which the stage ends; 0 runs all steps."""
 
     def __post_init__(self) -> None:
         """Check task names."""
@@ -95,6 +99,13 @@ class StageConfig:
             raise ValueError(f"stage {self.name!r} needs at least one task and one source of data")
         if self.add_layers < 0 or (self.add_layers and self.role is not None):
             raise ValueError(f"add_layers of stage {self.name!r} must be >= 0, and 0 for a role, got {self.add_layers}")
+        if self.measure_every < 0 or self.patience < 0 or (self.patience and not self.measure_every):
+            raise ValueError(
+                f"stage {self.name!r}: measure_every and patience must be >= 0, and patience needs measure_every, "
+                f"got {self.measure_every} and {self.patience}"
+            )
+        if self.measure_every and not self.num_held_out:
+            raise ValueError(f"stage {self.name!r}: measure_every needs num_held_out > 0")
         if self.method == "grpo":
             self._check_grpo()
         elif self.rewards or self.grpo != GrpoSettings():

@@ -22,6 +22,7 @@ from reward_model.training.grpo import GrpoSteps
 from reward_model.training.measure import measure_stage
 from reward_model.training.questions import ask, plan_questions
 from reward_model.training.recipe import RecipeConfig, StageConfig
+from reward_model.training.selection import BestWeights
 from reward_model.training.sft import lesson_loss
 from reward_model.training.sources import Source, clip_planner, open_mixture
 from reward_model.training.start import add_layers, start_judge
@@ -53,6 +54,7 @@ def run_recipe(config: RecipeConfig, *, num_stages: int | None = None) -> Path:
             )
             add_layers(judge, stage.add_layers)
             seed = config.seed * 1000 + number
+            _forget(output / "metrics.jsonl", stage.name)
             metrics = run_stage(judge, stage, seed=seed, log_file=output / "metrics.jsonl")
             metrics |= measure_stage(judge, stage)
             judge.configure(lineage=(*judge.config.lineage, stage.name))
@@ -99,10 +101,29 @@ def run_stage(judge: VideoJudge, stage: StageConfig, *, seed: int, log_file: Pat
     judge.train()
     with METHODS[stage.method](judge, stage, seed) as loss, judge.use_role(stage.role):
         parameters = judge.trainable_parameters(stage.role)
-        matrices = layer_matrices(judge, parameters)
-        metrics = fit(parameters, loss, stage.fit, matrices=matrices, log=write if rank == 0 else None)
+        matrices, report = layer_matrices(judge, parameters), write if rank == 0 else None
+        if not stage.measure_every:
+            metrics = fit(parameters, loss, stage.fit, matrices=matrices, log=report)
+        else:
+            best = _watch(judge, stage, parameters)
+            metrics = fit(parameters, loss, stage.fit, matrices=matrices, log=report, after_step=best.after_step)
+            best.restore()
+            metrics |= {"best_step": best.step, "best_held_out": best.score}
     judge.eval()
     return metrics
+
+
+def _watch(judge: VideoJudge, stage: StageConfig, parameters: Sequence[nn.Parameter]) -> BestWeights:
+    """Return what measures the stage's weights on its held-out clips as it goes."""
+
+    def measure() -> dict[str, float]:
+        judge.eval()
+        try:
+            return measure_stage(judge, stage)
+        finally:
+            judge.train()
+
+    return BestWeights(parameters, measure, every=stage.measure_every, patience=stage.patience)
 
 
 def _prepare_role(judge: VideoJudge, stage: StageConfig) -> None:
@@ -177,6 +198,16 @@ def _comparisons(clips: Sequence[RatedClip], planner: Callable[[RatedClip], Clip
     pairs = [pair for pair in zip(clips, clips[1:], strict=False) if pair[0].prompt == pair[1].prompt]
     orders = [order for a, b in pairs for order in ((a, b), (b, a))]
     return [pair_lesson(*order, planner) for order in orders[:num]]
+
+
+def _forget(log_file: Path, stage: str) -> None:
+    """Drop what a run of the stage that was killed has logged, so that every step is logged once."""
+    if rank_and_world()[0] == 0 and log_file.exists():
+        rows = log_file.read_text().splitlines(keepends=True)
+        kept = [row for row in rows if row.endswith("\n") and json.loads(row)["stage"] != stage]
+        beside = log_file.with_suffix(".part")
+        beside.write_text("".join(kept))
+        os.replace(beside, log_file)
 
 
 def _save_atomically(judge: VideoJudge, folder: Path, record: dict[str, object]) -> None:

@@ -98,6 +98,21 @@ class VideoPair:
 
 
 @dataclass(frozen=True)
+class VideoQuestion:
+    """A question about one image or video with its right answer; `options` is empty where the answer is free.
+
+    `kind` is the data's own word for it, `source_id` names the clip's origin.
+    """
+
+    video: Video | Path
+    question: str
+    options: tuple[str, ...]
+    answer: str
+    kind: str
+    source_id: str
+
+
+@dataclass(frozen=True)
 class ParsedAnswer:
     """A reasoned answer that could be read: `quality` per dimension in [0, 1] and the reasoning text."""
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from reward_model.datasets.base import read_rows
 from reward_model.datasets.natural import Scale, read_json, to_quality
-from reward_model.records import RatedClip, VideoPair
+from reward_model.records import RatedClip, VideoPair, VideoQuestion
 
 DIMENSION_OF = {
     "spatial": "visual_quality",
@@ -31,18 +31,6 @@ CHOICES = {"a": 1.0, "video a": 1.0, "b": 0.0, "video b": 0.0}
 
 STANDARD_ANSWERS = {"video1": 1.0, "video2": 0.0, "tie": 0.5}
 """VisionReward's answer -> P(first is better)."""
-
-
-@dataclass(frozen=True)
-class VideoQuestion:
-    """A question about one image or video with its right answer; `options` is empty where the answer is free."""
-
-    video: Path
-    question: str
-    options: tuple[str, ...]
-    answer: str
-    kind: str
-    source_id: str
 
 
 @dataclass(frozen=True)

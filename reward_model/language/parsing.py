@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 
 from reward_model.language.prompts import END, SCORE_RANGE
-from reward_model.records import DIMENSIONS, Answer, ParsedAnswer, ParseFailure
+from reward_model.records import DIMENSIONS, LEVELS, Answer, ParsedAnswer, ParseFailure
 
 _FORM = re.compile(r"\s*<think>(.*?)</think>\s*<answer>(.*?)</answer>\s*", re.DOTALL)
 
@@ -65,14 +65,14 @@ def read_choice(text: str, num_tokens: int, choices: Sequence[str]) -> Answer:
 
 
 def parse_faults(reasoning: str) -> dict[str, tuple[str, ...]]:
-    """Return dimension -> faults named in clauses such as "visual_quality: blur, grain."; "none" is no fault.
+    """Return dimension -> faults named in clauses such as "visual_quality: poor, blur."; a level or "none" is no fault.
 
     Dimensions without a clause are left out.
     """
     found = {}
     for name, faults in re.findall(rf"\b({'|'.join(DIMENSIONS)})\s*:\s*([^.:]*)", reasoning):
         words = (fault.strip() for fault in faults.split(","))
-        found[name] = tuple(word for word in words if word and word != "none")
+        found[name] = tuple(word for word in words if word and word not in ("none", *LEVELS))
     return found
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from reward_model.records import DIMENSIONS, LEVELS, Clip, JudgeRequest
 
-PROMPTS_VERSION = "1"
+PROMPTS_VERSION = "2"
 """Changes with any text below; a saved judge names the version that it was trained on."""
 
 END = "<|im_end|>"
@@ -66,15 +66,26 @@ def reason_request(clip: Clip, prompt: str | None) -> JudgeRequest:
     """Return the question for a reasoned answer on all dimensions (on text alignment only with a prompt)."""
     keys = ", ".join(name for name in DIMENSIONS if prompt is not None or name != "text_alignment")
     ask = f"Reason in <think>, then give JSON scores 1-5 in <answer>: {keys}."
-    return _one_clip(clip, [f"{_prompt_line(prompt)}{ask}{_ASSISTANT}"])
+    return _one_clip(clip, [f"{_questions(prompt)}{ask}{_ASSISTANT}"])
 
 
 def compare_request(first: Clip, second: Clip, prompt: str | None, dimension: str = "overall") -> JudgeRequest:
-    """Return the question which of two clips is better, whose next token is one of `PREFERENCES`."""
+    """Return the question which of two clips is better, whose next token is one of `PREFERENCES`.
+
+    Each clip is followed by all that a rating of it alone would be asked, so that what is seen of it is gathered there.
+    """
     _check(dimension)
-    name = dimension.replace("_", " ")
-    branch = f"{_prompt_line(prompt)}Better {name}, A, B or neither?{_ASSISTANT}Better:"
-    return JudgeRequest((first, second), (f"{_SYSTEM}A:", 0, "\nB:", 1, "\n"), (branch,))
+    asked = _questions(prompt)
+    prefix = (f"{_SYSTEM}A:", 0, f"{_RUBRIC}A:\n{asked}B:", 1, f"{_RUBRIC}B:\n{asked}")
+    return JudgeRequest(
+        (first, second), prefix, (f"Better {dimension.replace('_', ' ')}, A, B or neither?{_ASSISTANT}Better:",)
+    )
+
+
+def closed_request(clip: Clip, question: str, options: Sequence[str]) -> JudgeRequest:
+    """Return a question with listed answers, of which the reply is one."""
+    asked = f"{quote(question)}\nAnswer: {' / '.join(quote(option) for option in options)}"
+    return _one_clip(clip, [f"{asked}{_ASSISTANT}"])
 
 
 def level_answer(quality: float) -> str:
@@ -139,6 +150,12 @@ def _level_branch(name: str, prompt: str | None) -> str:
     if name == "text_alignment" and prompt is None:
         raise ValueError("text_alignment needs a prompt, got None; leave the dimension out")
     return f"{_prompt_line(prompt if name in _NEEDS_PROMPT else None)}{_QUESTION[name]}{_ASSISTANT}Rating:"
+
+
+def _questions(prompt: str | None) -> str:
+    """Return the prompt and the questions of all dimensions, a line each (text alignment only with a prompt)."""
+    asked = [text for name, text in _QUESTION.items() if prompt is not None or name != "text_alignment"]
+    return "\n".join([f"{_prompt_line(prompt)}{asked[0]}", *asked[1:], ""])
 
 
 def _prompt_line(prompt: str | None) -> str:

@@ -35,7 +35,7 @@ REWARDS: Mapping[str, Callable[..., Reward]] = {
 class RewardConfig:
     """One term of a stage's reward."""
 
-    kind: Literal["reason", "compare"]
+    kind: Literal["reason", "compare", "ask"]
     """Kind of question whose answers it rewards."""
     name: str
     """Which reward."""

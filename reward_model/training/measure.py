@@ -5,13 +5,16 @@ Shapes: N held-out clips.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from reward_model.evaluation.benchmark import evaluate_pairs, evaluate_ratings, pairs_by_label
 from reward_model.evaluation.metrics import srcc
 from reward_model.judge.model import VideoJudge
 from reward_model.judge.readouts import read_levels
-from reward_model.records import RatedClip
+from reward_model.records import RatedClip, VideoPair, VideoQuestion
+from reward_model.training.questions import closed_question
 from reward_model.training.recipe import StageConfig
 from reward_model.training.sources import clip_planner, open_mixture
 from reward_model.training.tasks import clip_lesson
@@ -34,31 +37,46 @@ def measure_stage(judge: VideoJudge, stage: StageConfig, *, seed: int = HELD_OUT
         seed: seed of the held-out clips.
 
     Returns:
-        "srcc_<dimension>" of the levels (rate), "reason_srcc_<dimension>" and "parse_rate" (reason),
-        "compare_accuracy" and "compare_consistency" (compare), against the labels; empty where nothing is held out.
+        "srcc_<dimension>" of the levels (rate), "reason_srcc_<dimension>" and "parse_rate" (reason, learned by grpo),
+        "compare_accuracy" and "compare_consistency" (compare), "ask_accuracy" (ask), against the labels; empty where
+        nothing is held out.
     """
     if not stage.num_held_out:
         return {}
-    clips = open_mixture(stage.data, held_out=True)(seed, stage.num_held_out)
+    examples = open_mixture(stage.data, held_out=True)(seed, stage.num_held_out)
+    clips = [example for example in examples if isinstance(example, RatedClip)]
+    reward = VideoJudgeReward(judge, role=stage.role)
     found: dict[str, float] = {}
     if "rate" in stage.tasks:
         found |= _measure_levels(judge, stage, clips)
-    if stage.method == "grpo":
-        found |= _measure_answers(judge, stage, clips)
-    return found
-
-
-def _measure_answers(judge: VideoJudge, stage: StageConfig, clips: list[RatedClip]) -> dict[str, float]:
-    reward = VideoJudgeReward(judge, role=stage.role)
-    found: dict[str, float] = {}
-    if "reason" in stage.tasks:
+    if "reason" in stage.tasks and stage.method == "grpo":
         table = evaluate_ratings(reward, clips, readout="reason")
         found |= {f"reason_srcc_{row.dimension}": row.srcc for row in table.rows} | {"parse_rate": table.parse_rate}
     if "compare" in stage.tasks:
-        pairs = pairs_by_label(clips, min_gap=MIN_GAP, num=len(clips), seed=0)
-        row = evaluate_pairs(reward, pairs).rows[0]
-        found |= {"compare_accuracy": row.accuracy, "compare_consistency": row.consistency}
+        pairs = [example for example in examples if isinstance(example, VideoPair)]
+        found |= _measure_pairs(reward, pairs + pairs_by_label(clips, min_gap=MIN_GAP, num=len(clips), seed=0))
+    if "ask" in stage.tasks:
+        found |= _measure_questions(judge, stage, [e for e in examples if isinstance(e, VideoQuestion)])
     return found
+
+
+def _measure_pairs(reward: VideoJudgeReward, pairs: Sequence[VideoPair]) -> dict[str, float]:
+    rows = [row for row in evaluate_pairs(reward, pairs).rows if row.dimension == "overall"] if pairs else []
+    return {"compare_accuracy": rows[0].accuracy, "compare_consistency": rows[0].consistency} if rows else {}
+
+
+def _measure_questions(
+    judge: VideoJudge, stage: StageConfig, asked: Sequence[VideoQuestion], *, batch_size: int = 16
+) -> dict[str, float]:
+    planner, right = clip_planner(judge), 0
+    questions = [closed_question(one, planner, group=0) for one in asked]
+    with judge.use_role(stage.role):
+        for start in range(0, len(questions), batch_size):
+            part = questions[start : start + batch_size]
+            texts = judge.generate([q.request for q in part], max_new_tokens=judge.config.max_answer_tokens)
+            read = [q.read(text[0][0], num_tokens=0, ended=True) for q, text in zip(part, texts, strict=True)]
+            right += sum(a.choice == q.label.choice for a, q in zip(read, part, strict=True))
+    return {"ask_accuracy": right / len(questions)} if questions else {}
 
 
 def _measure_levels(

@@ -1,4 +1,4 @@
-"""What GRPO asks about rated clips: a request with one branch, the label, and how the answer is read.
+"""What GRPO asks about clips: a request with one branch, the label, and how the answer is read.
 
 Shapes: T frames, C = 3, H, W pixels.
 """
@@ -13,40 +13,56 @@ import torch
 from reward_model.language import prompts as language
 from reward_model.language.parsing import read_choice, read_scores
 from reward_model.media.perturbations import perturb
-from reward_model.records import Answer, Clip, JudgeRequest, Label, RatedClip
-from reward_model.training.tasks import TIE_MARGIN, ToClip
+from reward_model.records import Answer, Clip, JudgeRequest, Label, RatedClip, VideoPair, VideoQuestion
+from reward_model.training.tasks import ToClip, choices_of, neighbours, pair_of
 
 LOW, HIGH = language.SCORE_RANGE
+
+Example = RatedClip | VideoPair | VideoQuestion
+"""What a source draws: a rated clip, a labelled pair, or a question with its answer."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question with one branch: its `kind` says how answers are read; `group` numbers it within an optimiser step."""
+    """One question with one branch; `group` numbers it within an optimiser step.
+
+    `kind` names what is asked: "reason" expects a score for every dimension of the label, "compare" and "ask" one of
+    `choices`.
+    """
 
     kind: str
     request: JudgeRequest
     label: Label
     group: int
+    choices: tuple[str, ...] = ()
 
     def read(self, text: str, *, num_tokens: int, ended: bool) -> Answer:
         """Return a completion as the rewards see it."""
         if not ended:
             return Answer(text, num_tokens, fault=f"not finished after {num_tokens} tokens")
-        return READERS[self.kind](text, num_tokens, tuple(self.label.scores))
+        if self.choices:
+            return read_choice(text, num_tokens, self.choices)
+        return read_scores(text, num_tokens, tuple(self.label.scores))
 
 
 def reason_question(rated: RatedClip, to_clip: ToClip, *, group: int) -> Question:
     """Ask for a reasoned answer on every dimension that the clip is rated on (its label on the scale 1 to 5)."""
     scores = {name: LOW + (HIGH - LOW) * float(quality) for name, quality in rated.quality.items()}
-    return Question("reason", language.reason_request(to_clip(rated), rated.prompt), Label(scores=scores), group)
+    return Question("reason", language.reason_request(to_clip(rated.video), rated.prompt), Label(scores=scores), group)
 
 
-def compare_question(first: RatedClip, second: RatedClip, to_clip: ToClip, *, group: int) -> Question:
-    """Ask which of two clips of one prompt is better overall; within `TIE_MARGIN` neither is."""
-    gap = float(first.quality["overall"]) - float(second.quality["overall"])
-    right = language.preference_answer(0.0 if abs(gap) < TIE_MARGIN else gap).strip()
-    request = language.compare_request(to_clip(first), to_clip(second), first.prompt)
-    return Question("compare", request, Label(choice=right), group)
+def compare_question(pair: VideoPair, to_clip: ToClip, *, group: int) -> Question:
+    """Ask which of a pair's clips is better overall, or neither."""
+    right = language.preference_answer(pair.preference["overall"] - 0.5).strip()
+    request = language.compare_request(to_clip(pair.first), to_clip(pair.second), pair.prompt)
+    return Question("compare", request, Label(choice=right), group, language.PREFERENCES)
+
+
+def closed_question(asked: VideoQuestion, to_clip: ToClip, *, group: int) -> Question:
+    """Ask a question with listed answers."""
+    choices = choices_of(asked)
+    request = language.closed_request(to_clip(asked.video), asked.question, asked.options or choices)
+    return Question("ask", request, Label(choice=asked.answer), group, choices)
 
 
 def perturbed(question: Question, name: str, generator: torch.Generator) -> Question:
@@ -55,33 +71,35 @@ def perturbed(question: Question, name: str, generator: torch.Generator) -> Ques
     return replace(question, request=replace(question.request, clips=clips))
 
 
-def plan_questions(clips: Sequence[RatedClip], shares: Mapping[str, float]) -> list[tuple[str, tuple[RatedClip, ...]]]:
-    """Choose what is asked about a batch: (kind, clips) for each question.
+def plan_questions(examples: Sequence[Example], shares: Mapping[str, float]) -> list[tuple[str, Example]]:
+    """Choose what is asked about a batch.
 
     Args:
-        clips: neighbours share their prompt where the data has pairs.
-        shares: kind -> questions per clip; of comparisons no more than there are pairs.
+        examples: drawn from the stage's data; neighbouring clips of one prompt make pairs beside the labelled ones.
+        shares: kind of question -> questions per clip of the batch, at most as many as the examples allow.
 
     Returns:
-        The questions to ask, reasons first.
+        (kind, example) for each question, reasons first.
     """
-    chosen: list[tuple[str, tuple[RatedClip, ...]]] = []
-    if "reason" in shares:
-        chosen += [("reason", (clip,)) for clip in clips[: round(len(clips) * shares["reason"])]]
-    if "compare" in shares:
-        pairs = [pair for pair in zip(clips, clips[1:], strict=False) if pair[0].prompt == pair[1].prompt]
-        chosen += [("compare", pair) for pair in pairs[: round(len(clips) * shares["compare"])]]
-    return chosen
+    found: Mapping[str, Sequence[Example]] = {
+        "reason": [e for e in examples if isinstance(e, RatedClip)],
+        "compare": [
+            *(e for e in examples if isinstance(e, VideoPair)),
+            *(pair_of(*two) for two in neighbours(examples)),
+        ],
+        "ask": [e for e in examples if isinstance(e, VideoQuestion)],
+    }
+    num = sum(2 if isinstance(e, VideoPair) else 1 for e in examples)
+    return [(kind, e) for kind in found if kind in shares for e in found[kind][: round(num * shares[kind])]]
 
 
-def ask(kind: str, clips: Sequence[RatedClip], to_clip: ToClip, *, group: int) -> Question:
-    """Return the question of a kind about its clips."""
-    if kind == "compare":
-        return compare_question(clips[0], clips[1], to_clip, group=group)
-    return reason_question(clips[0], to_clip, group=group)
+def ask(kind: str, example: Example, to_clip: ToClip, *, group: int) -> Question:
+    """Return the question of a kind about an example of `plan_questions`."""
+    return _ASK[kind](example, to_clip, group=group)
 
 
-READERS: Mapping[str, Callable[[str, int, tuple[str, ...]], Answer]] = {
-    "reason": read_scores,
-    "compare": lambda text, num_tokens, _: read_choice(text, num_tokens, language.PREFERENCES),
+_ASK: Mapping[str, Callable[..., Question]] = {
+    "reason": reason_question,
+    "compare": compare_question,
+    "ask": closed_question,
 }

@@ -9,21 +9,38 @@ from reward_model.rewards import RewardConfig
 from reward_model.training.fit import FitSettings
 from reward_model.training.grpo import GrpoSettings
 
-QUESTIONS = ("reason", "compare")
-TASKS = ("rate", "match", "describe", "reason", "compare")
+QUESTIONS = ("reason", "compare", "ask")
+TASKS = ("rate", "match", "describe", "reason", "compare", "ask")
+
+
+_PUBLISHED = ("koniq", "lsvq", "vqathinker", "video_r1", "visionreward")
+_READ_BY = {
+    "media": _PUBLISHED,
+    "split": ("koniq", "lsvq"),
+    "scale": ("video_r1",),
+    "columns": ("manifest", "pairs"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Where rated clips come from."""
 
-    kind: Literal["moving_shapes", "stored", "manifest"]
-    """moving_shapes renders clips without end; stored reads a file of `training.sources.store_clips`; manifest an
-    annotation file (CSV or JSONL) through `columns`."""
+    kind: Literal[
+        "moving_shapes", "stored", "manifest", "pairs", "koniq", "lsvq", "vqathinker", "video_r1", "visionreward"
+    ]
+    """moving_shapes renders clips without end; all others read a file: stored one of `training.sources.store_clips`,
+    manifest (rated clips) and pairs an annotation file through `columns`, the rest the published form of that name."""
     path: str = ""
-    """The file of stored and manifest data."""
+    """The file; not for moving_shapes."""
+    media: str = ""
+    """Folder of the images or videos; empty where they stand beside the file. Published forms only."""
+    split: str = ""
+    """Which of the authors' splits (koniq: training, validation, test; lsvq: train, test); empty takes all."""
+    scale: list[float] = field(default_factory=list)
+    """video_r1 only: lowest and highest rating of the file."""
     columns: dict[str, str] = field(default_factory=dict)
-    """Manifest only: our name -> the file's column (see datasets.base)."""
+    """manifest and pairs only: our name -> the file's column (see datasets.base)."""
     clean_share: float = 0.25
     """moving_shapes only: share of clips without defects; more teach what is seen, fewer what is wrong with it."""
     weight: float = 1.0
@@ -33,8 +50,13 @@ class DataConfig:
         """Check that files are named where they are needed, and only there."""
         if (self.kind == "moving_shapes") == bool(self.path):
             raise ValueError(
-                f"data.path must be given for stored and manifest data only, got {self.path!r} ({self.kind})"
+                f"data.path must be given for all kinds but moving_shapes, got {self.path!r} ({self.kind})"
             )
+        for name, kinds in _READ_BY.items():
+            if getattr(self, name) and self.kind not in kinds:
+                raise ValueError(f"data.{name} is read for {', '.join(kinds)} only, got it with {self.kind}")
+        if self.scale and len(self.scale) != 2:
+            raise ValueError(f"data.scale must be two numbers, got {self.scale}")
         if self.weight <= 0:
             raise ValueError(f"data.weight must be > 0, got {self.weight}")
 
@@ -65,8 +87,8 @@ class StageConfig:
     method: Literal["sft", "grpo"] = "sft"
     """sft teaches answers by likelihood, grpo lets the judge answer and learn from rewards."""
     tasks: dict[str, float]
-    """sft: task (rate, match, describe, reason, compare) -> weight of its mean loss; grpo: kind of question (reason, compare) ->
-    questions per clip of the batch."""
+    """sft: task (rate, match, describe, reason, compare, ask) -> weight of its mean loss; grpo: kind of question (reason,
+    compare, ask) -> questions per clip of the batch."""
     fit: FitSettings
     """Steps, rates, batch."""
     add_layers: int = 0

@@ -10,7 +10,7 @@ learns the same pairs through the fidelity loss of VQAThinker (Thurstone's model
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -18,11 +18,11 @@ from torch import Tensor
 from reward_model.judge import readouts
 from reward_model.judge.model import VideoJudge
 from reward_model.language import prompts as language
-from reward_model.records import Clip, LevelReadout, RatedClip, VideoPair
+from reward_model.records import LevelReadout, RatedClip, VideoPair
 from reward_model.training.fit import FitSettings, fit
 from reward_model.training.sft import lesson_loss
 from reward_model.training.sources import clip_planner
-from reward_model.training.tasks import clip_lesson
+from reward_model.training.tasks import ToClip, clip_lesson
 
 MIN_SPREAD = 0.05
 """Floor of a rating's standard deviation in quality units, so that a sure judge still has a gradient."""
@@ -107,12 +107,9 @@ def refresh_levels(
     return metrics
 
 
-def _overall(
-    judge: VideoJudge, planner: Callable[[RatedClip], Clip], side: str, pairs: Sequence[VideoPair]
-) -> LevelReadout:
+def _overall(judge: VideoJudge, planner: ToClip, side: str, pairs: Sequence[VideoPair]) -> LevelReadout:
     requests = []
     for pair in pairs:
         video = pair.first if side == "first" else pair.second
-        clip = planner(RatedClip(video=video, prompt=pair.prompt, quality={}, source_id=pair.source_id))
-        requests.append(language.score_request(clip, pair.prompt, ("overall",)))
+        requests.append(language.score_request(planner(video), pair.prompt, ("overall",)))
     return readouts.read_levels(torch.cat(judge.next_token_logits(requests)), judge.level_ids)

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 
 def held_out_score(metrics: Mapping[str, float]) -> float:
-    """Return the mean of a held-out table's rank correlations and of its pair accuracy; NaN where it has neither."""
-    found = [value for name, value in metrics.items() if "srcc_" in name or name == "compare_accuracy"]
+    """Return the mean of a held-out table's rank correlations and accuracies; NaN where it has neither."""
+    found = [
+        value for name, value in metrics.items() if "srcc_" in name or name in ("compare_accuracy", "ask_accuracy")
+    ]
     return mean(found) if found else math.nan
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -16,16 +16,33 @@ import torch
 from torch import Tensor
 
 from reward_model.datasets import moving_shapes
-from reward_model.datasets.base import read_manifest
+from reward_model.datasets.base import read_manifest, read_pairs
+from reward_model.datasets.natural import read_koniq, read_lsvq, read_vqathinker
+from reward_model.datasets.video_r1 import read_video_r1, read_visionreward
 from reward_model.judge.model import VideoJudge
 from reward_model.media.frame_sampling import FramePolicy, take
 from reward_model.media.video_io import read_video
-from reward_model.records import Clip, RatedClip, Video
+from reward_model.records import Clip, RatedClip, Video, VideoPair
+from reward_model.training.questions import Example
 from reward_model.training.recipe import DataConfig
 
-Source = Callable[[int, int], list[RatedClip]]
-"""source(seed, num) -> num rated clips, neighbours sharing their prompt where the data has such pairs; the same for the
-same arguments."""
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+
+Source = Callable[[int, int], list[Example]]
+"""source(seed, num) -> examples that show about num clips, a pair counting as two; neighbouring clips share their prompt
+where the data has such clips. The same for the same arguments."""
+
+LISTED: Mapping[str, Callable[[DataConfig], Sequence[Example]]] = {
+    "stored": lambda data: load_clips(data.path),
+    "manifest": lambda data: read_manifest(data.path, columns=data.columns or None),
+    "pairs": lambda data: read_pairs(data.path, columns=data.columns or None),
+    "koniq": lambda data: read_koniq(data.path, images=data.media or None, split=data.split or None),
+    "lsvq": lambda data: read_lsvq(data.path, videos=data.media or None, split=data.split or None),
+    "vqathinker": lambda data: read_vqathinker(data.path, videos=data.media or None),
+    "video_r1": lambda data: _all_rows(data),
+    "visionreward": lambda data: read_visionreward(data.path, videos=data.media or None),
+}
+"""Kind of data -> its reader."""
 
 
 def open_source(config: DataConfig, *, held_out: bool = False) -> Source:
@@ -33,23 +50,34 @@ def open_source(config: DataConfig, *, held_out: bool = False) -> Source:
 
     Args:
         config: the section.
-        held_out: draw what training never sees: scenes held out by `moving_shapes.split`, or, of listed clips, the tenth
-            of the sources that `is_held_out` names.
+        held_out: draw what training never sees: scenes held out by `moving_shapes.split`, or, of listed examples, the
+            tenth of the sources that `is_held_out` names.
 
     Returns:
         The source.
 
     Raises:
-        ValueError: no clip is left on the asked side of the split.
+        ValueError: nothing is left on the asked side of the split.
     """
     if config.kind == "moving_shapes":
         scenes = moving_shapes.split(moving_shapes.CORE)[int(held_out)]
         return partial(_render_pairs, scenes, config.clean_share)
-    clips = load_clips(config.path) if config.kind == "stored" else read_manifest(config.path, columns=config.columns)
-    chosen = [clip for clip in clips if is_held_out(clip.source_id) == held_out]
+    listed = LISTED[config.kind](config)
+    chosen = [example for example in listed if is_held_out(example.source_id) == held_out]
     if not chosen:
-        raise ValueError(f"{config.path} has no clip {'to hold out' if held_out else 'to train on'} among {len(clips)}")
-    return partial(_draw_neighbours, sorted(chosen, key=lambda clip: clip.prompt or ""))
+        raise ValueError(f"{config.path} has nothing {'to hold out' if held_out else 'to train on'} of {len(listed)}")
+    return partial(_draw_listed, sorted(chosen, key=_place))
+
+
+def _all_rows(data: DataConfig) -> list[Example]:
+    low_high = (data.scale[0], data.scale[1]) if data.scale else None
+    rows = read_video_r1(data.path, scale=low_high, folder=data.media or None)
+    return [*rows.clips, *rows.pairs, *rows.questions]
+
+
+def _place(example: Example) -> tuple[str, str]:
+    """Sort by kind, and clips of one prompt next to each other."""
+    return type(example).__name__, (example.prompt or "") if isinstance(example, RatedClip) else ""
 
 
 def is_held_out(source_id: str) -> bool:
@@ -62,21 +90,28 @@ def open_mixture(configs: Sequence[DataConfig], *, held_out: bool = False) -> So
     sources = [open_source(config, held_out=held_out) for config in configs]
     weights = [config.weight for config in configs]
 
-    def draw(seed: int, num: int) -> list[RatedClip]:
+    def draw(seed: int, num: int) -> list[Example]:
         chosen = random.Random(seed).choices(range(len(sources)), weights, k=(num + 1) // 2)
-        return [clip for i, source in enumerate(sources) for clip in source(seed, 2 * chosen.count(i))][:num]
+        return [e for i, source in enumerate(sources) for e in source(seed, 2 * chosen.count(i))][:num]
 
     return draw
 
 
-def _render_pairs(scenes: Sequence[moving_shapes.Scene], clean_share: float, seed: int, num: int) -> list[RatedClip]:
-    return moving_shapes.sample_rated(num, seed=seed, scenes=scenes, clean_share=clean_share, group_size=2)
+def _render_pairs(scenes: Sequence[moving_shapes.Scene], clean_share: float, seed: int, num: int) -> list[Example]:
+    return [*moving_shapes.sample_rated(num, seed=seed, scenes=scenes, clean_share=clean_share, group_size=2)]
 
 
-def _draw_neighbours(clips: Sequence[RatedClip], seed: int, num: int) -> list[RatedClip]:
+def _draw_listed(examples: Sequence[Example], seed: int, num: int) -> list[Example]:
+    """Draw pairs of neighbours, or one labelled pair in place of two."""
     rng = random.Random(seed)
-    starts = (rng.randrange(max(1, len(clips) - 1)) for _ in range((num + 1) // 2))
-    return [clip for start in starts for clip in clips[start : start + 2]][:num]
+    found: list[Example] = []
+    for _ in range((num + 1) // 2):
+        start = rng.randrange(max(1, len(examples) - 1))
+        if isinstance(examples[start], VideoPair):
+            found.append(examples[start])
+        else:
+            found += [e for e in examples[start : start + 2] if not isinstance(e, VideoPair)]
+    return found[:num]
 
 
 def store_clips(path: str | Path, clips: Sequence[RatedClip]) -> None:
@@ -124,14 +159,15 @@ def to_bytes(frames: Tensor) -> Tensor:
     return (frames.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def clip_planner(judge: VideoJudge) -> Callable[[RatedClip], Clip]:
-    """Return the function that reads and plans a rated clip the way this judge sees clips."""
+def clip_planner(judge: VideoJudge) -> Callable[[Video | Path], Clip]:
+    """Return the function that reads and plans a video the way this judge sees clips; an image is a clip of one frame."""
     policy = FramePolicy.from_dict(judge.config.frame_policy)
 
-    def plan(rated: RatedClip) -> Clip:
-        if isinstance(rated.video, Video):
-            return take(rated.video, policy)
-        video, frames = read_video(rated.video, policy=policy)
-        return Clip(video.frames, frames)
+    def plan(video: Video | Path) -> Clip:
+        if isinstance(video, Video):
+            return take(video, policy)
+        still = video.suffix.lower() in IMAGE_SUFFIXES
+        read, frames = read_video(video, policy=None if still else policy)
+        return Clip(read.frames, frames)
 
     return plan

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -15,18 +15,18 @@ import torch
 from torch import nn
 
 from reward_model.judge.model import VideoJudge
-from reward_model.records import Clip, RatedClip
+from reward_model.records import RatedClip, VideoPair, VideoQuestion
 from reward_model.rewards import build_rewards
 from reward_model.training.fit import Loss, fit, rank_and_world
 from reward_model.training.grpo import GrpoSteps
 from reward_model.training.measure import measure_stage
-from reward_model.training.questions import ask, plan_questions
+from reward_model.training.questions import Example, ask, plan_questions
 from reward_model.training.recipe import RecipeConfig, StageConfig
 from reward_model.training.selection import BestWeights
 from reward_model.training.sft import lesson_loss
 from reward_model.training.sources import Source, clip_planner, open_mixture
 from reward_model.training.start import add_layers, start_judge
-from reward_model.training.tasks import Lesson, clip_lesson, pair_lesson
+from reward_model.training.tasks import Lesson, clip_lesson, closed_lesson, neighbours, pair_lesson, pair_of, swapped
 
 log = logging.getLogger(__name__)
 
@@ -181,23 +181,25 @@ def layer_matrices(judge: VideoJudge, parameters: Sequence[nn.Parameter]) -> lis
 def draw_lessons(judge: VideoJudge, source: Source, stage: StageConfig, seed: int, num: int) -> list[Lesson]:
     """Return the lessons of one step: every clip with its tasks behind one prefix, then the comparisons."""
     planner = clip_planner(judge)
-    clips = source(seed, num)
-    kinds = [kind for kind in stage.tasks if kind != "compare"]
+    examples = source(seed, num)
+    kinds = [kind for kind in stage.tasks if kind not in ("compare", "ask")]
     lessons = []
-    for place, rated in enumerate(clips):
+    for place, rated in enumerate(e for e in examples if isinstance(e, RatedClip)):
         chosen = [kind for kind in kinds if place < num * stage.task_share.get(kind, 1.0)]
         if chosen:
             lessons.append(clip_lesson(rated, planner, chosen))
     if "compare" in stage.tasks:
-        lessons += _comparisons(clips, planner, round(num * stage.task_share.get("compare", PAIRS_PER_CLIP)))
+        orders = _both_orders(examples)[: round(num * stage.task_share.get("compare", PAIRS_PER_CLIP))]
+        lessons += [pair_lesson(pair, planner) for pair in orders]
+    if "ask" in stage.tasks:
+        lessons += [closed_lesson(e, planner) for e in examples if isinstance(e, VideoQuestion)]
     return lessons
 
 
-def _comparisons(clips: Sequence[RatedClip], planner: Callable[[RatedClip], Clip], num: int) -> list[Lesson]:
-    """Compare up to `num` times neighbours of one prompt, each pair in both orders, so that the order teaches nothing."""
-    pairs = [pair for pair in zip(clips, clips[1:], strict=False) if pair[0].prompt == pair[1].prompt]
-    orders = [order for a, b in pairs for order in ((a, b), (b, a))]
-    return [pair_lesson(*order, planner) for order in orders[:num]]
+def _both_orders(examples: Sequence[Example]) -> list[VideoPair]:
+    """Return the labelled pairs and those of neighbouring clips, each in both orders, so that the order teaches nothing."""
+    pairs = [e for e in examples if isinstance(e, VideoPair)] + [pair_of(*two) for two in neighbours(examples)]
+    return [order for pair in pairs for order in (pair, swapped(pair))]
 
 
 def _forget(log_file: Path, stage: str) -> None:

@@ -1,4 +1,4 @@
-"""What a judge is taught about a clip: rate it, match it with prompts, describe it, reason about it, compare it.
+"""What a judge is taught: rate a clip, match it with prompts, describe it, reason about it, ask about it, compare two.
 
 K = 5 rating levels. Every task yields a `Lesson`; lessons of one clip share its prefix.
 """
@@ -7,19 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from reward_model.language import prompts as language
-from reward_model.records import LEVELS, Clip, JudgeRequest, RatedClip
+from reward_model.records import LEVELS, Clip, JudgeRequest, RatedClip, Video, VideoPair, VideoQuestion
 from reward_model.training.instructions import reasoning
 
 TIE_MARGIN = 0.05
 """Pairs whose overall quality differs by less are taught as ties."""
 
-ToClip = Callable[[RatedClip], Clip]
+CLOSED = (("yes", "no"), ("Yes", "No"))
+"""What a question without listed options may be answered by."""
+
+ToClip = Callable[[Video | Path], Clip]
+"""Reads a video and plans the frames that the judge sees of it."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ def clip_lesson(rated: RatedClip, to_clip: ToClip, kinds: Sequence[str]) -> Less
     Raises:
         ValueError: an unknown kind, or facts that the kind needs are missing.
     """
-    clip = to_clip(rated)
+    clip = to_clip(rated.video)
     parts = [_PART[kind](rated, clip) for kind in kinds]
     prefixes = {request.prefix for request, *_ in parts}
     if len(prefixes) != 1:
@@ -88,7 +93,7 @@ def _describe(rated: RatedClip, clip: Clip) -> _Part:
 
 
 def _reason(rated: RatedClip, clip: Clip) -> _Part:
-    thought = reasoning(_fact(rated, "caption"), _fact(rated, "faults"))
+    thought = reasoning(_fact(rated, "caption"), _fact(rated, "faults"), rated.quality)
     answer = language.reason_answer(rated.quality, thought)
     return language.reason_request(clip, rated.prompt), (answer,), (None,)
 
@@ -101,18 +106,66 @@ _PART: Mapping[str, Callable[[RatedClip, Clip], _Part]] = {
 }
 
 
-def pair_lesson(first: RatedClip, second: RatedClip, to_clip: ToClip) -> Lesson:
-    """Return the comparison of two clips of one prompt in every dimension that both are rated on.
+def pair_of(first: RatedClip, second: RatedClip) -> VideoPair:
+    """Return the pair of two rated clips of one prompt, labelled in every dimension that both are rated on.
 
-    Qualities that differ by less than `TIE_MARGIN` are taught as ties.
+    Qualities that differ by less than `TIE_MARGIN` tie.
     """
-    names = tuple(name for name in first.quality if name in second.quality)
-    clips = (to_clip(first), to_clip(second))
-    requests = [language.compare_request(*clips, first.prompt, name) for name in names]
-    gaps = [float(first.quality[name]) - float(second.quality[name]) for name in names]
-    answers = tuple(language.preference_answer(0.0 if abs(gap) < TIE_MARGIN else gap) for gap in gaps)
+    names = [name for name in first.quality if name in second.quality]
+    gaps = {name: float(first.quality[name]) - float(second.quality[name]) for name in names}
+    preference = {name: 0.5 if abs(gap) < TIE_MARGIN else float(gap > 0) for name, gap in gaps.items()}
+    source = f"{first.source_id}|{second.source_id}"
+    return VideoPair(first.video, second.video, first.prompt, preference, source)
+
+
+def neighbours(examples: Sequence[object]) -> list[tuple[RatedClip, RatedClip]]:
+    """Return the pairs of rated clips that stand next to each other and share their prompt."""
+    beside = zip(examples, examples[1:], strict=False)
+    return [(a, b) for a, b in beside if isinstance(a, RatedClip) and isinstance(b, RatedClip) and a.prompt == b.prompt]
+
+
+def swapped(pair: VideoPair) -> VideoPair:
+    """Return the pair in the other order."""
+    preference = {name: 1 - p for name, p in pair.preference.items()}
+    return VideoPair(pair.second, pair.first, pair.prompt, preference, pair.source_id)
+
+
+def pair_lesson(pair: VideoPair, to_clip: ToClip) -> Lesson:
+    """Return the comparison of a pair's clips in every dimension that is labelled."""
+    clips = (to_clip(pair.first), to_clip(pair.second))
+    requests = [language.compare_request(*clips, pair.prompt, name) for name in pair.preference]
+    answers = tuple(language.preference_answer(p - 0.5) for p in pair.preference.values())
     whole = JudgeRequest(clips, requests[0].prefix, tuple(branch for r in requests for branch in r.branches))
-    return Lesson(whole, answers, (None,) * len(names), ("compare",) * len(names))
+    return Lesson(whole, answers, (None,) * len(answers), ("compare",) * len(answers))
+
+
+def closed_lesson(question: VideoQuestion, to_clip: ToClip) -> Lesson:
+    """Return a question with listed answers."""
+    choices = choices_of(question)
+    request = language.closed_request(to_clip(question.video), question.question, question.options or choices)
+    return Lesson(request, (f"{question.answer}{language.END}",), (None,), ("ask",))
+
+
+def choices_of(question: VideoQuestion) -> tuple[str, ...]:
+    """Return what may be answered: the letters of options such as "A. red", the options, or yes and no.
+
+    Args:
+        question: with its right answer.
+
+    Returns:
+        The choices, the right answer among them.
+
+    Raises:
+        ValueError: the right answer is none of them, so that the question is an open one.
+    """
+    letters = tuple(option.partition(".")[0].strip() for option in question.options)
+    for choices in (letters, question.options, *([] if question.options else CLOSED)):
+        if question.answer in choices:
+            return choices
+    raise ValueError(
+        f"question about {question.source_id} is an open one: {question.answer!r} is none of {question.options}; only "
+        "questions with listed answers can be asked"
+    )
 
 
 def _fact(rated: RatedClip, name: str) -> Any:

@@ -16,6 +16,7 @@ from reward_model.training.fit import FitSettings, fit
 from reward_model.training.grpo import Answered, GrpoSettings, GrpoSteps, credit, draw, grpo_parts, reward_answers
 from reward_model.training.policy_loss import policy_loss
 from reward_model.training.questions import ask, plan_questions
+from reward_model.training.tasks import pair_of
 from tests.tiny_judge import build_judge, forced_log_probs, make_clip
 
 SETTINGS = GrpoSettings(group_size=3, max_answer_tokens=6, kl_coef=0.04, questions_per_part=2)
@@ -23,13 +24,13 @@ SETTINGS = GrpoSettings(group_size=3, max_answer_tokens=6, kl_coef=0.04, questio
 
 def rated(seed, prompt="a red circle", quality=0.5):
     clip = make_clip(seed=seed)
-    video = Video(frames=clip.frames, fps=8.0)
+    video = Video(frames=clip.frames, fps=8.0, source=f"clip {seed}")
     return RatedClip(video, prompt, dict.fromkeys(DIMENSIONS, quality), f"clip {seed}")
 
 
-def to_clip(clip):
-    seed = int(clip.source_id.split()[1])
-    return dataclasses.replace(make_clip(seed=seed), frames=clip.video.frames)
+def to_clip(video):
+    seed = int(video.source.split()[1])
+    return dataclasses.replace(make_clip(seed=seed), frames=video.frames)
 
 
 def length_reward(answers, labels, groups, *, perturbed=None):
@@ -51,7 +52,7 @@ def build_policy():
     found.add_role("policy", rank=4, alpha=8)
     generator = torch.Generator().manual_seed(5)
     for parameter in found._roles.parameters("policy"):
-        parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
+        parameter.data = 0.2 * torch.randn(parameter.shape, generator=generator)
     found.add_role("start", copy_from="policy")
     return found
 
@@ -71,18 +72,19 @@ def test_questions_are_planned_by_shares_and_compare_clips_of_one_prompt():
     clips = [rated(0), rated(1), rated(2, prompt="other"), rated(3, prompt="other")]
     planned = plan_questions(clips, {"reason": 0.75, "compare": 0.5})
     assert [kind for kind, _ in planned] == ["reason"] * 3 + ["compare"] * 2
-    assert all(a.prompt == b.prompt for kind, pair in planned if kind == "compare" for a, b in [pair])
+    assert [pair.source_id for kind, pair in planned if kind == "compare"] == ["clip 0|clip 1", "clip 2|clip 3"]
 
 
 def test_labels_stand_on_the_scale_of_the_answers():
-    question = ask("reason", (rated(0, quality=0.75),), to_clip, group=0)
+    question = ask("reason", rated(0, quality=0.75), to_clip, group=0)
     assert question.label.scores == dict.fromkeys(DIMENSIONS, 4.0)
-    pair = ask("compare", (rated(0, quality=0.2), rated(1, quality=0.9)), to_clip, group=1)
+    pair = ask("compare", pair_of(rated(0, quality=0.2), rated(1, quality=0.9)), to_clip, group=1)
     assert pair.label.choice == "B"
 
 
 def test_answers_are_read_by_the_kind_of_their_question():
-    reason, pair = ask("reason", (rated(0),), to_clip, group=0), ask("compare", (rated(0), rated(1)), to_clip, group=1)
+    reason = ask("reason", rated(0), to_clip, group=0)
+    pair = ask("compare", pair_of(rated(0), rated(1)), to_clip, group=1)
     scores = ",".join(f'"{name}":3.50' for name in DIMENSIONS)
     answer = reason.read(f"<think>so</think>\n<answer>{{{scores}}}</answer>", num_tokens=9, ended=True)
     assert answer.scores == dict.fromkeys(DIMENSIONS, "3.50") and not answer.fault
@@ -179,7 +181,7 @@ def test_an_update_raises_the_probability_of_better_answers(judge):
     gradients = torch.autograd.grad(before, policy)
     with torch.no_grad():
         for parameter, gradient in zip(policy, gradients, strict=True):
-            parameter -= 1e-3 * gradient
+            parameter -= 1e-4 * gradient
     assert gain() < before
 
 
@@ -208,7 +210,7 @@ def test_disturbed_clips_are_answered_for_rewards_that_compare_with_them(judge):
 
 
 def test_a_kind_without_reward_is_refused():
-    question = ask("compare", (rated(0), rated(1)), to_clip, group=0)
+    question = ask("compare", pair_of(rated(0), rated(1)), to_clip, group=0)
     answered = Answered(("compare",), (question.label,), (0,), (question.read(" A", num_tokens=1, ended=True),))
     with pytest.raises(ValueError, match="'compare' are asked, but only reason have rewards"):
         reward_answers({"reason": length_reward}, answered, None)
@@ -248,7 +250,7 @@ def train_share(rank, world):
     def loss(step):
         return steps.parts(questions_of(6)[rank::world], step, seed=7)
 
-    fitted = FitSettings(num_steps=2, learning_rate=1e-2, batch_size=6, warmup_steps=0)
+    fitted = FitSettings(num_steps=2, learning_rate=3e-3, batch_size=6, warmup_steps=0)
     with judge.use_role("policy"):
         last = fit(policy, loss, fitted, log_every=2)
     numbers = {name: last[name] for name in ("reward", "parse_rate", "grad_norm", "answer_tokens")}

@@ -261,8 +261,8 @@ def test_a_judge_of_other_prompts_or_unknown_fields_is_refused(tmp_path):
     judge.save_pretrained(tmp_path)
     file = tmp_path / "judge_config.json"
     text = file.read_text()
-    file.write_text(text.replace('"prompts_version": "1"', '"prompts_version": "0"'))
-    with pytest.raises(ValueError, match="prompts_version is '0', this version speaks '1'"):
+    file.write_text(text.replace('"prompts_version": "2"', '"prompts_version": "0"'))
+    with pytest.raises(ValueError, match="prompts_version is '0', this version speaks '2'"):
         VideoJudge.from_pretrained(tmp_path)
     file.write_text(text.replace('"trained_on"', '"trained_no"'))
     with pytest.raises(ValueError, match=r"unknown fields \['trained_no'\]"):

@@ -65,6 +65,8 @@ def test_a_missing_dimension_is_a_failure_where_it_was_asked_for():
 
 
 def test_faults_are_read_by_dimension():
-    reasoning = "the video shows a red circle. visual_quality: blur, heavy grain. motion_quality: none."
-    assert parse_faults(reasoning) == {"visual_quality": ("blur", "heavy grain"), "motion_quality": ()}
+    reasoning = (
+        "the video shows a red circle. visual_quality: poor, blur, heavy grain. motion_quality: none. overall: fair."
+    )
+    assert parse_faults(reasoning) == {"visual_quality": ("blur", "heavy grain"), "motion_quality": (), "overall": ()}
     assert parse_faults("nothing to see") == {}

@@ -16,9 +16,9 @@ from reward_model.datasets.natural import (
     read_vqathinker_test,
     to_quality,
 )
-from reward_model.datasets.video_r1 import VideoQuestion, read_video_r1, read_visionreward
+from reward_model.datasets.video_r1 import read_video_r1, read_visionreward
 from reward_model.media.video_io import read_video
-from reward_model.records import RatedClip, VideoPair
+from reward_model.records import RatedClip, VideoPair, VideoQuestion
 
 
 def write_csv(folder, name, header, *rows):

@@ -7,11 +7,12 @@ import math
 import pytest
 import torch
 
+from reward_model.language.prompts import level_answer
 from reward_model.records import DIMENSIONS, Clip, FramePlan, LevelReadout, RatedClip, Video, VideoPair
 from reward_model.training.fit import FitSettings, fit, schedule
 from reward_model.training.refresh import fidelity_loss, preference_probability, refresh_levels
 from reward_model.training.sft import lesson_loss
-from reward_model.training.tasks import clip_lesson, pair_lesson, soft_level
+from reward_model.training.tasks import clip_lesson, pair_lesson, pair_of, soft_level
 from tests.tiny_judge import build_judge
 
 
@@ -26,8 +27,8 @@ def rated(seed=0, quality=0.5, prompt="a red circle"):
     )
 
 
-def to_clip(clip):
-    return Clip(clip.video.frames, FramePlan((0, 1, 2, 3), (0.0, 0.125, 0.25, 0.375), ("slow",) * 4, 8.0))
+def to_clip(video):
+    return Clip(video.frames, FramePlan((0, 1, 2, 3), (0.0, 0.125, 0.25, 0.375), ("slow",) * 4, 8.0))
 
 
 def readout(quality, std):
@@ -70,7 +71,12 @@ def test_all_tasks_of_a_clip_share_one_prefix():
     lesson = clip_lesson(rated(), to_clip, ["rate", "describe", "reason"])
     assert len(lesson.request.branches) == len(lesson.answers) == len(DIMENSIONS) + 2
     assert lesson.kinds == ("rate",) * len(DIMENSIONS) + ("describe", "reason")
-    assert "visual_quality: blur." in lesson.answers[-1] and "motion_quality: none." in lesson.answers[-1]
+    level = {name: level_answer(quality).strip() for name, quality in rated().quality.items()}
+    assert (
+        f"visual_quality: {level['visual_quality']}, blur. motion_quality: {level['motion_quality']}. "
+        in lesson.answers[-1]
+    )
+    assert f" overall: {level['overall']}.</think>" in lesson.answers[-1]
 
 
 def test_matches_are_alignment_questions_under_other_prompts():
@@ -91,7 +97,7 @@ def test_a_task_without_its_facts_is_refused():
 
 @pytest.mark.parametrize(("first", "second", "word"), [(0.9, 0.2, " A"), (0.2, 0.9, " B"), (0.5, 0.52, " neither")])
 def test_pairs_are_answered_by_the_better_clip_or_neither(first, second, word):
-    lesson = pair_lesson(rated(0, first), rated(1, second), to_clip)
+    lesson = pair_lesson(pair_of(rated(0, first), rated(1, second)), to_clip)
     assert lesson.answers == (word,) * len(DIMENSIONS)
 
 
@@ -99,7 +105,7 @@ def test_pairs_are_compared_in_each_dimension_that_both_are_rated_on():
     first, second = rated(0, 0.5), rated(1, 0.5)
     first.quality["visual_quality"], second.quality["motion_quality"] = 0.9, 0.9
     del second.quality["overall"]
-    lesson = pair_lesson(first, second, to_clip)
+    lesson = pair_lesson(pair_of(first, second), to_clip)
     assert lesson.answers == (" A", " B", " neither")
     assert [
         name in branch for name, branch in zip(("visual", "motion", "text"), lesson.request.branches, strict=True)

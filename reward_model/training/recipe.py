@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from reward_model.media.frame_sampling import FramePolicy
 from reward_model.rewards import RewardConfig
 from reward_model.training.fit import FitSettings
 from reward_model.training.grpo import GrpoSettings
@@ -171,6 +172,15 @@ class RecipeConfig:
     """Architecture of a judge trained from nothing; needs base: null."""
     stages: list[StageConfig]
     """Trained in this order, each from the one before."""
+    frame_policy: FramePolicy | None = None
+    """Which frames the judge sees of a clip; null keeps the base's plan. Not for scratch."""
+    max_pixels: int | None = None
+    """Most pixels of a frame (Qwen2.5-VL) or of all frames (Qwen3-VL), as the family's processor counts; null keeps the base's.
+    Not for scratch."""
+    max_answer_tokens: int | None = None
+    """Longest reasoned answer when the judge is used; null keeps the base's."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the base's weights; adapters are always float32. bfloat16 halves the memory, for recipes that train roles only."""
     seed: int = 0
     """Seed of initial weights, data and order."""
     trained_on: str
@@ -180,6 +190,12 @@ class RecipeConfig:
         """Check that exactly one start is given and names are unique."""
         if (self.base is None) == (self.scratch is None):
             raise ValueError("exactly one of base and scratch must be given")
+        if self.scratch is not None and (self.frame_policy is not None or self.max_pixels is not None):
+            raise ValueError("frame_policy and max_pixels need a base; scratch is made for the embedded world's clips")
+        if self.dtype != "float32" and any(stage.role is None for stage in self.stages):
+            raise ValueError(
+                f"dtype {self.dtype} is for recipes whose stages all have a role: a base learns in float32"
+            )
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names) or not names:
             raise ValueError(f"stages must have unique names and be at least one, got {names}")

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from reward_model.judge.checkpoint import BASE_FOLDER
 from reward_model.judge.model import VideoJudge
 from reward_model.records import RatedClip, VideoPair, VideoQuestion
 from reward_model.rewards import build_rewards
@@ -49,9 +50,7 @@ def run_recipe(config: RecipeConfig, *, num_stages: int | None = None) -> Path:
     for number, stage in enumerate(config.stages[:num_stages]):
         folder = output / "stages" / f"{number:02d}-{stage.name}"
         if not (folder / "done.json").exists():
-            judge = (
-                start_judge(config) if previous is None else VideoJudge.from_pretrained(previous, dtype=torch.float32)
-            )
+            judge = start_judge(config) if previous is None else _load(previous, config)
             add_layers(judge, stage.add_layers)
             seed = config.seed * 1000 + number
             _forget(output / "metrics.jsonl", stage.name)
@@ -67,6 +66,10 @@ def run_recipe(config: RecipeConfig, *, num_stages: int | None = None) -> Path:
         shutil.copytree(previous, finished, ignore=shutil.ignore_patterns("done.json"))
     _wait_for_all()
     return finished
+
+
+def _load(folder: Path, config: RecipeConfig) -> VideoJudge:
+    return VideoJudge.from_pretrained(folder, dtype=getattr(torch, config.dtype))
 
 
 def run_stage(judge: VideoJudge, stage: StageConfig, *, seed: int, log_file: Path) -> dict[str, float]:
@@ -110,6 +113,8 @@ def run_stage(judge: VideoJudge, stage: StageConfig, *, seed: int, log_file: Pat
             best.restore()
             metrics |= {"best_step": best.step, "best_held_out": best.score}
     judge.eval()
+    if stage.role is None:
+        judge.configure(base=BASE_FOLDER, revision=None)  # its weights are its own from now on, and are saved with it
     return metrics
 
 

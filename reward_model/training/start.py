@@ -19,13 +19,22 @@ WORLD_SIZE, WORLD_FRAMES = 32, 9
 
 def start_judge(config: RecipeConfig) -> VideoJudge:
     """Return the judge that the first stage trains: a loaded checkpoint or a small one with random weights."""
-    if config.base is not None:
-        return VideoJudge.from_pretrained(config.base, dtype=torch.float32)
-    assert config.scratch is not None
-    return _build_judge(config.scratch, seed=config.seed, trained_on=config.trained_on)
+    if config.base is None:
+        assert config.scratch is not None
+        judge = _build_judge(config.scratch, seed=config.seed)
+    else:
+        judge = VideoJudge.from_pretrained(config.base, dtype=getattr(torch, config.dtype))
+    judge.configure(trained_on=config.trained_on)
+    if config.frame_policy is not None:
+        judge.configure(frame_policy=config.frame_policy.to_dict())
+    if config.max_pixels is not None:
+        judge.configure(min_pixels=min(judge.config.min_pixels, config.max_pixels), max_pixels=config.max_pixels)
+    if config.max_answer_tokens is not None:
+        judge.configure(max_answer_tokens=config.max_answer_tokens)
+    return judge
 
 
-def _build_judge(scratch: ScratchConfig, *, seed: int, trained_on: str) -> VideoJudge:
+def _build_judge(scratch: ScratchConfig, *, seed: int) -> VideoJudge:
     """Return an untrained judge of the moving-shapes world, which it sees frame by frame at its own size."""
     tokenizer = build_tokenizer([*_world_words(), *DEFECTS])
     sizes = {"hidden": scratch.hidden, "layers": scratch.layers, "patch_size": scratch.patch_size}
@@ -38,9 +47,8 @@ def _build_judge(scratch: ScratchConfig, *, seed: int, trained_on: str) -> Video
         max_pixels=pixels,
         frame_policy={"mode": "all", "max_frames": WORLD_FRAMES},
         max_answer_tokens=160,
-        trained_on=trained_on,
     )
-    return VideoJudge(model, tokenizer, config)
+    return VideoJudge(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, config)
 
 
 def _world_words() -> list[str]:

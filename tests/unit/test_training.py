@@ -326,3 +326,45 @@ def test_the_embedded_judge_was_made_for_this_world():
 
     made = json.loads((TOY_JUDGE / "provenance.json").read_text())
     assert made["fingerprints"]["world"] == world_hash()
+
+
+@pytest.mark.parametrize("role", [None, "natural"])
+def test_a_recipe_on_a_stock_checkpoint_keeps_what_it_trains(role, tmp_path):
+    from reward_model.judge.checkpoint import BASE_FOLDER
+    from reward_model.judge.model import VideoJudge
+    from reward_model.media.frame_sampling import FramePolicy
+    from reward_model.training.recipe import RecipeConfig
+    from reward_model.training.stages import run_recipe
+
+    stock, base = build_judge(), tmp_path / "stock"
+    stock.model.save_pretrained(base)
+    stock.tokenizer.save_pretrained(base)
+    config = RecipeConfig(
+        name="judge",
+        base=str(base),
+        output=str(tmp_path / "out"),
+        stages=[stage("score", role=role, tasks={"rate": 1.0})],
+        trained_on="noise",
+        frame_policy=FramePolicy(mode="uniform", num_frames=4),
+        max_pixels=4096,
+        max_answer_tokens=99,
+    )
+    judge = VideoJudge.from_pretrained(run_recipe(config))
+    assert judge.config.frame_policy["num_frames"] == 4 and judge.config.trained_on == "noise"
+    assert (judge.config.max_pixels, judge.config.max_answer_tokens) == (4096, 99)
+    name = "model.language_model.layers.0.mlp.down_proj"
+    before, after = stock.model.get_submodule(name).weight, judge.model.get_submodule(name)
+    if role is None:
+        assert judge.config.base == BASE_FOLDER and not torch.equal(before, after.weight)
+    else:
+        assert judge.config.base == str(base) and torch.equal(before, after.base_layer.weight)
+        assert float(after.lora_B[role].weight.abs().max()) > 0
+
+
+def test_a_base_does_not_learn_in_half_precision(tmp_path):
+    from reward_model.training.recipe import RecipeConfig
+
+    with pytest.raises(ValueError, match="a base learns in float32"):
+        RecipeConfig(
+            name="judge", base="x", output=str(tmp_path), stages=[stage("a")], trained_on="x", dtype="bfloat16"
+        )

@@ -1,32 +1,56 @@
-"""Pure rewards of GRPO, one formula of a paper each, and how a recipe names them."""
+"""Pure rewards of GRPO, one formula of a paper each with its variants, and how a recipe names them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
-import torch
-
-from reward_model.records import RewardValues
-from reward_model.rewards.accuracy import absolute, bell, choice, relative, threshold
-from reward_model.rewards.base import Reward
-from reward_model.rewards.form import length, readable
+from reward_model.rewards.base import Perturbed, Reward
+from reward_model.rewards.choice import choice
+from reward_model.rewards.compose import from_trl, to_trl, weighted
+from reward_model.rewards.format import format_reward
+from reward_model.rewards.length import gated_length_bonus, length_bonus
 from reward_model.rewards.ranking import RankingReward
-from reward_model.rewards.temporal import TemporalReward
+from reward_model.rewards.score import absolute, bell, relative, threshold
+from reward_model.rewards.temporal import temporal_bonus, temporal_consistency
 
-__all__ = ["REWARDS", "RewardConfig", "build_rewards"]
+__all__ = [
+    "REWARDS",
+    "Perturbed",
+    "RankingReward",
+    "Reward",
+    "RewardConfig",
+    "absolute",
+    "bell",
+    "build_rewards",
+    "choice",
+    "format_reward",
+    "from_trl",
+    "gated_length_bonus",
+    "length_bonus",
+    "relative",
+    "temporal_bonus",
+    "temporal_consistency",
+    "threshold",
+    "to_trl",
+    "weighted",
+]
 
 REWARDS: Mapping[str, Callable[..., Reward]] = {
-    "format": lambda: readable,
+    "format": format_reward,
     "absolute": absolute,
     "relative": relative,
     "threshold": threshold,
     "bell": bell,
     "choice": lambda: choice,
-    "length": length,
     "ranking": RankingReward,
-    "temporal": lambda **settings: TemporalReward(accuracy=absolute(), **settings),
+    "length": length_bonus,
+    "length_gated": partial(gated_length_bonus, relative()),
+    "temporal": partial(temporal_bonus, absolute()),
+    "temporal_ranking": partial(temporal_consistency, RankingReward(), also=bell(), threshold=0.5),
+    "temporal_bell": partial(temporal_consistency, bell(), threshold=0.9),
 }
 """Name -> factory, whose keyword arguments are the reward's settings."""
 
@@ -55,18 +79,11 @@ class RewardConfig:
 
 
 def build_rewards(terms: Sequence[RewardConfig]) -> dict[str, Reward]:
-    """Return kind of question -> the weighted sum of its terms, with each term's part in the breakdown."""
-    kinds = dict.fromkeys(term.kind for term in terms)
-    return {kind: _weighted([term for term in terms if term.kind == kind]) for kind in kinds}
-
-
-def _weighted(terms: Sequence[RewardConfig]) -> Reward:
-    parts = [(term.weight, REWARDS[term.name](**term.settings)) for term in terms]
-
-    def reward(answers: Any, labels: Any, groups: Any, *, perturbed: Any = None) -> RewardValues:
-        found = [(weight, part(answers, labels, groups, perturbed=perturbed)) for weight, part in parts]
-        breakdown = {name: values for _, one in found for name, values in one.breakdown.items()}
-        values = torch.stack([weight * one.values for weight, one in found]).sum(dim=0)
-        return RewardValues(values, breakdown)
-
-    return reward
+    """Return kind of question -> the weighted sum of its terms; a name that is used again gets a number ("bell#2")."""
+    kinds: dict[str, dict[str, tuple[Reward, float]]] = {}
+    for term in terms:
+        parts = kinds.setdefault(term.kind, {})
+        same = sum(name.partition("#")[0] == term.name for name in parts)
+        name = f"{term.name}#{same + 1}" if same else term.name
+        parts[name] = (REWARDS[term.name](**term.settings), term.weight)
+    return {kind: weighted(parts) for kind, parts in kinds.items()}

@@ -1,10 +1,11 @@
-"""What a reward of GRPO is: a pure function of answers, labels and groups.
+"""What a reward of GRPO is, and what all rewards share: reading scores, means over groups, the record of a reward.
 
-Shapes: N answers.
+Shapes: N answers, K groups. Scores and labels stand on the scale 1 to 5; statistics are kept in float64.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,10 +15,13 @@ from torch import Tensor
 
 from reward_model.records import Answer, Label, RewardValues
 
+SCALE_WIDTH = 4.0
+"""Width of the scale 1 to 5, so that an error divided by it stands on the scale of quality, 0 to 1."""
+
 
 @dataclass(frozen=True)
 class Perturbed:
-    """Answers of the same questions about disturbed clips, which compare with the others and are never learned from."""
+    """Answers of the same groups about perturbed clips: compared with, never learned from; `labels` are the originals'."""
 
     answers: Sequence[Answer]
     labels: Sequence[Label]
@@ -25,9 +29,10 @@ class Perturbed:
 
 
 class Reward(Protocol):
-    """A reward: answers, their labels and the question [N] of each -> `RewardValues`.
+    """A pure reward: N answers, their labels and the group [N] of each -> `RewardValues`.
 
-    An answer that cannot be read earns 0. Question ids are unique over all processes, so that a reward may compare them.
+    `groups[i]` is the id of the prompt that answer i was sampled for, unique over all processes; groups may be interleaved
+    and of unequal size. An answer that cannot be read earns 0 and counts as 1 in the breakdown's "unparsed".
     """
 
     def __call__(
@@ -41,13 +46,55 @@ class Reward(Protocol):
         """Return the reward of each answer."""
 
 
-def score_of(answer: Answer, dimension: str) -> float:
-    """Return an answer's score on the scale 1 to 5, NaN where it has none."""
-    return float(answer.scores[dimension]) if dimension in answer.scores else float("nan")
+def number_of(answer: Answer, dimension: str) -> float:
+    """Return the score of a dimension as it stands in the answer; NaN where there is none or it is no finite number."""
+    try:
+        found = float(answer.scores.get(dimension, "nan"))
+    except ValueError:
+        return math.nan
+    return found if math.isfinite(found) else math.nan
+
+
+def scores_of(answers: Sequence[Answer], dimension: str) -> Tensor:
+    """Return the scores [N] of a dimension in float64, NaN for answers with a fault or without that score."""
+    numbers = [math.nan if answer.fault else number_of(answer, dimension) for answer in answers]
+    return torch.tensor(numbers, dtype=torch.float64)
+
+
+def label_of(label: Label, dimension: str) -> float:
+    """Return the label of a dimension, or refuse a clip that has none."""
+    if dimension not in label.scores:
+        rated = ", ".join(label.scores) or "none"
+        raise ValueError(
+            f"a reward reads the label of {dimension!r}, but a clip is rated on: {rated}; name one of those"
+        )
+    return float(label.scores[dimension])
 
 
 def group_mean(values: Tensor, groups: Tensor, of: Tensor) -> Tensor:
-    """Return for each entry of `of` [K] the mean of `values` [N] over that group, NaN entries left out; NaN if none."""
-    same = (of[:, None] == groups[None]) & values.isfinite()[None]  # [K, N]
-    total = torch.where(same, values.nan_to_num()[None], 0.0).sum(dim=1)
-    return total / same.sum(dim=1)
+    """Return the mean over whole groups, without the entries that are NaN.
+
+    Args:
+        values: [N].
+        groups: id of each value's group [N].
+        of: ids of the groups that are asked for [K], repeated or not.
+
+    Returns:
+        [K]; NaN for a group without values.
+    """
+    counted = (of[:, None] == groups[None]) & values.isfinite()[None]  # [K, N]
+    total = torch.where(counted, values.nan_to_num()[None], 0.0).sum(dim=1)
+    return total / counted.sum(dim=1)
+
+
+def values_of(values: Tensor | Sequence[float], unparsed: Tensor | Sequence[float], **facts: Tensor) -> RewardValues:
+    """Return the record of a reward, in float32: values [N], the part that was not readable [N], further facts [N]."""
+    breakdown = {"unparsed": torch.as_tensor(unparsed, dtype=torch.float32)}
+    breakdown |= {name: fact.to(torch.float32) for name, fact in facts.items()}
+    return RewardValues(torch.as_tensor(values, dtype=torch.float32), breakdown)
+
+
+def check_variant(variant: str, known: Sequence[str]) -> None:
+    """Refuse a variant that does not exist."""
+    if variant not in known:
+        raise ValueError(f"variant must be one of {', '.join(known)}, got {variant!r}")

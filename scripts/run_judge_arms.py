@@ -1,0 +1,207 @@
+"""Runs the toy GRPO recipes, one factor at a time and several seeds each, and writes their table.
+
+    python scripts/run_judge_arms.py                            both recipes, all arms, three seeds, two runs at a time
+    python scripts/run_judge_arms.py --arms vq_insight no_temporal --seeds 0
+
+Every arm starts from the embedded judge. It is measured on held-out clips and pairs, against the oracle, as the embedded
+judge itself is; differences are paired by clip, averaged over seeds, and bootstrapped by prompt. Finished runs are kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+from reward_model.config import load_config  # noqa: E402
+from reward_model.evaluation import benchmark, metrics  # noqa: E402
+from reward_model.records import DIMENSIONS  # noqa: E402
+from reward_model.training.recipe import RecipeConfig, StageConfig  # noqa: E402
+from reward_model.video_reward import VideoJudgeReward  # noqa: E402
+
+Change = Callable[[StageConfig], StageConfig]
+NUM_CLIPS, SEED, NUM_RESAMPLES = 300, 4321, 1000
+
+
+def without(*names: str) -> Change:
+    """Return the change that drops rewards, and the rollouts on disturbed clips where no temporal reward is left."""
+
+    def change(stage: StageConfig) -> StageConfig:
+        kept = [term for term in stage.rewards if term.name not in names]
+        temporal = any(term.name.startswith("temporal") for term in kept)
+        grpo = stage.grpo if temporal else dataclasses.replace(stage.grpo, perturbation=None)
+        return dataclasses.replace(stage, rewards=kept, grpo=grpo)
+
+    return change
+
+
+def instead(name: str, other: str, **settings: Any) -> Change:
+    """Return the change that puts another reward, or other settings, in a reward's place."""
+
+    def change(stage: StageConfig) -> StageConfig:
+        terms = [
+            dataclasses.replace(term, name=other, settings=settings) if term.name == name else term
+            for term in stage.rewards
+        ]
+        return dataclasses.replace(stage, rewards=terms)
+
+    return change
+
+
+ARMS: Mapping[str, tuple[str, Change | None]] = {
+    "vq_insight": ("toy_vq_insight", None),
+    "no_temporal": ("toy_vq_insight", without("temporal")),
+    "temporal_paper": ("toy_vq_insight", instead("temporal", "temporal", variant="paper")),
+    "temporal_released": ("toy_vq_insight", instead("temporal", "temporal", variant="released")),
+    "vqathinker": ("toy_vqathinker", None),
+    "absolute": ("toy_vqathinker", instead("bell", "absolute")),
+    "threshold": ("toy_vqathinker", instead("bell", "threshold")),
+    "no_ranking": ("toy_vqathinker", without("ranking", "temporal_ranking")),
+    "no_consistency": ("toy_vqathinker", without("temporal_ranking")),
+}
+"""Arm -> recipe and what it changes in every stage of reasoned answers."""
+
+
+def recipe_of(arm: str, seed: int, folder: Path) -> RecipeConfig:
+    """Return the arm's recipe for one seed."""
+    name, change = ARMS[arm]
+    config = load_config(RecipeConfig, ROOT / "configs" / "judge" / f"{name}.yaml")
+    stages = [s if change is None or "reason" not in s.tasks else change(s) for s in config.stages]
+    return dataclasses.replace(config, seed=seed, stages=stages, output=str(folder))
+
+
+def run(arm: str, seed: int, folder: Path) -> None:
+    """Train one arm with one seed and write what its judge says of the held-out clips and pairs."""
+    from reward_model.training.stages import run_recipe
+
+    torch.set_num_threads(1)
+    config = recipe_of(arm, seed, folder)
+    trained = run_recipe(config)
+    answers = {stage.role: answers_of(trained, stage.role or "") for stage in config.stages}
+    (folder / "answers.json").write_text(json.dumps(answers) + "\n")
+
+
+def answers_of(judge: Path | str, role: str) -> dict[str, Any]:
+    """Return a role's reasoned scores of the held-out clips, or, of the comparator, its margins on the held-out pairs."""
+    clips = held_out()
+    reward = VideoJudgeReward.from_pretrained(judge, role=role)
+    if role == "comparator":
+        pairs = benchmark.pairs_by_label(clips, min_gap=0.1, num=NUM_CLIPS, seed=SEED)
+        output = reward.compare([p.first for p in pairs], [p.second for p in pairs], [p.prompt for p in pairs])
+        right = [m * (p.preference["overall"] - 0.5) > 0 for m, p in zip(output.margin.tolist(), pairs, strict=True)]
+        return {"prompts": [p.prompt for p in pairs], "right": right}
+    scores, parse_rate = benchmark.score_clips(reward, clips, readout="reason")
+    return {"scores": {name: values.tolist() for name, values in scores.items()}, "parse_rate": parse_rate}
+
+
+def held_out() -> list[Any]:
+    """Return the held-out clips, labelled by the oracle."""
+    return benchmark.moving_shapes_clips(NUM_CLIPS, seed=SEED)
+
+
+def score(found: Mapping[str, Any], truth: Mapping[str, np.ndarray], rows: np.ndarray) -> float:
+    """Return the mean rank correlation over the dimensions, or the accuracy, on some rows; unread answers count as 0.5."""
+    if "right" in found:
+        return float(np.mean(np.array(found["right"])[rows]))
+    values = [np.nan_to_num(np.array(found["scores"][name], dtype=float), nan=0.5)[rows] for name in DIMENSIONS]
+    return float(np.mean([metrics.srcc(v, truth[n][rows]) for v, n in zip(values, DIMENSIONS, strict=True)]))
+
+
+def compare(start: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return start, mean over the seeds, and their difference with its bootstrap interval by prompt."""
+    clips = held_out()
+    truth = {name: np.array([clip.quality[name] for clip in clips]) for name in DIMENSIONS}
+    prompts = np.array(start.get("prompts") or [clip.prompt for clip in clips])
+    groups = [np.flatnonzero(prompts == prompt) for prompt in dict.fromkeys(prompts)]
+    everything, rng = np.arange(len(prompts)), np.random.default_rng(0)
+    differences = []
+    for _ in range(NUM_RESAMPLES):
+        rows = np.concatenate([groups[i] for i in rng.integers(len(groups), size=len(groups))])
+        own = score(start, truth, rows)
+        differences.append(np.mean([score(one, truth, rows) for one in runs]) - own)
+    before, after = score(start, truth, everything), float(np.mean([score(one, truth, everything) for one in runs]))
+    low, high = np.quantile(differences, [0.025, 0.975])
+    return {"start": before, "mean": after, "difference": after - before, "low": float(low), "high": float(high)}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run what is missing, then write the tables; return the number of runs that failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "judge_arms", help="folder of the runs")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of the results")
+    parser.add_argument("--only", nargs=2, metavar=("ARM", "SEED"), help="run one in this process and write no table")
+    options = parser.parse_args(argv)
+    if options.only:
+        arm, seed = options.only
+        run(arm, int(seed), options.runs / f"{arm}-{seed}")
+        return 0
+    todo = [(arm, seed) for seed in options.seeds for arm in options.arms]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        failed = sum(pool.map(lambda one: _run_apart(*one, options.runs), todo))
+    write(options.arms, options.seeds, options.runs, options.docs)
+    return failed
+
+
+def _run_apart(arm: str, seed: int, runs: Path) -> int:
+    folder = runs / f"{arm}-{seed}"
+    if (folder / "answers.json").exists():
+        return 0
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, __file__, "--only", arm, str(seed), "--runs", str(runs)]
+    with (folder / "log.txt").open("w") as log:
+        done = subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=False)
+    sys.stdout.write(f"{arm} seed {seed}: {'done' if done.returncode == 0 else f'failed, see {folder}/log.txt'}\n")
+    return int(done.returncode != 0)
+
+
+def write(arms: Sequence[str], seeds: Sequence[int], runs: Path, docs: Path) -> None:
+    """Write docs/toy_grpo.md and .json of the finished runs."""
+    torch.set_num_threads(1)
+    starts: dict[str, Any] = {}
+    table: dict[str, Any] = {}
+    for arm in arms:
+        folders = [runs / f"{arm}-{seed}" for seed in seeds]
+        found = [json.loads((f / "answers.json").read_text()) for f in folders if (f / "answers.json").exists()]
+        for role in found[0] if found else ():
+            if role not in starts:
+                starts[role] = answers_of("toy", role)
+            of_role = [one[role] for one in found]
+            table[f"{arm}, {role}"] = compare(starts[role], of_role) | {"seeds": len(found)}
+    lines = [
+        "# GRPO on the embedded judge, one factor at a time",
+        "",
+        f"{NUM_CLIPS} held-out clips rated by the oracle. Scorers: mean rank correlation of the reasoned answers over the four",
+        "dimensions; comparator: accuracy on pairs at least 0.1 apart. Start is the embedded judge's adapter; the interval",
+        "(95 %, by prompt) is of the difference, averaged over the seeds. `python scripts/run_judge_arms.py` makes this page.",
+        "",
+        "| arm, role | seeds | start | after GRPO | difference |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {name} | {row['seeds']} | {row['start']:.3f} | {row['mean']:.3f} | {row['difference']:+.3f} "
+        f"[{row['low']:+.3f}, {row['high']:+.3f}] |"
+        for name, row in table.items()
+    ]
+    docs.mkdir(parents=True, exist_ok=True)
+    (docs / "toy_grpo.md").write_text("\n".join([*lines, ""]), encoding="utf-8")
+    (docs / "toy_grpo.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    sys.stdout.write("\n".join([*lines, ""]))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

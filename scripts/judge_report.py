@@ -16,6 +16,7 @@ import torch
 
 from reward_model.datasets import moving_shapes as world
 from reward_model.evaluation import benchmark, tables
+from reward_model.evaluation.attribution import evaluate_attributions
 from reward_model.video_reward import VideoJudgeReward
 
 MIN_GAP = 0.1
@@ -47,9 +48,10 @@ def main(argv: Sequence[str]) -> int:
     clips = benchmark.moving_shapes_clips(options.num, seed=1234)
     pairs = benchmark.pairs_by_label(clips, min_gap=MIN_GAP, num=len(clips), seed=1234)
     few = clips[: max(2, options.num * 2 // 5)]
-    found = {
+    found: dict[str, tables.Table] = {
         "level readout": benchmark.evaluate_ratings(judge, clips),
         "reasoned readout": benchmark.evaluate_ratings(judge, few, readout="reason"),
+        "named faults": evaluate_attributions(judge, few),
         "comparator": benchmark.evaluate_pairs(judge.with_role("comparator"), pairs),
     }
     checks = attribute_checks(judge, max(2, options.num // 5))

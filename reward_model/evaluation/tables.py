@@ -66,7 +66,33 @@ class PairTable:
     rows: tuple[PairRow, ...]
 
 
-def format_table(table: RatingTable | PairTable) -> str:
+@dataclass(frozen=True)
+class AttributionRow:
+    """How well the named faults of one dimension agree with the known ones, micro-averaged; NaN where undefined.
+
+    `coverage` is the share of answers that could be read; `random_f1` is that of the same answers given to other clips.
+    """
+
+    dimension: str
+    num_clips: int
+    coverage: float
+    precision: float
+    recall: float
+    f1: float
+    random_f1: float
+
+
+@dataclass(frozen=True)
+class AttributionTable:
+    """One row a dimension."""
+
+    rows: tuple[AttributionRow, ...]
+
+
+Table = RatingTable | PairTable | AttributionTable
+
+
+def format_table(table: Table) -> str:
     """Lay a table out as aligned text; an undefined value is a dash."""
     if not table.rows:
         return "no dimension has both a label and a score"
@@ -80,7 +106,7 @@ def format_table(table: RatingTable | PairTable) -> str:
     return "\n".join(text)
 
 
-def to_json(table: RatingTable | PairTable) -> dict[str, object]:
+def to_json(table: Table) -> dict[str, object]:
     """Return a table as plain values, undefined ones as None."""
     plain: dict[str, object] = {"rows": [_nulls(asdict(row)) for row in table.rows]}
     if isinstance(table, RatingTable):

@@ -110,6 +110,7 @@ def load_parts(
 
     Raises:
         ValueError: an attention implementation that cannot take masks, or a model that cannot judge.
+        OSError: neither a folder nor to be had from the hub.
     """
     from transformers import AutoModelForImageTextToText, AutoTokenizer
 
@@ -123,13 +124,39 @@ def load_parts(
         source, revision = str(path_or_id), None
     else:
         source, revision = (str(folder / BASE_FOLDER) if saved.base == BASE_FOLDER else saved.base), saved.revision
-    with quiet():
-        model = AutoModelForImageTextToText.from_pretrained(
-            source, revision=revision, dtype=dtype, attn_implementation=attn_implementation, use_safetensors=True
-        ).to(device)
+    try:
+        with quiet():
+            model = AutoModelForImageTextToText.from_pretrained(
+                source, revision=revision, dtype=dtype, attn_implementation=attn_implementation, use_safetensors=True
+            ).to(device)
+    except OSError as error:
+        if Path(source).is_dir():
+            raise
+        raise OSError(f"{source} is no folder, and cannot be had from the hub: {str(error).splitlines()[0]}") from error
     tokenizer = AutoTokenizer.from_pretrained(str(path_or_id))
     config = saved or JudgeConfig.for_model(model.config, **_origin(path_or_id))
     return model, tokenizer, config
+
+
+def local_copy(path_or_id: str | Path) -> str | Path:
+    """Return the folder of a judge: the given one, or the snapshot of a hub repository that holds a saved judge.
+
+    Args:
+        path_or_id: a folder, or a hub id.
+
+    Returns:
+        A local folder; a hub id that is no saved judge (a stock checkpoint, or nothing) as it is.
+    """
+    if Path(path_or_id).is_dir():
+        return path_or_id
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
+
+    try:
+        hf_hub_download(str(path_or_id), CONFIG_FILE)
+    except (EntryNotFoundError, HFValidationError, RepositoryNotFoundError):
+        return path_or_id
+    return Path(snapshot_download(str(path_or_id), allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt"]))
 
 
 def _origin(path_or_id: str | Path) -> dict[str, str | None]:

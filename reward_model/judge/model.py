@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from reward_model.judge.answers import AnswerLogits, TokenLogProbs, token_log_probs
 from reward_model.judge.batching import AnswerText, Batch, TokenCache, lay_out, patches_of
-from reward_model.judge.checkpoint import BASE_FOLDER, JudgeConfig, load_parts, quiet
+from reward_model.judge.checkpoint import BASE_FOLDER, JudgeConfig, load_parts, local_copy, quiet
 from reward_model.judge.decoding import (
     END_TOKENS,
     VISION_TOKENS,
@@ -74,7 +74,7 @@ class VideoJudge(nn.Module):
         """Load a saved judge, or a stock checkpoint as an untrained one.
 
         Args:
-            path_or_id: a folder of `save_pretrained`, or a stock checkpoint's folder or hub id.
+            path_or_id: folder or hub id of what `save_pretrained` wrote, or of a stock checkpoint.
             dtype: of the weights; "auto" is float32 on CPU and the checkpoint's own elsewhere.
             device: None is the first CUDA device where there is one, else the CPU.
             attn_implementation: "sdpa" or "eager".
@@ -82,6 +82,7 @@ class VideoJudge(nn.Module):
         Returns:
             The judge in evaluation mode, with all its roles and none active.
         """
+        path_or_id = local_copy(path_or_id)
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         parts = load_parts(path_or_id, dtype=dtype, device=place, attn_implementation=attn_implementation)
         judge = cls(*parts)

@@ -369,3 +369,24 @@ def test_peft_is_not_imported_where_no_adapter_is_used():
         "sys.exit('peft' in sys.modules or 'torchvision' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=120).returncode == 0
+
+
+def test_a_saved_judge_is_loaded_by_its_hub_id(judge, tmp_path, monkeypatch):
+    """A hub cache made by hand stands for a repository that was downloaded before."""
+    judge.add_role("generated", rank=2, alpha=4)
+    repository = tmp_path / "models--someone--judge"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    judge.save_pretrained(snapshot)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    found = VideoJudge.from_pretrained("someone/judge")
+    assert found.roles == ("generated",) and found.config == judge.config
+    request = prompts.score_request(make_clip(), "a red ball", ("overall",))
+    assert_close(found.next_token_logits([request])[0], judge.next_token_logits([request])[0])
+
+
+@pytest.mark.parametrize("name", ["no/such-judge", "not/a/hub/id", "nothing"])
+def test_what_is_neither_a_folder_nor_on_the_hub_is_refused_by_name(name):
+    with pytest.raises(OSError, match=f"{name} is no folder, and cannot be had from the hub"):
+        VideoJudge.from_pretrained(name)

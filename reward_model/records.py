@@ -204,6 +204,18 @@ class RewardOutput:
 
 
 @dataclass(frozen=True)
+class Ranking:
+    """Outcome of `rank` for N videos: `order` holds their places in the group, best first.
+
+    A video that could not be read is not in it and has its reason in `reasons` [N] ("" otherwise).
+    """
+
+    order: tuple[int, ...]
+    reasons: Sequence[str]
+    num_compared: int
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Outcome of `compare` for B pairs: `p_first`, `p_tie` [B] in [0, 1], `margin` [B] in [-1, 1], `valid` bool [B].
 

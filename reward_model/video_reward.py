@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from reward_model.comparing import compare_clips, rank_clips
 from reward_model.explanation import Explanation, explain_clip
 from reward_model.judge import readouts
 from reward_model.judge.model import VideoJudge
@@ -20,15 +21,17 @@ from reward_model.language import parsing
 from reward_model.language import prompts as language
 from reward_model.media.frame_sampling import FramePolicy
 from reward_model.media.intake import to_clips
+from reward_model.pixel_loss import pixel_loss
 from reward_model.records import (
     DIMENSIONS,
     Clip,
     Comparison,
     JudgeRequest,
+    Ranking,
     RewardOutput,
     VideoError,
 )
-from reward_model.score_sheet import ScoreSheet, comparison
+from reward_model.score_sheet import ScoreSheet
 
 if TYPE_CHECKING:
     from reward_model.media.intake import VideoLike
@@ -236,25 +239,35 @@ class VideoJudgeReward(nn.Module):
         if len(left) != len(right):
             raise ValueError(f"compare needs as many first as second videos, got {len(left)} and {len(right)}")
         texts = _one_prompt_each(prompts, len(left))
-        reasons = [next((c for c in pair if isinstance(c, str)), "") for pair in zip(left, right, strict=True)]
-        rows = [row for row, reason in enumerate(reasons) if not reason]
-        orders = [self._preferences([(left[r], right[r], texts[r]) for r in rows], batch_size)]
-        if swap:
-            flipped = self._preferences([(right[r], left[r], texts[r]) for r in rows], batch_size)
-            orders.append(flipped[:, [1, 0, 2, 3]])
-        return comparison(torch.stack(orders), rows, reasons)
+        return compare_clips(self.judge, self.role, left, right, texts, swap=swap, batch_size=batch_size)
 
-    @torch.no_grad()
-    def _preferences(self, pairs: Sequence[tuple[Any, Any, str | None]], batch_size: int) -> Tensor:
-        """Return [N, 4]: P(first), P(second), P(tie), mass on the three words."""
-        found = [torch.zeros(0, 4, device=self.judge.device)]
-        with self.judge.use_role(self.role):
-            for start in range(0, len(pairs), batch_size):
-                requests = [language.compare_request(*pair) for pair in pairs[start : start + batch_size]]
-                logits = torch.cat(self.judge.next_token_logits(requests))
-                p_first, p_tie, mass = readouts.read_preference(logits, self.judge.preference_ids)
-                found.append(torch.stack([p_first, 1 - p_first - p_tie, p_tie, mass], dim=1))
-        return torch.cat(found)
+    def rank(
+        self,
+        group: Tensor | Sequence[VideoLike],
+        prompt: str | None = None,
+        *,
+        fps: float | Sequence[float] | None = None,
+        layout: str = "BTCHW",
+        batch_size: int = 16,
+    ) -> Ranking:
+        """Put N videos of one prompt in order by comparing at most N log2 N pairs, each in both orders.
+
+        Args:
+            group: the videos, as in a call.
+            prompt: their generation prompt.
+            fps: frame rate in Hz of tensors and PIL lists.
+            layout: axes of tensors.
+            batch_size: pairs per forward pass.
+
+        Returns:
+            `Ranking`, best first; for pairs that the judge calls even, the earlier video.
+
+        Raises:
+            ValueError: inputs that a call refuses.
+            RuntimeError: the judge does not answer a comparison with one of its words.
+        """
+        clips = self._clips(group, fps, layout)
+        return rank_clips(self.judge, self.role, clips, prompt, batch_size=batch_size)
 
     def explain(
         self, video: VideoLike, prompt: str | None = None, *, fps: float | None = None, layout: str = "TCHW"
@@ -346,24 +359,7 @@ class VideoJudgeReward(nn.Module):
         Raises:
             ValueError: unknown space, or log-odds of a weighted sum, which need not lie in [0, 1].
         """
-        if space not in ("expectation", "logit"):
-            raise ValueError(f"space must be 'expectation' or 'logit', got {space!r}")
-        if space == "logit" and weights is not None:
-            raise ValueError("space='logit' needs weights=None: a weighted sum of qualities has no log-odds")
-
-        def loss(
-            videos: Tensor | Sequence[VideoLike], prompts: Any = None, *, fps: Any = None, layout: str = "BTCHW"
-        ) -> tuple[Tensor, Tensor]:
-            out = self(videos, prompts, fps=fps, layout=layout, weights=weights, differentiable=True)
-            bad = ~torch.isfinite(out.rewards.detach())
-            if bool(bad.any()):
-                why = {name: [r for r in reasons if r] for name, reasons in out.reasons.items()}
-                raise RuntimeError(f"{int(bad.sum())} of {len(bad)} rewards could not be had: {why}")
-            value = out.rewards if space == "expectation" else torch.logit(out.rewards, eps=1e-4)
-            distance = -value if target is None else (value - target).abs()
-            return scale * distance.mean(), out.rewards.detach()
-
-        return loss
+        return pixel_loss(self, target, scale=scale, space=space, weights=weights)
 
 
 def _one_prompt_each(prompts: str | Sequence[str | None] | None, num: int) -> list[str | None]:

@@ -163,6 +163,26 @@ def test_swapped_comparison_is_antisymmetric(reward):
     torch.testing.assert_close(forth.p_tie, back.p_tie, rtol=0, atol=1e-5)
 
 
+def test_a_ranked_group_follows_its_comparisons_and_leaves_out_what_cannot_be_read(reward, tmp_path):
+    from reward_model.media.video_io import write_video
+
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    paths = [tmp_path / "empty.mp4"]
+    for number in range(3):
+        paths.append(tmp_path / f"{number}.mp4")
+        write_video(paths[-1], clips(1, seed=number)[0], 8.0)
+    found = reward.rank(paths, PROMPT)
+    assert sorted(found.order) == [1, 2, 3] and found.num_compared in (2, 3)
+    assert found.reasons[0] and not any(found.reasons[1:])
+    first, second, third = (paths[place] for place in found.order)
+    assert (reward.compare([first, second], [second, third], PROMPT).margin >= 0).all()
+
+
+def test_a_judge_that_does_not_compare_does_not_rank():
+    with pytest.raises(RuntimeError, match="the judge does not compare: only 0"):
+        VideoJudgeReward(build_judge()).rank(clips(2), PROMPT, fps=8.0)
+
+
 def test_explanation_shares_saliency_over_the_frames(reward):
     found = reward.explain(clips(1)[0], PROMPT, fps=8.0)
     assert set(found.saliency) == set(DIMENSIONS)

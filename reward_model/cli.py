@@ -89,6 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
     score.add_argument("--path-column", default="path", help="CSV column of the videos (default: path)")
     score.add_argument("--prompt-column", default="prompt", help="CSV column of the prompts (default: prompt)")
     score.add_argument("--readout", choices=("level", "reason"), default="level", help="one pass, or a reasoned answer")
+    score.add_argument("--samples", type=_positive, default=1, help="reasoned answers to average (default: 1, greedy)")
     score.set_defaults(run=run_score, compares=lambda args: False)
 
     compare = commands.add_parser("compare", parents=[shared], help="say which of two videos is better")
@@ -113,6 +114,9 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--seed", type=int, default=1234, help="seed of a world (default: 1234)")
     evaluate.add_argument("--columns", nargs="+", default=[], metavar="OURS=THEIRS", help="columns of the file")
     evaluate.add_argument("--readout", choices=("level", "reason", "compare"), default="level", help="how to read it")
+    evaluate.add_argument(
+        "--samples", type=_positive, default=1, help="reasoned answers to average (default: 1, greedy)"
+    )
     evaluate.add_argument("--min-gap", type=float, help="smallest label gap of a pair (default: 0.05; compare: 0.1)")
     evaluate.set_defaults(run=run_eval, compares=lambda args: args.readout == "compare")
     return parser
@@ -141,7 +145,12 @@ def run_score(args: argparse.Namespace, judge_factory: JudgeFactory) -> int:
     failed = False
     for start in range(0, len(items), args.batch_size):
         batch = items[start : start + args.batch_size]
-        output = judge([path for path, _ in batch], [prompt for _, prompt in batch], readout=args.readout)
+        output = judge(
+            [path for path, _ in batch],
+            [prompt for _, prompt in batch],
+            readout=args.readout,
+            num_samples=args.samples,
+        )
         for row, (path, prompt) in enumerate(batch):
             result = _result(output, row, path, prompt)
             failed |= not result["valid"]
@@ -220,7 +229,9 @@ def _evaluate(args: argparse.Namespace, judge_factory: JudgeFactory) -> RatingTa
         clips = benchmark.moving_shapes_clips(args.num, seed=args.seed)
     judge = judge_factory(args)
     if not compares:
-        return benchmark.evaluate_ratings(judge, clips, readout=args.readout, min_gap=gap, **common)
+        return benchmark.evaluate_ratings(
+            judge, clips, readout=args.readout, num_samples=args.samples, min_gap=gap, **common
+        )
     pairs = benchmark.pairs_by_label(clips, min_gap=gap, num=len(clips), seed=args.seed)
     if not pairs:
         raise ValueError(f"no two clips of one prompt differ by {gap} in overall; lower --min-gap")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -60,18 +61,26 @@ class ScoreSheet:
             if mass < MIN_LEVEL_MASS:
                 self.reasons[name][row] = f"only {mass:.2f} of the probability is on the five level words"
 
-    def put_answer(self, row: int, asked: tuple[str, ...], text: str, answer: ParsedAnswer | ParseFailure) -> None:
-        """Enter a reasoned answer, or its parse failure."""
-        self.texts[row] = text
+    def put_answers(
+        self, row: int, asked: tuple[str, ...], texts: Sequence[str], answers: Sequence[ParsedAnswer | ParseFailure]
+    ) -> None:
+        """Enter one reasoned answer, or the mean and spread of several; their text is the one nearest to the mean.
+
+        Where not more than half can be read, there is no score.
+        """
+        parsed = [answer for answer in answers if isinstance(answer, ParsedAnswer)]
+        failed = [answer.reason for answer in answers if isinstance(answer, ParseFailure)]
         nan = torch.tensor(math.nan, device=self.device)
+        self.texts[row] = texts[_most_typical(answers)]
         for name in asked:
-            if not isinstance(answer, ParsedAnswer):
-                self.reasons[name][row] = answer.reason
-            elif name not in answer.quality:
-                self.reasons[name][row] = f"the answer names no {name}"
+            values = torch.tensor([float(a.quality[name]) for a in parsed if name in a.quality], device=self.device)
+            if 2 * len(values) > len(answers):
+                spread = values.std(correction=0) if len(answers) > 1 else nan
+                self.levels[row, name] = (values.mean(), nan.expand(len(LEVELS)), spread, nan)
             else:
-                quality = torch.tensor(float(answer.quality[name]), device=self.device)
-                self.levels[row, name] = (quality, nan.expand(len(LEVELS)), nan, nan)
+                reason = failed[0] if failed else f"the answer names no {name}"
+                many = f"only {len(values)} of {len(answers)} answers can be read: " if len(answers) > 1 else ""
+                self.reasons[name][row] = many + reason
 
     def output(
         self,
@@ -138,6 +147,16 @@ class ScoreSheet:
                     reason = next((self.reasons[name][row] for name in parts if self.reasons[name][row]), NO_PROMPT)
                     self.reasons["overall"][row] = self.reasons["overall"][row] or reason
         return torch.stack(rows) if rows else torch.zeros(0, device=self.device)
+
+
+def _most_typical(answers: Sequence[ParsedAnswer | ParseFailure]) -> int:
+    """Return which answer is nearest to the mean of those that can be read; the first where there is none."""
+    parsed = {place: answer.quality for place, answer in enumerate(answers) if isinstance(answer, ParsedAnswer)}
+    if not parsed:
+        return 0
+    names = sorted({name for quality in parsed.values() for name in quality})
+    means = {name: fmean(q[name] for q in parsed.values() if name in q) for name in names}
+    return min(parsed, key=lambda place: sum(abs(parsed[place].get(name, 2.0) - means[name]) for name in names))
 
 
 def _normalise(quality: Tensor, name: str, normalize: str, calibration: Mapping[str, Mapping[str, float]]) -> Tensor:

@@ -26,7 +26,6 @@ from reward_model.records import (
     DIMENSIONS,
     Clip,
     Comparison,
-    JudgeRequest,
     Ranking,
     RewardOutput,
     VideoError,
@@ -119,6 +118,7 @@ class VideoJudgeReward(nn.Module):
         dimensions: Sequence[str] | None = None,
         weights: Mapping[str, float] | None = None,
         readout: Literal["level", "reason"] = "level",
+        num_samples: int = 1,
         normalize: Literal["unit", "raw", "z"] = "unit",
         differentiable: bool = False,
         batch_size: int = 16,
@@ -133,7 +133,9 @@ class VideoJudgeReward(nn.Module):
             layout: axes of tensors.
             dimensions: what to score; None for all of the judge's.
             weights: dimension -> weight of `rewards`; None makes `rewards` the overall score.
-            readout: "level" (one forward pass, deterministic, differentiable) or "reason" (greedy think/answer text).
+            readout: "level" (one forward pass, deterministic, differentiable) or "reason" (think/answer text).
+            num_samples: reason only: 1 is the greedy answer; several are drawn at temperature 1 behind one prefix, their mean
+                is the score and their deviation its `std`.
             normalize: "unit" quality in [0, 1], "raw" 1..5, "z" standardised by the judge's calibration constants.
             differentiable: keep the graph from scores to pixels (level readout only).
             batch_size: clips per forward pass.
@@ -144,7 +146,7 @@ class VideoJudgeReward(nn.Module):
         Raises:
             ValueError: wrong shapes, ranges, unknown dimensions, weights or readout, missing fps or constants.
         """
-        dims = self._check(dimensions, weights, readout, differentiable)
+        dims = self._check(dimensions, weights, readout, differentiable, num_samples)
         clips = self._clips(videos, fps, layout)
         texts = _one_prompt_each(prompts, len(clips))
         grad: AbstractContextManager[Any] = nullcontext() if differentiable else torch.no_grad()
@@ -152,7 +154,7 @@ class VideoJudgeReward(nn.Module):
             sheet = ScoreSheet(dims, len(clips), self.judge.device)
             for start in range(0, len(clips), batch_size):
                 rows = range(start, min(start + batch_size, len(clips)))
-                self._read(sheet, [(row, clips[row], texts[row]) for row in rows], readout)
+                self._read(sheet, [(row, clips[row], texts[row]) for row in rows], readout, num_samples)
         plans = [None if isinstance(clip, str) else clip.plan for clip in clips]
         return sheet.output(plans, weights, normalize, self.judge.config.calibration)
 
@@ -167,6 +169,7 @@ class VideoJudgeReward(nn.Module):
         weights: Mapping[str, float] | None,
         readout: str,
         differentiable: bool,
+        num_samples: int,
     ) -> tuple[str, ...]:
         known = tuple(self.judge.config.dimensions)
         asked = tuple(dimensions) if dimensions is not None else known
@@ -180,11 +183,15 @@ class VideoJudgeReward(nn.Module):
             raise ValueError(f"weights name dimensions that are not scored: {sorted(missing)}; add them to dimensions")
         if readout not in ("level", "reason"):
             raise ValueError(f"readout must be 'level' or 'reason', got {readout!r}")
+        if num_samples < 1 or (num_samples > 1 and readout != "reason"):
+            raise ValueError(f"num_samples must be >= 1, and 1 for readout='level', got {num_samples}")
         if differentiable and readout != "level":
             raise ValueError("differentiable=True needs readout='level': generated text has no gradient")
         return tuple(name for name in DIMENSIONS if name in asked)
 
-    def _read(self, sheet: ScoreSheet, batch: Sequence[tuple[int, Clip | str, str | None]], readout: str) -> None:
+    def _read(
+        self, sheet: ScoreSheet, batch: Sequence[tuple[int, Clip | str, str | None]], readout: str, num_samples: int = 1
+    ) -> None:
         """Enter the scores of (row, clip, prompt) triples."""
         readable = [
             (row, clip, prompt, asked)
@@ -199,13 +206,14 @@ class VideoJudgeReward(nn.Module):
             for (row, _, _, asked), branches in zip(readable, logits, strict=True):
                 sheet.put_levels(row, asked, readouts.read_levels(branches, self.judge.level_ids))
             return
-        texts = self._generate([language.reason_request(clip, prompt) for _, clip, prompt, _ in readable])
-        for (row, _, _, asked), text in zip(readable, texts, strict=True):
-            sheet.put_answer(row, asked, text, parsing.parse_reason(text, asked))
-
-    def _generate(self, requests: Sequence[JudgeRequest]) -> list[str]:
-        texts = self.judge.generate(requests, max_new_tokens=self.judge.config.max_answer_tokens)
-        return [branches[0][0] for branches in texts]
+        answers = self.judge.generate(
+            [language.reason_request(clip, prompt) for _, clip, prompt, _ in readable],
+            max_new_tokens=self.judge.config.max_answer_tokens,
+            num_samples=num_samples,
+            temperature=1.0 if num_samples > 1 else 0.0,
+        )
+        for (row, _, _, asked), (texts,) in zip(readable, answers, strict=True):
+            sheet.put_answers(row, asked, texts, [parsing.parse_reason(text, asked) for text in texts])
 
     def compare(
         self,

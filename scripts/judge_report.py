@@ -19,6 +19,9 @@ from reward_model.evaluation import benchmark, tables
 from reward_model.evaluation.attribution import evaluate_attributions
 from reward_model.video_reward import VideoJudgeReward
 
+NUM_SAMPLES = 8
+"""Reasoned answers whose mean is scored beside the greedy one."""
+
 MIN_GAP = 0.1
 """Oracle's gap of overall quality in the pairs that are compared."""
 
@@ -51,6 +54,9 @@ def main(argv: Sequence[str]) -> int:
     found: dict[str, tables.Table] = {
         "level readout": benchmark.evaluate_ratings(judge, clips),
         "reasoned readout": benchmark.evaluate_ratings(judge, few, readout="reason"),
+        f"reasoned readout, mean of {NUM_SAMPLES} answers": benchmark.evaluate_ratings(
+            judge, few, readout="reason", num_samples=NUM_SAMPLES
+        ),
         "named faults": evaluate_attributions(judge, few),
         "comparator": benchmark.evaluate_pairs(judge.with_role("comparator"), pairs),
     }

@@ -28,7 +28,12 @@ class FakeJudge:
         return self.known.get(Path(str(video)).name)
 
     def __call__(
-        self, videos: Sequence[object], prompts: Sequence[str | None], *, readout: str = "level"
+        self,
+        videos: Sequence[object],
+        prompts: Sequence[str | None],
+        *,
+        readout: str = "level",
+        num_samples: int = 1,
     ) -> RewardOutput:
         """Score videos; text alignment needs a prompt."""
         self.calls.append((list(videos), list(prompts), readout))

@@ -29,8 +29,10 @@ RANDOM_SEED = 0
 class Reward(Protocol):
     """What is evaluated; `VideoJudgeReward` is one."""
 
-    def __call__(self, videos: Sequence[Any], prompts: Sequence[str | None], *, readout: Readout) -> RewardOutput:
-        """Score videos."""
+    def __call__(
+        self, videos: Sequence[Any], prompts: Sequence[str | None], *, readout: Readout, num_samples: int = 1
+    ) -> RewardOutput:
+        """Score videos; `num_samples` is given for several reasoned answers only."""
 
     def compare(self, a: Sequence[Any], b: Sequence[Any], prompts: Sequence[str | None], *, swap: bool) -> Comparison:
         """Compare pairs of videos."""
@@ -41,6 +43,7 @@ def evaluate_ratings(
     clips: Sequence[RatedClip],
     *,
     readout: Readout = "level",
+    num_samples: int = 1,
     min_gap: float = 0.05,
     batch_size: int = 16,
     progress: Progress | None = None,
@@ -51,6 +54,7 @@ def evaluate_ratings(
         reward: what to evaluate.
         clips: with quality in [0, 1] on some dimensions.
         readout: how the judge is read.
+        num_samples: reasoned answers of each clip whose mean is the score; 1 is the greedy one.
         min_gap: smallest difference of quality, within a prompt, that makes a pair.
         batch_size: clips per call.
         progress: told after each call.
@@ -61,7 +65,9 @@ def evaluate_ratings(
     Raises:
         ValueError: if there are no clips.
     """
-    scores, parse_rate = score_clips(reward, clips, readout=readout, batch_size=batch_size, progress=progress)
+    scores, parse_rate = score_clips(
+        reward, clips, readout=readout, num_samples=num_samples, batch_size=batch_size, progress=progress
+    )
     rows = []
     for dimension in DIMENSIONS:
         labelled = [index for index, clip in enumerate(clips) if dimension in clip.quality]
@@ -139,6 +145,7 @@ def score_clips(
     clips: Sequence[RatedClip],
     *,
     readout: Readout = "level",
+    num_samples: int = 1,
     batch_size: int = 16,
     progress: Progress | None = None,
 ) -> tuple[dict[str, FloatArray], float]:
@@ -148,6 +155,7 @@ def score_clips(
         reward: what scores.
         clips: their videos and prompts.
         readout: how the judge is read.
+        num_samples: see `evaluate_ratings`.
         batch_size: clips per call.
         progress: told after each call.
 
@@ -163,7 +171,9 @@ def score_clips(
     num_answers = num_parsed = 0
     for start in range(0, len(clips), batch_size):
         batch = clips[start : start + batch_size]
-        output = reward([clip.video for clip in batch], [clip.prompt for clip in batch], readout=readout)
+        several = {"num_samples": num_samples} if num_samples > 1 else {}
+        videos, prompts = [clip.video for clip in batch], [clip.prompt for clip in batch]
+        output = reward(videos, prompts, readout=readout, **several)
         for dimension, values in output.scores.items():
             scores.setdefault(dimension, []).extend(values.detach().float().cpu().tolist())
         if output.texts is not None:

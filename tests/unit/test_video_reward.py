@@ -155,6 +155,36 @@ def test_unparsable_reasoning_is_no_score(reward):
     assert out.reasons["overall"][0] and out.texts is not None
 
 
+def said(quality):
+    scores = ",".join(f'"{name}":{1 + 4 * quality:.2f}' for name in ("visual_quality", "overall"))
+    return f"<think>so</think><answer>{{{scores}}}</answer>"
+
+
+@pytest.mark.parametrize(
+    ("answers", "score", "spread", "typical", "reason"),
+    [
+        ([said(0.5), "?", said(1.0), said(0.6)], 0.7, 0.2160, 3, ""),
+        ([said(0.5), "?", "?", said(1.0)], math.nan, math.nan, 0, "only 2 of 4 answers can be read: not of the form"),
+        ([said(0.25)], 0.25, math.nan, 0, ""),
+    ],
+)
+def test_several_reasoned_answers_are_averaged(answers, score, spread, typical, reason, monkeypatch):
+    judge = VideoJudgeReward(build_judge())
+    asked = {}
+    monkeypatch.setattr(judge.judge, "generate", lambda requests, **rest: asked.update(rest) or [[answers]])
+    dimensions, num = ["visual_quality", "overall"], len(answers)
+    out = judge(clips(1), PROMPT, fps=8.0, readout="reason", num_samples=num, dimensions=dimensions)
+    assert out.rewards.tolist() == pytest.approx([score], nan_ok=True)
+    assert out.std["overall"].tolist() == pytest.approx([spread], abs=1e-4, nan_ok=True)
+    assert out.texts[0] == answers[typical] and out.reasons["overall"][0].startswith(reason)
+    assert asked["num_samples"] == num and asked["temperature"] == (1.0 if num > 1 else 0.0)
+
+
+def test_several_answers_are_for_reasoning_only(reward):
+    with pytest.raises(ValueError, match="num_samples must be >= 1, and 1 for readout='level', got 4"):
+        reward(clips(1), PROMPT, fps=8.0, num_samples=4)
+
+
 def test_swapped_comparison_is_antisymmetric(reward):
     a, b = clips(3), clips(3, seed=1)
     forth, back = (reward.compare(*pair, PROMPT, fps=8.0) for pair in ((a, b), (b, a)))

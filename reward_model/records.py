@@ -53,10 +53,14 @@ class FramePlan:
 
 @dataclass(frozen=True)
 class Clip:
-    """What the judge is handed: planned frames, float32 RGB [T, C, H, W] in [0, 1], and the plan that chose them."""
+    """What the judge is handed: planned frames, float32 RGB [T, C, H, W] in [0, 1], and the plan that chose them.
+
+    `motion` [N, F] holds features of all frames by a motion encoder, for judges that were trained with them.
+    """
 
     frames: Tensor
     plan: FramePlan
+    motion: Tensor | None = None
 
 
 @dataclass(frozen=True)

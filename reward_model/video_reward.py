@@ -21,6 +21,7 @@ from reward_model.language import parsing
 from reward_model.language import prompts as language
 from reward_model.media.frame_sampling import FramePolicy
 from reward_model.media.intake import to_clips
+from reward_model.media.motion_encoders import encoder_of
 from reward_model.pixel_loss import pixel_loss
 from reward_model.records import (
     DIMENSIONS,
@@ -66,6 +67,7 @@ class VideoJudgeReward(nn.Module):
         self.judge = judge
         self.role = role if judge.roles else None
         self.allow_damaged = allow_damaged
+        self._motion = encoder_of(judge.config.motion)
 
     @classmethod
     def from_pretrained(
@@ -161,7 +163,10 @@ class VideoJudgeReward(nn.Module):
     def _clips(
         self, videos: Tensor | Sequence[VideoLike], fps: float | Sequence[float] | None, layout: str
     ) -> list[Clip | str]:
-        return to_clips(videos, policy=self.frame_policy, fps=fps, layout=layout, allow_damaged=self.allow_damaged)
+        return self._plan(videos, self.frame_policy, fps=fps, layout=layout)
+
+    def _plan(self, videos: Any, policy: FramePolicy, **rest: Any) -> list[Clip | str]:
+        return to_clips(videos, policy=policy, allow_damaged=self.allow_damaged, motion=self._motion, **rest)
 
     def _check(
         self,
@@ -334,7 +339,7 @@ class VideoJudgeReward(nn.Module):
             policy = FramePolicy(mode="fps", fps=fps, max_frames=policy.max_frames)
         elif num_frames is not None:
             policy = FramePolicy(mode="uniform", num_frames=num_frames)
-        clips = to_clips(list(video_paths), policy=policy, allow_damaged=self.allow_damaged)
+        clips = self._plan(list(video_paths), policy)
         texts = _one_prompt_each(prompts, len(clips))
         dims = tuple(_ALIGN_NAMES.values())
         sheet = ScoreSheet(dims, len(clips), self.judge.device)

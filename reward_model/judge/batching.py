@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from reward_model.judge.families.base import Family, Grid, grid_of, merged, patchify, prefix_positions
+from reward_model.judge.motion_tokens import check_motion, motion_slots
 from reward_model.judge.shared_prefix import Branch, Rows, Tree, pack
 from reward_model.records import Clip, JudgeRequest
 
@@ -24,7 +25,7 @@ AnswerText = str | tuple[int, ...]
 class Batch:
     """Packed requests.
 
-    `video_index` [M] picks each video token's feature from those of the distinct `clips` in their order. Branch number i in
+    `motion` [K, F] holds the motion features of all rows in their order, None where there are none. `video_index` [M] picks each video token's feature from those of the distinct `clips` in their order. Branch number i in
     the order of the requests is number `branch_order[i]` of the rows; answer number i is number `answer_places[i]` of the
     rows, and `answer_order` is the inverse of that.
     """
@@ -32,6 +33,7 @@ class Batch:
     rows: Rows
     clips: tuple[Clip, ...]
     video_index: Tensor
+    motion: Tensor | None
     branch_order: Tensor
     answer_places: list[int]
     answer_order: Tensor
@@ -81,6 +83,7 @@ def lay_out(
     *,
     family: Family,
     texts: TokenCache,
+    motion_size: int = 0,
 ) -> Batch:
     """Pack requests, and per branch the texts of `answers`, one row per distinct prefix.
 
@@ -90,6 +93,7 @@ def lay_out(
             read.
         family: of the model.
         texts: token ids of what was seen before.
+        motion_size: features of a motion token; 0 shows frames only.
 
     Returns:
         The rows, and where each part of the requests stands in them.
@@ -110,7 +114,8 @@ def lay_out(
     grids = [clip_grid(clip, family) for clip in distinct]
     trees = []
     for (prefix, held), places in rows.items():
-        text, runs = _prefix_text(prefix, [distinct[i] for i in held], [grids[i] for i in held], family)
+        shown = [distinct[i] for i in held]
+        text, runs = _prefix_text(prefix, shown, [grids[i] for i in held], family, motion=motion_size > 0)
         branches = tuple(
             Branch(
                 texts.ids(requests[r].branches[b]),
@@ -121,7 +126,8 @@ def lay_out(
         trees.append(Tree(*texts.prefix(text, runs, family.facts.video_token_id), branches))
     packed = pack(trees, pad_id=texts.pad_id)
     order = [place for places in rows.values() for place in places]
-    return Batch(packed, tuple(distinct), _video_index(rows, grids, family), *_orders(order, requests, answers))
+    motion = _motion(rows, distinct, motion_size) if motion_size else None
+    return Batch(packed, tuple(distinct), _video_index(rows, grids, family), motion, *_orders(order, requests, answers))
 
 
 def patches_of(clips: Sequence[Clip], family: Family, *, quantise: bool, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -150,11 +156,11 @@ def clip_grid(clip: Clip, family: Family) -> Grid:
 
 
 def _identity(clip: Clip) -> tuple:
-    return id(clip.frames), clip.plan
+    return id(clip.frames), clip.plan, id(clip.motion)
 
 
 def _prefix_text(
-    prefix: tuple[str | int, ...], clips: Sequence[Clip], grids: Sequence[Grid], family: Family
+    prefix: tuple[str | int, ...], clips: Sequence[Clip], grids: Sequence[Grid], family: Family, *, motion: bool
 ) -> tuple[str, list[tuple[Grid, float]]]:
     parts, runs = [], []
     for part in prefix:
@@ -162,8 +168,18 @@ def _prefix_text(
             parts.append(part)
             continue
         parts.append(family.placeholder(clips[part].plan, grids[part]))
+        parts.append(motion_slots(clips[part].motion) if motion else "")
         runs.extend(family.runs(clips[part].plan, grids[part]))
     return "".join(parts), runs
+
+
+def _motion(rows: dict[tuple, list], clips: Sequence[Clip], size: int) -> Tensor | None:
+    """Return the motion features [K, F] of all clips in the order in which the rows show them."""
+    used = [clips[held[part]].motion for prefix, held in rows for part in prefix if isinstance(part, int)]
+    found = [features for features in used if features is not None]
+    for features in found:
+        check_motion(features, size)
+    return torch.cat([features.detach().cpu().float() for features in found]) if found else None
 
 
 def _video_index(rows: dict[tuple, list], grids: Sequence[Grid], family: Family) -> Tensor:

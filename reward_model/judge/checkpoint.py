@@ -44,6 +44,9 @@ class JudgeConfig:
     """Dimensions that it can be asked for."""
     frame_policy: Mapping[str, Any] = field(default_factory=lambda: {"mode": "fps", "fps": 2.0, "max_frames": 16})
     """Fields of the frame planner's policy, the same at training and use."""
+    motion: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the motion encoder whose features it is shown (fields of `MotionConfig` in media) and
+    "feature_size"; empty for a judge that sees frames only."""
     calibration: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Dimension -> {"mean", "std"} of its quality, for z scores."""
     max_answer_tokens: int = 512

@@ -6,7 +6,7 @@ Shapes: R packed rows, L tokens of the longest row, D hidden size, V vocabulary,
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from reward_model.judge.decoding import (
     uniforms,
 )
 from reward_model.judge.families import family_of
+from reward_model.judge.motion_tokens import MOTION_TOKEN, MotionProjector
 from reward_model.judge.roles import Roles, base_state
 from reward_model.judge.shared_prefix import tree_mask
 from reward_model.judge.windows import batch_windows
@@ -59,6 +60,7 @@ class VideoJudge(nn.Module):
         self.level_ids = tuple(self._one_token(text) for text in prompts.level_texts())
         self.preference_ids = tuple(self._one_token(text) for text in prompts.preference_texts())
         self.banned_ids = tuple(token_ids(tokenizer, VISION_TOKENS))
+        self.motion: MotionProjector | None = None
         self._roles = Roles(model)
         self._texts = TokenCache(tokenizer)
 
@@ -86,6 +88,10 @@ class VideoJudge(nn.Module):
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         parts = load_parts(path_or_id, dtype=dtype, device=place, attn_implementation=attn_implementation)
         judge = cls(*parts)
+        if judge.config.motion:
+            judge.add_motion(judge.config.motion)
+            assert judge.motion is not None
+            judge.motion.load(Path(path_or_id))
         judge._roles.load(Path(path_or_id))
         return judge.eval()
 
@@ -96,6 +102,8 @@ class VideoJudge(nn.Module):
         if self.config.base == BASE_FOLDER:
             with quiet():
                 self.model.save_pretrained(place / BASE_FOLDER, state_dict=base_state(self.model))
+        if self.motion is not None:
+            self.motion.save(place)
         self._roles.save(place)
         self.tokenizer.save_pretrained(place)
         self.config.save(place)
@@ -140,16 +148,48 @@ class VideoJudge(nn.Module):
         """
         self._roles.add(name, rank=rank, alpha=alpha, vision=vision, copy_from=copy_from)
 
+    def add_motion(self, settings: Mapping[str, Any]) -> None:
+        """Show clips' motion features from now on, in slots behind their frames.
+
+        Args:
+            settings: of the encoder, with "feature_size", F; they are saved with the judge.
+
+        Raises:
+            ValueError: the judge has motion tokens, or its tokenizer no token for them.
+        """
+        if self.motion is not None or not token_ids(self.tokenizer, [MOTION_TOKEN]):
+            raise ValueError(f"motion tokens are there already, or the tokenizer lacks {MOTION_TOKEN}")
+        hidden = self.model.get_input_embeddings().weight
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.motion = MotionProjector(int(settings["feature_size"]), hidden.shape[1]).to(hidden.device)
+        self.configure(motion=dict(settings))
+
     def remove_role(self, name: str) -> None:
         """Take an adapter away; ValueError if there is none of that name or it is in use."""
         self._roles.remove(name)
 
-    def trainable_parameters(self, role: str | None) -> list[nn.Parameter]:
-        """Make one role's weights (None: the base's) the only ones that require a gradient, and return them."""
+    def trainable_parameters(self, role: str | None, *, motion: bool = False) -> list[nn.Parameter]:
+        """Make one role's weights the only ones that require a gradient, and return them.
+
+        Args:
+            role: None is the base, with the motion projector where there is one.
+            motion: train the motion projector, which all roles share, beside a role.
+
+        Returns:
+            The parameters.
+
+        Raises:
+            ValueError: an unknown role, or no motion projector to train.
+        """
+        if motion and self.motion is None:
+            raise ValueError("this judge has no motion tokens to train")
         self._roles.check(role)
         adapters = {id(p) for name in self.roles for p in self._roles.parameters(name)}
         everything = list(self.model.parameters())
         chosen = [p for p in everything if id(p) not in adapters] if role is None else self._roles.parameters(role)
+        if self.motion is not None and (motion or role is None):
+            chosen = [*chosen, *self.motion.parameters()]
         self.requires_grad_(False)
         for parameter in chosen:
             parameter.requires_grad_(True)
@@ -320,7 +360,8 @@ class VideoJudge(nn.Module):
     def _lay_out(
         self, requests: Sequence[JudgeRequest], answers: Sequence[Sequence[Sequence[AnswerText]]] | None
     ) -> Batch:
-        return lay_out(requests, answers, family=self.family, texts=self._texts)
+        size = 0 if self.motion is None else int(self.config.motion["feature_size"])
+        return lay_out(requests, answers, family=self.family, texts=self._texts, motion_size=size)
 
     def _hidden(self, batch: Batch, *, quantise: bool, cache: object | None = None) -> Tensor:
         """Return the last hidden states [R, L, D] of the packed rows, with one call of each tower."""
@@ -334,6 +375,10 @@ class VideoJudge(nn.Module):
             features = self.family.encode(self.model, patches, grids).select(batch.video_index.to(device))
             embeddings = embeddings.masked_scatter(video_mask[..., None], features.tokens.to(embeddings.dtype))
             deep = features.deep
+        if batch.motion is not None and self.motion is not None:
+            slots = tokens == token_ids(self.tokenizer, [MOTION_TOKEN])[0]
+            projected = self.motion(batch.motion.to(device)).to(embeddings.dtype)
+            embeddings = embeddings.masked_scatter(slots[..., None], projected)
         mask = tree_mask(rows, dtype=embeddings.dtype, device=device)
         positions = rows.positions.to(device)
         return self.family.text(self.model, embeddings, positions, mask, deep=deep, video_mask=video_mask, cache=cache)

@@ -6,6 +6,7 @@ Shapes: B videos, T frames, C = 3, H, W pixels; a layout string names the axes o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from reward_model.media.frame_sampling import FramePolicy, take
+from reward_model.media.motion import MotionEncoder
 from reward_model.media.video_io import read_video
 from reward_model.records import Clip, Video, VideoError
 
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     VideoLike = Tensor | Sequence[Image] | str | Path | bytes | Video
+
+MOTION_SIDE = 256
+"""Pixels of the longer side of the frames that a motion encoder gets from a file."""
 
 RANGE_SLACK = 1e-3
 """How far outside [0, 1] a float pixel may lie: bicubic resizes overshoot, [-1, 1] inputs do not hide in this."""
@@ -32,6 +37,7 @@ def to_clips(
     fps: float | Sequence[float] | None = None,
     layout: str = "BTCHW",
     allow_damaged: bool = False,
+    motion: MotionEncoder | None = None,
 ) -> list[Clip | str]:
     """Return one planned clip per video, or the reason why that video cannot be read.
 
@@ -42,6 +48,7 @@ def to_clips(
         fps: frame rate in Hz of tensors and PIL lists, one for all or one each; files carry their own.
         layout: axes of a batched tensor; for a sequence of tensors the "B" is dropped.
         allow_damaged: accept files whose sampled frames the decoder marks damaged.
+        motion: encoder whose features of all frames, without gradient, go with each clip.
 
     Returns:
         A list of B items: `Clip`, or a string that says what is wrong with that file.
@@ -55,7 +62,41 @@ def to_clips(
     rates = list(fps) if isinstance(fps, Sequence) else [fps] * len(items)
     if len(rates) != len(items):
         raise ValueError(f"fps must be one number or one per video: got {len(rates)} rates for {len(items)} videos")
-    return [_to_clip(item, rate, item_layout, policy, allow_damaged) for item, rate in zip(items, rates, strict=True)]
+    return [
+        _to_clip(item, rate, item_layout, policy, allow_damaged, motion)
+        for item, rate in zip(items, rates, strict=True)
+    ]
+
+
+def plan_clip(
+    video: Video | str | Path | bytes,
+    policy: FramePolicy | None,
+    *,
+    motion: MotionEncoder | None = None,
+    allow_damaged: bool = False,
+) -> Clip:
+    """Read a video and plan its frames, with its motion features.
+
+    Args:
+        video: decoded, or a file or its bytes.
+        policy: which frames to keep; None keeps all.
+        motion: encoder of all frames, of at most `MOTION_SIDE` pixels; None leaves motion out.
+        allow_damaged: see `read_video`.
+
+    Returns:
+        The clip.
+
+    Raises:
+        VideoError: the file cannot be read.
+    """
+    if isinstance(video, Video):
+        clip, dense = take(video, policy), video
+    else:
+        read, plan = read_video(video, policy=policy, allow_damaged=allow_damaged)
+        clip = Clip(frames=read.frames, plan=plan)
+        if motion is not None:
+            dense, _ = read_video(video, max_side=MOTION_SIDE, allow_damaged=allow_damaged)
+    return clip if motion is None else replace(clip, motion=motion.encode(dense.frames.detach(), dense.fps))
 
 
 def _split_batch(videos: Tensor, layout: str) -> list[Tensor]:
@@ -66,18 +107,24 @@ def _split_batch(videos: Tensor, layout: str) -> list[Tensor]:
     return list(videos.permute(*(layout.index(axis) for axis in "BTCHW")))
 
 
-def _to_clip(item: VideoLike, fps: float | None, layout: str, policy: FramePolicy, allow_damaged: bool) -> Clip | str:
+def _to_clip(
+    item: VideoLike,
+    fps: float | None,
+    layout: str,
+    policy: FramePolicy,
+    allow_damaged: bool,
+    motion: MotionEncoder | None,
+) -> Clip | str:
     if isinstance(item, (str, Path, bytes)):
         try:
-            video, plan = read_video(item, policy=policy, allow_damaged=allow_damaged)
+            return plan_clip(item, policy, motion=motion, allow_damaged=allow_damaged)
         except VideoError as error:
             return str(error)
-        return Clip(frames=video.frames, plan=plan)
     if not isinstance(item, Video):
         if fps is None:
             raise ValueError("fps is required for videos given as tensors or PIL frames (frames per second, in Hz)")
         item = Video(frames=_as_frames(item, layout), fps=float(fps))
-    return take(item, policy)
+    return plan_clip(item, policy, motion=motion)
 
 
 def _as_frames(item: Any, layout: str) -> Tensor:

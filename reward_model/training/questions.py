@@ -66,7 +66,10 @@ def closed_question(asked: VideoQuestion, to_clip: ToClip, *, group: int) -> Que
 
 
 def perturbed(question: Question, name: str, generator: torch.Generator) -> Question:
-    """Return the same question about clips whose frames are disturbed in time, each clip by itself."""
+    """Return the same question about clips whose frames are disturbed in time, each clip by itself.
+
+    Motion features, which tell of all frames in their true order, are left out.
+    """
     clips = tuple(Clip(perturb(clip.frames, name, generator), replace(clip.plan)) for clip in question.request.clips)
     return replace(question, request=replace(question.request, clips=clips))
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from reward_model.media.frame_sampling import FramePolicy
+from reward_model.media.motion_encoders import MotionConfig
 from reward_model.rewards import RewardConfig
 from reward_model.training.fit import FitSettings
 from reward_model.training.grpo import GrpoSettings
@@ -96,6 +97,8 @@ class StageConfig:
     """Layers that the text model grows by when the stage begins; they need a stage that trains the base."""
     role: str | None = None
     """Adapter that is trained; null trains the base itself."""
+    train_motion: bool = False
+    """Train the projector of motion tokens, which all roles share, beside the role; the base's training includes it."""
     lora: LoraConfig = LoraConfig()
     """Size of a new adapter."""
     start: str | None = None
@@ -179,6 +182,9 @@ class RecipeConfig:
     Not for scratch."""
     max_answer_tokens: int | None = None
     """Longest reasoned answer when the judge is used; null keeps the base's."""
+    motion: MotionConfig | None = None
+    """Motion encoder whose features the judge is shown behind the frames; null shows frames only. A base that has motion
+    tokens already keeps its own."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the base's weights; adapters are always float32. bfloat16 halves the memory, for recipes that train roles only."""
     seed: int = 0

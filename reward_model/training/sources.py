@@ -20,8 +20,9 @@ from reward_model.datasets.base import read_manifest, read_pairs
 from reward_model.datasets.natural import read_koniq, read_lsvq, read_vqathinker
 from reward_model.datasets.video_r1 import read_video_r1, read_visionreward
 from reward_model.judge.model import VideoJudge
-from reward_model.media.frame_sampling import FramePolicy, take
-from reward_model.media.video_io import read_video
+from reward_model.media.frame_sampling import FramePolicy
+from reward_model.media.intake import plan_clip
+from reward_model.media.motion_encoders import encoder_of
 from reward_model.records import Clip, RatedClip, Video, VideoPair
 from reward_model.training.questions import Example
 from reward_model.training.recipe import DataConfig
@@ -161,13 +162,10 @@ def to_bytes(frames: Tensor) -> Tensor:
 
 def clip_planner(judge: VideoJudge) -> Callable[[Video | Path], Clip]:
     """Return the function that reads and plans a video the way this judge sees clips; an image is a clip of one frame."""
-    policy = FramePolicy.from_dict(judge.config.frame_policy)
+    policy, motion = FramePolicy.from_dict(judge.config.frame_policy), encoder_of(judge.config.motion)
 
     def plan(video: Video | Path) -> Clip:
-        if isinstance(video, Video):
-            return take(video, policy)
-        still = video.suffix.lower() in IMAGE_SUFFIXES
-        read, frames = read_video(video, policy=None if still else policy)
-        return Clip(read.frames, frames)
+        still = isinstance(video, Path) and video.suffix.lower() in IMAGE_SUFFIXES
+        return plan_clip(video, None if still else policy, motion=motion)
 
     return plan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import asdict
 
 import torch
 
@@ -11,6 +12,7 @@ from reward_model.judge.checkpoint import JudgeConfig
 from reward_model.judge.model import VideoJudge
 from reward_model.judge.tiny import build_tiny, build_tokenizer
 from reward_model.media.distortions import DEFECTS
+from reward_model.media.motion_encoders import build_encoder
 from reward_model.training.recipe import RecipeConfig, ScratchConfig
 
 WORLD_SIZE, WORLD_FRAMES = 32, 9
@@ -29,6 +31,9 @@ def start_judge(config: RecipeConfig) -> VideoJudge:
         judge.configure(frame_policy=config.frame_policy.to_dict())
     if config.max_pixels is not None:
         judge.configure(min_pixels=min(judge.config.min_pixels, config.max_pixels), max_pixels=config.max_pixels)
+    if config.motion is not None:
+        size = build_encoder(config.motion).feature_size
+        judge.add_motion({**asdict(config.motion), "feature_size": size})
     if config.max_answer_tokens is not None:
         judge.configure(max_answer_tokens=config.max_answer_tokens)
     return judge

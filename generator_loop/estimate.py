@@ -45,6 +45,7 @@ def estimate(session: Session) -> str:
             num_steps=config.sampling.num_steps,
             batch_size=config.sampling.batch_size,
             tail_span=session.objective.tail_span,
+            random_steps=session.objective.random_steps,
         )
     )
     scored, score_seconds = _timed(lambda: session.scorer.score(samples))

@@ -96,6 +96,7 @@ def sample_groups(session: Session, prompts: tuple[Prompt, ...], *, policy: str 
         batch_size=settings.batch_size,
         policy=policy,
         tail_span=session.objective.tail_span,
+        random_steps=session.objective.random_steps,
     )
 
 

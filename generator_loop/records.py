@@ -42,7 +42,8 @@ class Rollout:
     """Groups of samples of the old policy; rows of one prompt are consecutive, G of them.
 
     `latents` [B, ...] is x_0 in the normalised latent space, `noise` [B, ...] the starting latents at sigma = 1,
-    `frames` float32 RGB [B, T, C, H, W] in [0, 1]; `tail` holds the last states for objectives that ask for them.
+    `frames` float32 RGB [B, T, C, H, W] in [0, 1]; `tail` holds the last states and `walk` the
+    random steps for objectives that ask for them.
     """
 
     prompts: tuple[Prompt, ...]
@@ -52,6 +53,7 @@ class Rollout:
     cond: Conditioning
     frames: Tensor
     tail: Tail | None = None
+    walk: Walk | None = None
 
 
 @dataclass(frozen=True)
@@ -100,4 +102,18 @@ class Tail:
     """The last K sampling steps: `states` [K, B, ...] before each step, `sigmas` [K + 1] with the final 0 last."""
 
     states: Tensor
+    sigmas: Tensor
+
+
+@dataclass(frozen=True)
+class Walk:
+    """Random sampling steps: `states` before and `results` after each of the K `steps` [K, B, ...].
+
+    `log_probs` [K, B] are those of the policy that sampled; `sigmas` [S + 1] is the whole schedule.
+    """
+
+    steps: tuple[int, ...]
+    states: Tensor
+    results: Tensor
+    log_probs: Tensor
     sigmas: Tensor

@@ -1,9 +1,11 @@
 """A linear velocity field and the records around it, so that objectives are tested without a model."""
 
+import dataclasses
+
 import torch
 
 from generator_loop.objectives.base import Actors
-from generator_loop.records import Conditioning, Prompt, Rollout, Scored, Tail
+from generator_loop.records import Conditioning, Prompt, Rollout, Scored, Tail, Walk
 
 
 class LinearField(torch.nn.Module):
@@ -52,6 +54,21 @@ def toy_rollout(*, num_prompts=2, group_size=4, dim=3, num_kept=0, seed=0, first
         frames=rows[:, 1],
         tail=Tail(rows[:, 3:].transpose(0, 1), torch.linspace(0.5, 0, num_kept + 1)) if num_kept else None,
     )
+
+
+def with_walk(rollout, field, kernel):
+    """Return a rollout whose first two of three steps were drawn from a field, with the rollout's own rows as noise."""
+    sigmas, results, log_probs = torch.tensor([0.9, 0.6, 0.3, 0.0]), [], []
+    levels = sigmas.tolist()
+    for place, noise in enumerate((rollout.noise, rollout.latents)):
+        state = rollout.tail.states[place]
+        with torch.no_grad():
+            velocity = field(state, torch.full((len(state),), levels[place]), rollout.cond)
+        step = kernel.transition(state, velocity, levels[place], levels[place + 1], ceiling=levels[1])
+        results.append(step.mean + step.std * noise)
+        log_probs.append(kernel.log_prob(step, results[-1]))
+    walk = Walk((0, 1), rollout.tail.states, torch.stack(results), torch.stack(log_probs), sigmas)
+    return dataclasses.replace(rollout, walk=walk)
 
 
 def toy_scores(rewards):

@@ -2,8 +2,9 @@
 
 from generator_loop.objectives.diffusion_dpo import DiffusionDPO, DiffusionDPOConfig
 from generator_loop.objectives.draft import Draft, DraftConfig
+from generator_loop.objectives.flow_grpo import FlowGRPO, FlowGRPOConfig
 from generator_loop.objectives.nft import NFT, NFTConfig
 
-OBJECTIVES = {"nft": NFT, "dpo": DiffusionDPO, "draft": Draft}
+OBJECTIVES = {"nft": NFT, "dpo": DiffusionDPO, "draft": Draft, "flow_grpo": FlowGRPO}
 
-OBJECTIVE_CONFIGS = {"nft": NFTConfig, "dpo": DiffusionDPOConfig, "draft": DraftConfig}
+OBJECTIVE_CONFIGS = {"nft": NFTConfig, "dpo": DiffusionDPOConfig, "draft": DraftConfig, "flow_grpo": FlowGRPOConfig}

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from generator_loop.advantages import Credit
 from generator_loop.records import Draw, LossOutput, Predict, Prompt, Rollout, Scored
+from generator_loop.sde import RandomSteps
 
 Reward = Callable[[Tensor, Sequence[Prompt]], Tensor]
 """reward(frames [N, T, C, H, W], N prompts) -> [N] with gradient to the frames, NaN where it could not be had."""
@@ -54,11 +55,13 @@ class Objective(Protocol[BatchT]):
         metrics: names of the metrics that `backward` returns, the same on every rank.
         num_updates: optimiser steps that one rollout gives.
         tail_span: span of sigma whose states the rollout must keep; 0 keeps none.
+        random_steps: steps of the rollout that are drawn at random and kept; None samples the ODE.
     """
 
     metrics: tuple[str, ...]
     num_updates: int
     tail_span: float
+    random_steps: RandomSteps | None
 
     def plan(
         self, rollout: Rollout, scored: Scored, credit: Credit, *, draw: Draw, micro_batch_size: int

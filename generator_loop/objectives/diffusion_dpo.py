@@ -75,6 +75,7 @@ class DiffusionDPO:
 
     metrics = ("loss", "implicit_accuracy", "margin", "winner_error", "loser_error")
     tail_span = 0.0
+    random_steps = None
 
     def __init__(self, config: DiffusionDPOConfig) -> None:
         """Keep the settings.

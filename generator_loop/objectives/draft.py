@@ -67,6 +67,7 @@ class Draft:
 
     metrics = ("loss", "reward", "gradient_norm", "valid", "kl")
     num_updates = 1
+    random_steps = None
 
     def __init__(self, config: DraftConfig) -> None:
         """Keep the settings.

@@ -80,6 +80,7 @@ class NFT:
 
     metrics = ("loss", "goodness", "policy_shift", "kl")
     tail_span = 0.0
+    random_steps = None
 
     def __init__(self, config: NFTConfig) -> None:
         """Keep the settings.

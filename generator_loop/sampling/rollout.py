@@ -1,4 +1,4 @@
-"""Drawing videos from the generator: plain Euler steps of the probability-flow ODE.
+"""Drawing videos from the generator: plain Euler steps of the probability-flow ODE, some of them random where asked for.
 
 Shape legend: B = prompts x G rows, the G samples of one prompt consecutive; S steps; K steps of the kept tail.
 """
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from generator_loop.adapters.base import VideoGenerator
-from generator_loop.records import Conditioning, Draw, Prompt, Rollout, Tail
+from generator_loop.records import Conditioning, Draw, Prompt, Rollout, Tail, Walk
+from generator_loop.sde import Kernel, RandomSteps
 
 
 class PromptEncoder:
@@ -85,6 +86,7 @@ def rollout(
     batch_size: int,
     policy: str = "policy",
     tail_span: float = 0.0,
+    random_steps: RandomSteps | None = None,
 ) -> Rollout:
     """Sample groups of videos without gradient.
 
@@ -98,6 +100,8 @@ def rollout(
         batch_size: most rows in one forward pass; results differ by rounding only.
         policy: name of the weights that sample.
         tail_span: sigma span of the last steps whose states are kept; 0 keeps none.
+        random_steps: steps that are drawn at random, and kept; the same ones for all clips of a rollout, with noise
+            keyed like the start. None takes Euler steps only.
 
     Returns:
         Latents on the generator's device and frames on the CPU.
@@ -106,12 +110,18 @@ def rollout(
         raise ValueError("rollout needs at least one prompt, each of another id: repeats would draw the same samples")
     sigmas = generator.sigmas(num_steps)
     num_kept = tail_length(sigmas, tail_span)
+    keys = [(prompt.prompt_id, sample) for prompt in prompts for sample in range(group_size)]
     cond = encoder([prompt for prompt in prompts for _ in range(group_size)])
-    noise = generator.init_latents([draw.generator(p.prompt_id, g) for p in prompts for g in range(group_size)])
-    latents, states, frames = [], [], []
+    noise = generator.init_latents([draw.generator(*key) for key in keys])
+    window = None if random_steps is None else random_steps.choose(num_steps, draw.fork("window").generator(0, 0))
+    latents, states, frames, walks = [], [], [], []
     with generator.use(policy):
         for rows in torch.arange(len(noise), device=noise.device).split(batch_size):
-            path = sample_path(generator, noise[rows], sigmas, cond.select(rows), num_kept=num_kept)
+            walk = None
+            if random_steps is not None and window is not None:
+                walk = _Walker(random_steps.kernel, window, sigmas, draw, [keys[row] for row in rows.tolist()])
+                walks.append(walk)
+            path = sample_path(generator, noise[rows], sigmas, cond.select(rows), num_kept=num_kept, walk=walk)
             latents.append(path[-1])
             states.append(path[:-1])
             frames.append(generator.decode(path[-1]).cpu())
@@ -123,13 +133,52 @@ def rollout(
         cond=cond,
         frames=torch.cat(frames),
         tail=Tail(states=torch.cat(states, dim=1), sigmas=sigmas[-1 - num_kept :]) if num_kept else None,
+        walk=_joined(walks, sigmas) if walks else None,
     )
 
 
+class _Walker:
+    """Draws the random steps of some rows, each from its own stream, and remembers them."""
+
+    def __init__(
+        self, kernel: Kernel, steps: range, sigmas: Tensor, draw: Draw, keys: Sequence[tuple[int, int]]
+    ) -> None:
+        self.kernel, self.steps, self.levels = kernel, steps, sigmas.tolist()
+        self.draw, self.keys = draw, keys
+        self.states: list[Tensor] = []
+        self.results: list[Tensor] = []
+        self.log_probs: list[Tensor] = []
+
+    def take(self, number: int, latents: Tensor, velocity: Tensor) -> Tensor:
+        sigma, after = self.levels[number : number + 2]
+        step = self.kernel.transition(latents, velocity, sigma, after, ceiling=self.levels[1])
+        streams = [self.draw.fork(f"step {number}").generator(*key) for key in self.keys]
+        noise = torch.stack([torch.randn(latents.shape[1:], generator=stream) for stream in streams])
+        result = step.mean + step.std * noise.to(latents.device)
+        self.states.append(latents)
+        self.results.append(result)
+        self.log_probs.append(self.kernel.log_prob(step, result))
+        return result
+
+
+def _joined(walks: Sequence[_Walker], sigmas: Tensor) -> Walk:
+    parts = {
+        name: torch.cat([torch.stack(getattr(walk, name)) for walk in walks], dim=1)
+        for name in ("states", "results", "log_probs")
+    }
+    return Walk(steps=tuple(walks[0].steps), sigmas=sigmas, **parts)
+
+
 def sample_path(
-    generator: VideoGenerator, latents: Tensor, sigmas: Tensor, cond: Conditioning, *, num_kept: int = 0
+    generator: VideoGenerator,
+    latents: Tensor,
+    sigmas: Tensor,
+    cond: Conditioning,
+    *,
+    num_kept: int = 0,
+    walk: _Walker | None = None,
 ) -> Tensor:
-    """Walk Euler steps from noise to clean latents with the weights in use.
+    """Walk from noise to clean latents with the weights in use: Euler steps, but for those that `walk` draws.
 
     Args:
         generator: the generator.
@@ -137,6 +186,7 @@ def sample_path(
         sigmas: falling schedule [S + 1].
         cond: conditioning with N rows.
         num_kept: K last steps whose starting states are kept.
+        walk: draws its steps at random.
 
     Returns:
         The K kept states and, last, the clean latents [K + 1, N, ...].
@@ -147,5 +197,8 @@ def sample_path(
         if step >= num_steps - num_kept:
             path.append(latents)
         velocity = generator.predict(latents, sigmas[step].expand(len(latents)), cond)
-        latents = latents + (sigmas[step + 1] - sigmas[step]) * velocity
+        if walk is not None and step in walk.steps:
+            latents = walk.take(step, latents, velocity)
+        else:
+            latents = latents + (sigmas[step + 1] - sigmas[step]) * velocity
     return torch.stack([*path, latents])

@@ -23,6 +23,7 @@ SETTINGS = {
     "nft": ({}, 3e-3),
     "dpo": ({"beta_mean": 20.0, "anchor": 10.0}, 1e-3),
     "draft": ({}, 3e-3),
+    "flow_grpo": ({"clip_range": 0.2}, 3e-3),
 }
 
 
@@ -98,7 +99,8 @@ def train(generator, name, *, transform=lambda rewards: rewards, num_rounds=5):
     for step in range(num_rounds):
         generator.set_old()
         draw = Draw(0, step)
-        samples = rollout(generator, PROMPTS, **sampling, draw=draw, policy=OLD, tail_span=objective.tail_span)
+        kept = {"tail_span": objective.tail_span, "random_steps": objective.random_steps}
+        samples = rollout(generator, PROMPTS, **sampling, draw=draw, policy=OLD, **kept)
         rewards = transform(samples.frames[:, 0])
         credit = group_advantages(rewards, group_size=8)
         for batches in objective.plan(samples, toy_scores(rewards), credit, draw=draw, micro_batch_size=32):
@@ -113,13 +115,13 @@ def test_training_on_the_reward_raises_it(fitted, name):
     assert after > before + 0.3
 
 
-@pytest.mark.parametrize("name", ["nft", "dpo"])
+@pytest.mark.parametrize("name", ["nft", "dpo", "flow_grpo"])
 def test_training_on_the_reversed_reward_lowers_it(fitted, name):
     before, after = train(fitted, name, transform=lambda rewards: -rewards)
     assert after < before - 0.3
 
 
-@pytest.mark.parametrize("name", ["nft", "dpo"])
+@pytest.mark.parametrize("name", ["nft", "dpo", "flow_grpo"])
 def test_training_on_shuffled_rewards_does_little(fitted, name):
     stream = torch.Generator().manual_seed(0)
     before, after = train(fitted, name, transform=lambda rewards: rewards[torch.randperm(64, generator=stream)])

@@ -12,7 +12,7 @@ from generator_loop.objectives import OBJECTIVE_CONFIGS, OBJECTIVES
 from generator_loop.objectives.base import backward_of
 from generator_loop.records import Draw, LossOutput
 from generator_loop.update import NonFiniteError, Updater, actors_of, all_sum
-from tests.toy_flow import LinearField, actors, toy_rollout, toy_scores
+from tests.toy_flow import LinearField, actors, toy_rollout, toy_scores, with_walk
 
 NUM_PROMPTS, GROUP_SIZE = 4, 4
 REWARDS = torch.tensor([0.1, 0.9, 0.5, 0.4, 0.0, 0.2, 0.6, 1.0, 0.3, 0.3, 0.3, 0.3, 0.7, float("nan"), 0.2, 0.8])
@@ -129,6 +129,8 @@ def train_share(name, rank, num_ranks):
     for step in range(2):
         shape = dict(num_prompts=share, group_size=GROUP_SIZE, num_kept=2, first_id=rank * share)
         rollout, rewards = toy_rollout(**shape, seed=step), REWARDS[mine]
+        if objective.random_steps is not None:
+            rollout = with_walk(rollout, policy, objective.kernel)
         credit = group_advantages(rewards, group_size=GROUP_SIZE, all_sum=all_sum)
         plan = objective.plan(rollout, toy_scores(rewards), credit, draw=Draw(0, step), micro_batch_size=3)
         for batches in plan:
@@ -192,7 +194,8 @@ def test_each_objective_trains_a_real_generator_through_its_actors(name):
     objective = OBJECTIVES[name](OBJECTIVE_CONFIGS[name]())
     draw, prompts = Draw(0, 0), (Prompt(0, "a red ball"), Prompt(1, "a blue square"))
     settings = dict(encoder=PromptEncoder(generator), draw=draw, group_size=4, num_steps=3, batch_size=8)
-    samples = rollout(generator, prompts, **settings, tail_span=objective.tail_span)
+    kept = {"tail_span": objective.tail_span, "random_steps": objective.random_steps}
+    samples = rollout(generator, prompts, **settings, **kept)
     rewards = torch.linspace(0, 1, 8)
     credit = group_advantages(rewards, group_size=4)
     updater = Updater(generator.trainable_parameters(), lr=1e-3)

@@ -1,0 +1,169 @@
+"""Flow-GRPO: a policy gradient through random steps of the sampler.
+
+Some steps of the rollout are drawn from a Gaussian around the deterministic one. The policy is made to take the steps of
+better samples more often, by the clipped ratio of probabilities. Without a weight, late steps would get nearly all of the
+gradient, up to hundreds of times that of the early ones, which decide layout and motion; each step's log-ratio is therefore
+divided by its gradient coefficient.
+
+Shape legend: B rollout rows, N micro-batch rows, K random steps.
+
+Source: Flow-GRPO (arXiv 2505.05470); MixGRPO (arXiv 2507.21802) for the window; Flash-GRPO for the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from generator_loop.advantages import Credit
+from generator_loop.objectives.base import Actors, backward_of, mean_square
+from generator_loop.records import Conditioning, Draw, LossOutput, Rollout, Scored
+from generator_loop.sde import Kernel, KernelName, RandomSteps, step_weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowGRPOConfig:
+    """Settings of Flow-GRPO."""
+
+    name: Literal["flow_grpo"] = "flow_grpo"
+    """Chooses this objective."""
+
+    kernel: KernelName = "flow"
+    """Noise of the random steps: flow (Flow-GRPO), dance (DanceGRPO) or cps (cleaner clips at few steps)."""
+
+    noise_level: float = 0.7
+    """a: raising it explores more and samples worse clips (flow 0.7 to 0.9, dance 0.25 to 1.2, cps 0.8)."""
+
+    window: int = 4
+    """Consecutive random steps of a rollout, begun anywhere but shared by all its clips (MixGRPO: 4); 0 makes all random."""
+
+    reweight: bool = True
+    """Let every step pull on the policy alike, by dividing its log-ratio by its gradient coefficient."""
+
+    clip_range: float = 1e-3
+    """The ratio of probabilities counts within 1 +- this; small, as log-probabilities are means over elements."""
+
+    advantage_clip: float = 5.0
+    """Advantages beyond this count as this."""
+
+    kl_coef: float = 0.0
+    """Weight of the mean squared velocity difference to the reference; 0 skips its forward pass."""
+
+    num_updates: int = 1
+    """Optimiser steps on one rollout; above 1 the clip range matters."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        for name in ("noise_level", "clip_range", "advantage_clip"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"objective.{name} must be > 0, got {getattr(self, name)}")
+        if self.kernel == "cps" and self.noise_level > 1:
+            raise ValueError(f"objective.noise_level of cps must be <= 1, got {self.noise_level}")
+        if self.window < 0 or self.kl_coef < 0 or self.num_updates < 1:
+            raise ValueError(
+                "objective.window and objective.kl_coef must be >= 0 and objective.num_updates >= 1, got "
+                f"{self.window}, {self.kl_coef} and {self.num_updates}"
+            )
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """One random step of N samples: `states` before and `results` after [N, ...], what it was worth and how likely."""
+
+    states: Tensor
+    results: Tensor
+    sigma: float
+    sigma_next: float
+    ceiling: float
+    weight: float
+    log_probs: Tensor
+    advantages: Tensor
+    cond: Conditioning
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.states)
+
+
+class FlowGRPO:
+    """Flow-GRPO as an objective of the loop."""
+
+    metrics = ("loss", "ratio_error", "clip_fraction", "kl")
+    tail_span = 0.0
+
+    def __init__(self, config: FlowGRPOConfig) -> None:
+        """Keep the settings.
+
+        Args:
+            config: settings of the objective.
+        """
+        self.config = config
+        self.num_updates = config.num_updates
+        self.kernel = Kernel(config.kernel, config.noise_level)
+        self.random_steps = RandomSteps(self.kernel, config.window)
+
+    def plan(
+        self, rollout: Rollout, scored: Scored, credit: Credit, *, draw: Draw, micro_batch_size: int
+    ) -> Iterator[Iterator[StepBatch]]:
+        """Yield optimiser steps, each over all random steps of all samples that differ; see `Objective.plan`."""
+        for _ in range(self.num_updates):
+            yield self._micro_batches(rollout, credit, micro_batch_size)
+
+    def _micro_batches(self, rollout: Rollout, credit: Credit, micro_batch_size: int) -> Iterator[StepBatch]:
+        assert rollout.walk is not None, "the rollout must be drawn with the objective's random steps"
+        walk, device = rollout.walk, rollout.latents.device
+        sigmas = walk.sigmas.tolist()
+        weights = step_weights(self.kernel, walk.sigmas) if self.config.reweight else [1.0] * (len(sigmas) - 2)
+        rows = (credit.usable & (credit.advantages != 0)).nonzero().flatten()
+        clip = self.config.advantage_clip
+        for place, step in enumerate(walk.steps):
+            for part in rows.split(micro_batch_size):
+                index = part.to(device)
+                yield StepBatch(
+                    states=walk.states[place, index],
+                    results=walk.results[place, index],
+                    sigma=sigmas[step],
+                    sigma_next=sigmas[step + 1],
+                    ceiling=sigmas[1],
+                    weight=weights[step],
+                    log_probs=walk.log_probs[place, index],
+                    advantages=credit.advantages[part].clamp(-clip, clip).to(device),
+                    cond=rollout.cond.select(index),
+                )
+
+    def loss(self, batch: StepBatch, actors: Actors) -> LossOutput:
+        """Compute the loss of one micro-batch.
+
+        Args:
+            batch: one random step of some samples.
+            actors: the policies.
+
+        Returns:
+            Mean loss; `ratio_error` is the mean distance of the ratio from 1, `clip_fraction` how often it is clipped, `kl` the
+            mean squared velocity difference to the reference, 0 where it is not asked for.
+        """
+        sigma = torch.full((len(batch),), batch.sigma, device=batch.states.device)
+        velocity = actors.policy(batch.states, sigma, batch.cond)
+        step = self.kernel.transition(batch.states, velocity, batch.sigma, batch.sigma_next, ceiling=batch.ceiling)
+        log_probs = self.kernel.log_prob(step, batch.results)
+        ratio = (batch.weight * (log_probs - batch.log_probs)).exp()  # [N]
+        clipped = ratio.clamp(1 - self.config.clip_range, 1 + self.config.clip_range)
+        loss = -torch.minimum(batch.advantages * ratio, batch.advantages * clipped).mean()
+        kl = torch.zeros((), device=loss.device)
+        if self.config.kl_coef > 0:
+            kl = mean_square(velocity - actors.reference(batch.states, sigma, batch.cond)).mean()
+            loss = loss + self.config.kl_coef * kl
+        metrics = {
+            "ratio_error": (ratio.detach() - 1).abs().mean(),
+            "clip_fraction": (ratio != clipped).float().mean(),
+            "kl": kl.detach(),
+        }
+        return LossOutput(loss, {name: float(value) for name, value in metrics.items()})
+
+    def backward(self, batch: StepBatch, actors: Actors, *, scale: float) -> Mapping[str, float]:
+        """Add the gradient of one micro-batch; see `Objective.backward`."""
+        return backward_of(self.loss(batch, actors), scale=scale)

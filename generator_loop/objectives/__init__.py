@@ -4,7 +4,14 @@ from generator_loop.objectives.diffusion_dpo import DiffusionDPO, DiffusionDPOCo
 from generator_loop.objectives.draft import Draft, DraftConfig
 from generator_loop.objectives.flow_grpo import FlowGRPO, FlowGRPOConfig
 from generator_loop.objectives.nft import NFT, NFTConfig
+from generator_loop.objectives.rwr import RWR, RWRConfig
 
-OBJECTIVES = {"nft": NFT, "dpo": DiffusionDPO, "draft": Draft, "flow_grpo": FlowGRPO}
+OBJECTIVES = {"nft": NFT, "dpo": DiffusionDPO, "draft": Draft, "flow_grpo": FlowGRPO, "rwr": RWR}
 
-OBJECTIVE_CONFIGS = {"nft": NFTConfig, "dpo": DiffusionDPOConfig, "draft": DraftConfig, "flow_grpo": FlowGRPOConfig}
+OBJECTIVE_CONFIGS = {
+    "nft": NFTConfig,
+    "dpo": DiffusionDPOConfig,
+    "draft": DraftConfig,
+    "flow_grpo": FlowGRPOConfig,
+    "rwr": RWRConfig,
+}

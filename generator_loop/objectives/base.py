@@ -123,6 +123,12 @@ def keyed_noise(draw: Draw, keys: Sequence[tuple[int, int]], like: Tensor) -> Te
     return torch.stack(rows).to(like)
 
 
+def logit_normal_levels(draw: Draw, keys: Sequence[tuple[int, int]]) -> Tensor:
+    """Draw noise levels [N] by (prompt id, sample) from the logit-normal (0, 1) that flow matching trains with."""
+    streams = (draw.fork("sigma").generator(*key) for key in keys)
+    return torch.stack([torch.randn((), generator=stream) for stream in streams]).sigmoid()
+
+
 def noised(latents: Tensor, noise: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
     """Return noisy latents and their velocity target.
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from generator_loop.advantages import Credit
-from generator_loop.objectives.base import Actors, backward_of, keyed_noise, mean_square, noised
+from generator_loop.objectives.base import Actors, backward_of, keyed_noise, logit_normal_levels, mean_square, noised
 from generator_loop.records import Conditioning, Draw, LossOutput, Rollout, Scored
 
 
@@ -41,6 +41,9 @@ class DiffusionDPOConfig:
     min_gap: float = 0.05
     """Least difference of rewards in a pair; nearer pairs teach noise and are skipped. Measured: 0.05 for rewards in
     [0, 1]."""
+
+    dominance: bool = False
+    """Keep a pair only if the winner is not worse in any dimension that the judge scored (VisionReward's MPO)."""
 
     num_updates: int = 8
     """Optimiser steps on one rollout, each on all pairs with fresh noise. Measured: 8."""
@@ -93,6 +96,8 @@ class DiffusionDPO:
         pairs = choose_pairs(
             scored.rewards, group_size=rollout.group_size, num_pairs=self.config.num_pairs, min_gap=self.config.min_gap
         )
+        if self.config.dominance:
+            pairs = [pair for pair in pairs if dominates(scored.scores, *pair)]
         for update in range(self.num_updates):
             yield _micro_batches(rollout, pairs, draw.fork(f"dpo {update}"), micro_batch_size)
 
@@ -169,6 +174,23 @@ def choose_pairs(rewards: Tensor, *, group_size: int, num_pairs: int, min_gap: f
     return pairs
 
 
+def dominates(scores: Mapping[str, Tensor], winner: int, loser: int) -> bool:
+    """Return whether the winner is not worse in any dimension; one that either lacks does not count.
+
+    Args:
+        scores: dimension -> [B].
+        winner: row.
+        loser: row.
+
+    Returns:
+        True if it dominates.
+
+    Source:
+        VisionReward (arXiv 2412.21059), multi-objective preference optimisation.
+    """
+    return not any(bool(values[winner] < values[loser]) for values in scores.values())  # NaN is not below
+
+
 def _micro_batches(
     rollout: Rollout, pairs: list[tuple[int, int]], draw: Draw, micro_batch_size: int
 ) -> Iterator[PairBatch]:
@@ -176,12 +198,11 @@ def _micro_batches(
     for start in range(0, len(pairs), micro_batch_size):
         part = pairs[start : start + micro_batch_size]
         keys = [(rollout.prompts[winner // size].prompt_id, winner % size) for winner, _ in part]
-        levels = torch.stack([torch.randn((), generator=draw.fork("sigma").generator(*key)) for key in keys])
         winners, losers = torch.tensor(part, device=device).unbind(1)
         yield PairBatch(
             winners=rollout.latents[winners],
             losers=rollout.latents[losers],
             noise=keyed_noise(draw, keys, rollout.latents),
-            sigma=levels.sigmoid().to(device),  # logit-normal (0, 1), as flow matching trains
+            sigma=logit_normal_levels(draw, keys).to(device),
             cond=rollout.cond.select(winners),
         )

@@ -7,8 +7,8 @@ import torch
 from torch.testing import assert_close
 
 from generator_loop.advantages import group_advantages
-from generator_loop.objectives.diffusion_dpo import DiffusionDPO, DiffusionDPOConfig, PairBatch, choose_pairs
-from generator_loop.records import Conditioning, Draw
+from generator_loop.objectives.diffusion_dpo import DiffusionDPO, DiffusionDPOConfig, PairBatch, choose_pairs, dominates
+from generator_loop.records import Conditioning, Draw, Scored
 from tests.toy_flow import LinearField, actors, toy_rollout, toy_scores
 
 NAN = float("nan")
@@ -110,3 +110,17 @@ def test_a_rollout_without_pairs_still_gives_every_optimiser_step():
 def test_settings_out_of_range_are_refused(setting):
     with pytest.raises(ValueError, match=f"objective.{next(iter(setting))} must be"):
         DiffusionDPOConfig(**setting)
+
+
+def test_with_dominance_a_winner_must_not_be_worse_in_any_dimension():
+    nan = float("nan")
+    scores = {"visual_quality": torch.tensor([0.5, 0.6, 0.5]), "text_alignment": torch.tensor([0.5, 0.4, nan])}
+    assert not dominates(scores, 1, 0) and not dominates(scores, 0, 1)
+    assert dominates(scores, 1, 2) and dominates(scores, 0, 2) and dominates(scores, 2, 0)
+    rollout, rewards = toy_rollout(num_prompts=1), torch.tensor([0.1, 0.9, 0.5, 0.4])
+    worse = Scored(rewards, rewards.isfinite(), {"visual_quality": torch.tensor([0.9, 0.1, 0.5, 0.4])})
+    for dominance, count in ((True, 1), (False, 2)):
+        objective = DiffusionDPO(DiffusionDPOConfig(dominance=dominance, num_updates=1))
+        credit = group_advantages(rewards, group_size=4)
+        (step,) = objective.plan(rollout, worse, credit, draw=Draw(0, 0), micro_batch_size=8)
+        assert sum(len(batch) for batch in step) == count

@@ -1,0 +1,150 @@
+"""Flow-RWR: imitate one's own samples, the better the more.
+
+Each sample of the old policy is learned from as flow matching learns from data, weighted within its group by the exponential
+of its advantage. Nothing is pushed away from, so it is slower than the others and hard to break.
+
+Shape legend: B rollout rows, N micro-batch rows.
+
+Source: reward-weighted regression (Peters and Schaal, ICML 2007), with flow matching's loss as in Flow-GRPO's code; weights
+are normalised within the group, so that rewards of any scale and sign will do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from generator_loop.advantages import Credit
+from generator_loop.objectives.base import Actors, backward_of, keyed_noise, logit_normal_levels, mean_square, noised
+from generator_loop.records import Conditioning, Draw, LossOutput, Rollout, Scored
+
+
+@dataclass(frozen=True, kw_only=True)
+class RWRConfig:
+    """Settings of Flow-RWR."""
+
+    name: Literal["rwr"] = "rwr"
+    """Chooses this objective."""
+
+    temperature: float = 1.0
+    """Weights go with exp(advantage / this): lowering it learns from the best samples only."""
+
+    kl_coef: float = 0.0
+    """Weight of the mean squared velocity difference to the reference; 0 skips its forward pass."""
+
+    num_updates: int = 1
+    """Optimiser steps on one rollout, each with fresh noise and noise levels."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        if self.temperature <= 0 or self.kl_coef < 0 or self.num_updates < 1:
+            raise ValueError(
+                "objective.temperature must be > 0, objective.kl_coef >= 0 and objective.num_updates >= 1, got "
+                f"{self.temperature}, {self.kl_coef} and {self.num_updates}"
+            )
+
+
+@dataclass(frozen=True)
+class WeightedBatch:
+    """Samples `latents` and `noise` [N, ...], `sigma` [N], and `weights` [N] of mean 1 over each group."""
+
+    latents: Tensor
+    noise: Tensor
+    sigma: Tensor
+    weights: Tensor
+    cond: Conditioning
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.sigma)
+
+
+class RWR:
+    """Flow-RWR as an objective of the loop."""
+
+    metrics = ("loss", "error", "kl")
+    tail_span = 0.0
+    random_steps = None
+
+    def __init__(self, config: RWRConfig) -> None:
+        """Keep the settings.
+
+        Args:
+            config: settings of the objective.
+        """
+        self.config = config
+        self.num_updates = config.num_updates
+
+    def plan(
+        self, rollout: Rollout, scored: Scored, credit: Credit, *, draw: Draw, micro_batch_size: int
+    ) -> Iterator[Iterator[WeightedBatch]]:
+        """Yield optimiser steps over all usable samples, each with fresh noise; see `Objective.plan`."""
+        weights = group_weights(
+            credit.advantages, credit.usable, group_size=rollout.group_size, temperature=self.config.temperature
+        )
+        rows = credit.usable.nonzero().flatten().tolist()
+        for update in range(self.num_updates):
+            yield _micro_batches(rollout, rows, weights, draw.fork(f"rwr {update}"), micro_batch_size)
+
+    def loss(self, batch: WeightedBatch, actors: Actors) -> LossOutput:
+        """Compute the loss of one micro-batch.
+
+        Args:
+            batch: weighted samples with noise.
+            actors: the policies.
+
+        Returns:
+            Mean weighted error; `error` is the plain one, `kl` the mean squared velocity difference to the reference, 0 where
+            it is not asked for.
+        """
+        noisy, target = noised(batch.latents, batch.noise, batch.sigma)
+        velocity = actors.policy(noisy, batch.sigma, batch.cond)
+        error = mean_square(velocity - target)  # [N]
+        loss = (batch.weights * error).mean()
+        kl = torch.zeros((), device=loss.device)
+        if self.config.kl_coef > 0:
+            kl = mean_square(velocity - actors.reference(noisy, batch.sigma, batch.cond)).mean()
+            loss = loss + self.config.kl_coef * kl
+        return LossOutput(loss, {"error": float(error.detach().mean()), "kl": float(kl.detach())})
+
+    def backward(self, batch: WeightedBatch, actors: Actors, *, scale: float) -> Mapping[str, float]:
+        """Add the gradient of one micro-batch; see `Objective.backward`."""
+        return backward_of(self.loss(batch, actors), scale=scale)
+
+
+def group_weights(advantages: Tensor, usable: Tensor, *, group_size: int, temperature: float) -> Tensor:
+    """Return exp(A / temperature) [B], of mean 1 over the usable samples of each group and 0 for the others.
+
+    Args:
+        advantages: [B].
+        usable: bool [B].
+        group_size: samples of a prompt.
+        temperature: > 0.
+
+    Returns:
+        [B]; a group without usable samples has zeros.
+    """
+    scaled = torch.where(usable, advantages / temperature, -torch.inf).view(-1, group_size)
+    share = torch.where(usable.view(-1, group_size), scaled.softmax(dim=1), 0.0)
+    return (share * usable.view(-1, group_size).sum(dim=1, keepdim=True)).flatten()
+
+
+def _micro_batches(
+    rollout: Rollout, rows: list[int], weights: Tensor, draw: Draw, micro_batch_size: int
+) -> Iterator[WeightedBatch]:
+    size, device = rollout.group_size, rollout.latents.device
+    for start in range(0, len(rows), micro_batch_size):
+        part = rows[start : start + micro_batch_size]
+        keys = [(rollout.prompts[row // size].prompt_id, row % size) for row in part]
+        index = torch.tensor(part, device=device)
+        yield WeightedBatch(
+            latents=rollout.latents[index],
+            noise=keyed_noise(draw, keys, rollout.latents),
+            sigma=logit_normal_levels(draw, keys).to(device),
+            weights=weights[torch.tensor(part)].to(device),
+            cond=rollout.cond.select(index),
+        )

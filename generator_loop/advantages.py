@@ -5,7 +5,7 @@ Shape legend: B = prompts x G rows, the G samples of one prompt consecutive.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -86,3 +86,35 @@ def group_advantages(
         num_flat_groups=int((~(spread > 0)).sum()),
         num_groups=len(groups),
     )
+
+
+def part_advantages(
+    parts: Sequence[tuple[float, Tensor]],
+    *,
+    group_size: int,
+    std: Literal["global", "group"] = "global",
+    all_sum: Callable[[Tensor], Tensor] = local_sum,
+) -> Credit:
+    """Normalise each reward by itself before they are added, so that one of large spread does not drown the others.
+
+    Args:
+        parts: weight and rewards [B] of each reward; a sample that lacks one of them is not usable. One alone, of
+            weight 1, is the plain case.
+        group_size: samples of one prompt.
+        std: as in `group_advantages`.
+        all_sum: as in `group_advantages`.
+
+    Returns:
+        The credit; the weighted sum of advantages is normalised once more.
+
+    Source:
+        GDPO, group reward-decoupled normalisation; DanceGRPO (arXiv 2505.07818) does so for its two quality scores.
+    """
+    if len(parts) == 1 and parts[0][0] == 1:
+        return group_advantages(parts[0][1], group_size=group_size, std=std, all_sum=all_sum)
+    usable = torch.stack([rewards.isfinite() for _, rewards in parts]).all(dim=0)
+    total = torch.zeros_like(parts[0][1])
+    for weight, rewards in parts:
+        own = torch.where(usable, rewards, torch.nan)
+        total = total + weight * group_advantages(own, group_size=group_size, std=std, all_sum=all_sum).advantages
+    return group_advantages(torch.where(usable, total, torch.nan), group_size=group_size, std=std, all_sum=all_sum)

@@ -198,6 +198,9 @@ class UpdateSettings:
     """Share of itself that the sampling policy keeps at each iteration; 0 samples from the newest weights."""
     advantage_std: Literal["global", "group"] = "global"
     """Rewards are divided by one deviation of the whole batch, or by each group's own."""
+    advantages: Literal["sum", "per_reward"] = "sum"
+    """sum compares the weighted sum of all rewards; per_reward (GDPO) normalises each one first, so that a reward of large
+    spread does not drown the others."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -321,6 +324,10 @@ class JointConfig:
         if self.refresh.every and self.prompts.world is None and self.refresh.anchors.path is None:
             raise ValueError(
                 "refresh.every > 0 needs labelled clips of your domain: set refresh.anchors.path, or refresh.every=0"
+            )
+        if self.update.advantages == "per_reward" and self.reward.transform != "none":
+            raise ValueError(
+                "update.advantages=per_reward reads each reward by itself, which reward.transform leaves alone: drop one"
             )
         if self.objective.name == "draft" and (self.reward.terms or self.reward.transform != "none"):
             raise ValueError(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from generator_loop import judge_refresh, monitors, summary
 from generator_loop.adapters.base import OLD, POLICY, REFERENCE
-from generator_loop.advantages import Credit, group_advantages
+from generator_loop.advantages import Credit, part_advantages
 from generator_loop.ema import blend
 from generator_loop.evaluation import Evaluation
 from generator_loop.records import Prompt, Rollout, Scored
@@ -113,8 +113,11 @@ def score(session: Session, samples: Rollout) -> Scored:
 
 def assign_credit(session: Session, samples: Rollout, scored: Scored) -> Credit:
     """Compare each clip with its siblings."""
-    return group_advantages(
-        scored.rewards, group_size=samples.group_size, std=session.config.update.advantage_std, all_sum=all_sum
+    parts = [(1.0, scored.rewards)]
+    if session.config.update.advantages == "per_reward":
+        parts = [(weight, scored.scores[name]) for name, weight in session.scorer.parts.items()]
+    return part_advantages(
+        parts, group_size=samples.group_size, std=session.config.update.advantage_std, all_sum=all_sum
     )
 
 

@@ -101,6 +101,11 @@ class Scorer:
         return self.judge(frames, texts, fps=self.fps, weights=self._asked, differentiable=True).rewards
 
     @property
+    def parts(self) -> dict[str, float]:
+        """Name -> weight of every score that the reward is a sum of."""
+        return self._asked | {name: weight for name, (_, weight) in self.terms.items() if weight}
+
+    @property
     def _asked(self) -> dict[str, float]:
         return {name: weight for name, weight in self.weights.items() if weight}
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from generator_loop.advantages import group_advantages
+from generator_loop.advantages import group_advantages, part_advantages
 
 NAN = float("nan")
 
@@ -69,3 +69,27 @@ def test_two_processes_divide_by_the_same_deviation_as_one():
 def test_rewards_that_do_not_fill_groups_are_refused():
     with pytest.raises(ValueError, match=r"multiple of group_size 2, got \[3\]"):
         group_advantages(torch.zeros(3), group_size=2)
+
+
+def test_each_reward_counts_by_its_own_deviation():
+    small, large = torch.tensor([0.1, 0.2, 0.1, 0.2]), torch.tensor([50.0, -50.0, -50.0, 50.0])
+    credit = part_advantages([(1.0, small), (1.0, large)], group_size=2)
+    # normalised apart: (-1, 1, -1, 1) and (1, -1, -1, 1); their sum 0, 0, -2, 2 has the mean square 2
+    assert_close(credit.advantages, torch.tensor([0.0, 0.0, -2.0, 2.0]) / 2**0.5)
+    together = group_advantages(small + large, group_size=2)
+    assert_close(together.advantages, torch.tensor([1.0, -1.0, -1.0, 1.0]), atol=0.01, rtol=0)
+    weighted = part_advantages([(3.0, small), (1.0, large)], group_size=2)
+    assert_close(weighted.advantages, torch.tensor([-2.0, 2.0, -4.0, 4.0]) / 10**0.5)
+
+
+def test_one_reward_by_itself_is_the_plain_case():
+    rewards = torch.tensor([0.2, 0.4, NAN, 0.1, 0.5, 0.9])
+    plain, parts = group_advantages(rewards, group_size=3), part_advantages([(2.0, rewards)], group_size=3)
+    assert_close(parts.advantages, plain.advantages)
+    assert torch.equal(parts.usable, plain.usable)
+
+
+def test_a_sample_that_lacks_one_reward_is_not_usable_and_leaves_the_means():
+    credit = part_advantages([(1.0, torch.tensor([1.0, 2.0, 9.0])), (1.0, torch.tensor([1.0, 2.0, NAN]))], group_size=3)
+    assert credit.usable.tolist() == [True, True, False] and credit.num_invalid == 1
+    assert_close(credit.advantages, torch.tensor([-1.0, 1.0, 0.0]))

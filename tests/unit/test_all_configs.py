@@ -75,3 +75,15 @@ def test_every_setting_is_read_somewhere() -> None:
 def test_a_key_that_is_no_setting_is_refused_by_its_full_name(section: str) -> None:
     with pytest.raises(ValueError, match=rf"{section}\.no_such_setting"):
         read_config(ROOT / "configs" / "toy.yaml", [f"{section}.no_such_setting=1"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["update.advantages=per_reward", "reward.transform=shuffle"], "reads each reward by itself"),
+        (["objective.name=draft", "reward.transform=negate"], "differentiates the judge alone"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_config(ROOT / "configs" / "toy.yaml", overrides)

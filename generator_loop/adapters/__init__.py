@@ -1,5 +1,6 @@
 """Generator families by name."""
 
+from generator_loop.adapters.ltx import LTXGenerator
 from generator_loop.adapters.wan import WanGenerator
 
-GENERATORS = {"wan": WanGenerator}
+GENERATORS = {"wan": WanGenerator, "ltx": LTXGenerator}

@@ -1,0 +1,286 @@
+"""A diffusers text-to-video pipeline as the loop sees it: what all families share.
+
+A family's file holds model facts only: how prompts are encoded, latents shaped and normalised, the schedule chosen, the
+transformer called, and pixels decoded.
+
+Shape legend: B batch, T pixel frames, F latent frames, c latent channels, h, w latent height and width.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+import torch.utils.checkpoint
+from torch import Tensor, nn
+
+from generator_loop.adapters.base import POLICY
+from generator_loop.adapters.lora import LoraWeights
+from generator_loop.records import Conditioning
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+"""File name that stock `load_lora_weights` looks for."""
+
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+"""Precision of transformer and text encoder; `auto` is float32 on the CPU and bfloat16 elsewhere."""
+
+
+class PipelineGenerator:
+    """A frozen pipeline with LoRA on its transformer; see `VideoGenerator` for the contract.
+
+    Families fill in `_check`, `_latent_shape`, `_schedule_of`, `encode_prompts`, `sigmas`, `_velocity`, `_pixels` and `encode`.
+    """
+
+    name: str
+    pipeline_name: ClassVar[str]
+    """Class of the pipeline in diffusers."""
+    lora_targets: ClassVar[tuple[str, ...]]
+    """Every linear layer of attention and feed-forward."""
+
+    def __init__(
+        self,
+        pipeline: Any,
+        *,
+        num_frames: int,
+        size: tuple[int, int],
+        fps: float,
+        lora_rank: int,
+        lora_alpha: int,
+        lora_targets: Sequence[str] | None = None,
+        lora_seed: int = 0,
+        guidance_scale: float = 1.0,
+        negative_prompt: str = "",
+        max_sequence_length: int = 512,
+        decode_batch_size: int = 1,
+        checkpoint_decode: bool = False,
+        checkpoint_transformer: bool = False,
+    ) -> None:
+        """Freeze the pipeline and attach LoRA to its transformer.
+
+        Args:
+            pipeline: loaded pipeline, on its device; it is changed in place.
+            num_frames: pixel frames T, one more than a multiple of the VAE's temporal factor.
+            size: height and width in pixels.
+            fps: frames a second that the model was trained for.
+            lora_rank: inner dimension of LoRA.
+            lora_alpha: LoRA's update is scaled by alpha / rank.
+            lora_targets: endings of module names; None takes the family's.
+            lora_seed: seed of LoRA's first state.
+            guidance_scale: classifier-free guidance; 1 is off and saves half of every prediction.
+            negative_prompt: what guidance leads away from.
+            max_sequence_length: text tokens L; shorter prompts are padded.
+            decode_batch_size: clips decoded or encoded at once.
+            checkpoint_decode: recompute the decoder in the backward pass instead of keeping its activations.
+            checkpoint_transformer: likewise for the transformer's blocks.
+
+        Raises:
+            ValueError: if the pipeline is of a kind that is not supported, or the clip's shape does not fit it.
+        """
+        height, width = size
+        self.num_frames, self.size, self.fps = num_frames, (height, width), fps
+        self.guidance_scale, self.negative_prompt = guidance_scale, negative_prompt
+        self.max_sequence_length = max_sequence_length
+        self.decode_batch_size, self.checkpoint_decode = decode_batch_size, checkpoint_decode
+        self.pipeline = pipeline
+        self._check()
+        self._shape = self._latent_shape()
+        for part in (pipeline.transformer, pipeline.vae, pipeline.text_encoder):
+            part.eval().requires_grad_(False)
+        self.device = pipeline.transformer.device
+        self._schedule = self._schedule_of(pipeline.scheduler)
+        self._lora = LoraWeights(
+            pipeline.transformer,
+            rank=lora_rank,
+            alpha=lora_alpha,
+            targets=lora_targets or self.lora_targets,
+            seed=lora_seed,
+        )
+        if checkpoint_transformer:
+            pipeline.transformer.enable_gradient_checkpointing()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_id: str,
+        *,
+        num_frames: int,
+        size: tuple[int, int],
+        fps: float,
+        lora_rank: int,
+        lora_alpha: int,
+        revision: str | None = None,
+        dtype: Precision = "auto",
+        device: torch.device | None = None,
+        lora_targets: Sequence[str] | None = None,
+        lora_seed: int = 0,
+        guidance_scale: float = 1.0,
+        negative_prompt: str = "",
+        max_sequence_length: int = 512,
+        decode_batch_size: int = 1,
+        checkpoint_decode: bool = False,
+        checkpoint_transformer: bool = False,
+    ) -> Self:
+        """Load a pipeline folder or hub id and attach LoRA.
+
+        Args:
+            path_or_id: diffusers pipeline folder or hub id.
+            num_frames: see the constructor, as all that is not named here.
+            size: height and width in pixels.
+            fps: frames a second.
+            lora_rank: inner dimension of LoRA.
+            lora_alpha: scale of LoRA.
+            revision: hub revision.
+            dtype: precision of the frozen transformer and text encoder; the VAE and LoRA are always float32.
+            device: where the models live; None is the CPU.
+            lora_targets: endings of module names.
+            lora_seed: seed of LoRA.
+            guidance_scale: classifier-free guidance.
+            negative_prompt: what guidance leads away from.
+            max_sequence_length: text tokens.
+            decode_batch_size: clips decoded at once.
+            checkpoint_decode: recompute the decoder in the backward pass.
+            checkpoint_transformer: recompute the transformer in the backward pass.
+
+        Returns:
+            The generator.
+        """
+        import diffusers
+
+        device = device or torch.device("cpu")
+        if dtype == "auto":
+            dtype = "float32" if device.type == "cpu" else "bfloat16"
+        dtypes = {"default": getattr(torch, dtype), "vae": torch.float32}
+        pipeline = getattr(diffusers, cls.pipeline_name).from_pretrained(path_or_id, revision=revision, dtype=dtypes)
+        return cls(
+            pipeline.to(device),
+            num_frames=num_frames,
+            size=size,
+            fps=fps,
+            lora_rank=lora_rank,
+            lora_alpha=lora_alpha,
+            lora_targets=lora_targets,
+            lora_seed=lora_seed,
+            guidance_scale=guidance_scale,
+            negative_prompt=negative_prompt,
+            max_sequence_length=max_sequence_length,
+            decode_batch_size=decode_batch_size,
+            checkpoint_decode=checkpoint_decode,
+            checkpoint_transformer=checkpoint_transformer,
+        )
+
+    def init_latents(self, generators: Sequence[torch.Generator]) -> Tensor:
+        """Draw unit Gaussian noise [B, c, F, h, w], one row from each CPU generator."""
+        rows = [torch.randn(self._shape, generator=generator) for generator in generators]
+        return torch.stack(rows).to(self.device)
+
+    def predict(self, latents: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        """Predict the velocity [B, c, F, h, w], guided where the conditioning holds a negative prompt."""
+        velocity = self._velocity(latents, sigma, _side(cond, "positive"))
+        if "negative" not in cond.tensors:
+            return velocity
+        unguided = self._velocity(latents, sigma, _side(cond, "negative"))
+        return unguided + self.guidance_scale * (velocity - unguided)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Decode latents [B, c, F, h, w] to frames [B, T, 3, H, W] in [0, 1], a few clips at a time."""
+        return torch.cat([self._decode(part) for part in latents.split(self.decode_batch_size)])
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        if self.checkpoint_decode and torch.is_grad_enabled() and latents.requires_grad:
+            pixels = torch.utils.checkpoint.checkpoint(self._pixels, latents, use_reentrant=False)
+        else:
+            pixels = self._pixels(latents)
+        return (pixels.float().transpose(1, 2) * 0.5 + 0.5).clamp(0, 1)
+
+    def encode_prompts(self, texts: Sequence[str]) -> Conditioning:
+        """Encode prompts, and the negative prompt where guidance is on; names that begin with "negative" belong to it."""
+        raise NotImplementedError
+
+    def sigmas(self, num_steps: int) -> Tensor:
+        """Return the Euler schedule [S + 1] with the checkpoint's own shift."""
+        raise NotImplementedError
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """Encode frames [B, T, 3, H, W] in [0, 1] to the mode of their latents [B, c, F, h, w]."""
+        raise NotImplementedError
+
+    def _check(self) -> None:
+        """Refuse pipelines of this class that are not supported (ValueError)."""
+        raise NotImplementedError
+
+    def _latent_shape(self) -> tuple[int, int, int, int]:
+        """Return (c, F, h, w); ValueError where the clip's shape does not fit."""
+        raise NotImplementedError
+
+    def _schedule_of(self, scheduler: Any) -> Any:
+        """Return a one-step flow-matching solver with the checkpoint's shift."""
+        raise NotImplementedError
+
+    def _velocity(self, latents: Tensor, sigma: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
+        """Call the transformer with one side of the conditioning, its names without "positive_" or "negative_"."""
+        raise NotImplementedError
+
+    def _pixels(self, latents: Tensor) -> Tensor:
+        """Decode normalised latents to pixels [B, 3, T, H, W] in [-1, 1]."""
+        raise NotImplementedError
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        """Return the LoRA parameters by name."""
+        return self._lora.parameters()
+
+    def use(self, name: str) -> AbstractContextManager[None]:
+        """Predict with the named weights inside the context."""
+        return self._lora.use(name)
+
+    def weights(self, name: str) -> dict[str, Tensor]:
+        """Return the named weights, detached and not copied."""
+        return self._lora.weights(name)
+
+    def set_weights(self, name: str, weights: Mapping[str, Tensor]) -> None:
+        """Copy weights into the named set, creating it if it is new."""
+        self._lora.set_weights(name, weights)
+
+    def save(self, folder: Path) -> None:
+        """Write the policy as a diffusers LoRA folder; alpha is kept in the file's metadata."""
+        tensors, settings = self._lora.to_peft()
+        self.pipeline.save_lora_weights(
+            folder,
+            transformer_lora_layers=tensors,
+            weight_name=LORA_FILE,
+            transformer_lora_adapter_metadata=settings,
+        )
+
+    def load(self, folder: Path) -> None:
+        """Read a policy that `save` wrote, exactly; a LoRA of another rank or alpha raises ValueError."""
+        from safetensors import safe_open
+
+        with safe_open(folder / LORA_FILE, framework="pt") as file:
+            written = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
+            tensors = {name.removeprefix("transformer."): file.get_tensor(name) for name in file.keys()}
+        _, settings = self._lora.to_peft()
+        for key in ("r", "lora_alpha"):
+            if written.get(f"transformer.{key}") != settings[key]:
+                raise ValueError(
+                    f"{folder / LORA_FILE} has lora {key} {written.get(f'transformer.{key}')}, the attached one has "
+                    f"{settings[key]}; set generator.lora_rank and generator.lora_alpha to the file's"
+                )
+        self.set_weights(POLICY, tensors)
+
+
+def _side(cond: Conditioning, side: str) -> dict[str, Tensor]:
+    """Return the tensors of one side: "positive" becomes "text", "positive_mask" becomes "mask"."""
+    return {
+        name.removeprefix(side).lstrip("_") or "text": v for name, v in cond.tensors.items() if name.startswith(side)
+    }
+
+
+def check_clip(size: tuple[int, int], num_frames: int, *, spatial: int, temporal: int) -> None:
+    """Refuse (ValueError) a clip that does not fit: sides are multiples of `spatial`, frames one more than of `temporal`."""
+    if num_frames < 1 or (num_frames - 1) % temporal:
+        raise ValueError(f"num_frames must be one more than a multiple of {temporal}, got {num_frames}")
+    if any(pixels < 1 or pixels % spatial for pixels in size):
+        raise ValueError(f"height and width must be multiples of {spatial} pixels, got {tuple(size)}")

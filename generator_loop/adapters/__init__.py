@@ -1,6 +1,7 @@
 """Generator families by name."""
 
+from generator_loop.adapters.cogvideox import CogVideoXGenerator
 from generator_loop.adapters.ltx import LTXGenerator
 from generator_loop.adapters.wan import WanGenerator
 
-GENERATORS = {"wan": WanGenerator, "ltx": LTXGenerator}
+GENERATORS = {"wan": WanGenerator, "ltx": LTXGenerator, "cogvideox": CogVideoXGenerator}

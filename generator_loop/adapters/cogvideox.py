@@ -1,0 +1,128 @@
+"""CogVideoX 1.0 text-to-video (diffusers `CogVideoXPipeline` layout): v-prediction brought to sigma and velocity.
+
+The model knows x_t = alpha x_0 + s eps with alpha^2 + s^2 = 1 and predicts v = alpha eps - s x_0. Divided by alpha + s, its
+latents are (1 - sigma) x_0 + sigma eps with sigma = s / (alpha + s), and
+
+    velocity = eps - x_0 = (alpha + s) ((s - alpha) x_sigma + v).
+
+An Euler step in sigma is then exactly a deterministic DDIM step, and every objective serves the family unchanged. Noise levels
+between the model's integer times are given the time in between.
+
+Shape legend: B batch, T pixel frames, F latent frames, c latent channels, h, w latent height and width, L text tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from generator_loop.adapters.pipeline import PipelineGenerator, check_clip
+from generator_loop.records import Conditioning
+
+if TYPE_CHECKING:
+    from diffusers import CogVideoXDDIMScheduler, SchedulerMixin
+
+NEAR_INTEGER = 0.01
+"""A time this near to an integer is that integer: sigma in 32 bit cannot tell them apart."""
+
+
+class CogVideoXGenerator(PipelineGenerator):
+    """A CogVideoX pipeline as the loop sees it."""
+
+    name = "cogvideox"
+    pipeline_name = "CogVideoXPipeline"
+    lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2")
+
+    @torch.no_grad()
+    def encode_prompts(self, texts: Sequence[str]) -> Conditioning:
+        """Encode prompts, and the negative prompt where guidance is on, to [B, L, d]."""
+        positive, negative = self.pipeline.encode_prompt(
+            list(texts),
+            [self.negative_prompt] * len(texts),
+            do_classifier_free_guidance=self.guidance_scale > 1,
+            max_sequence_length=self.max_sequence_length,
+            device=self.device,
+            dtype=self.pipeline.transformer.dtype,
+        )
+        tensors = {"positive": positive, "negative": negative}
+        return Conditioning({name: value for name, value in tensors.items() if value is not None})
+
+    def init_latents(self, generators: Sequence[torch.Generator]) -> Tensor:
+        """Draw unit Gaussian noise [B, c, F, h, w], one row from each CPU generator, frames first as the pipeline does."""
+        channels, frames, height, width = self._shape
+        rows = [torch.randn(frames, channels, height, width, generator=generator) for generator in generators]
+        return torch.stack(rows).transpose(1, 2).to(self.device)
+
+    def sigmas(self, num_steps: int) -> Tensor:
+        """Return the noise levels [S + 1] at the pipeline's times, and 0."""
+        self._schedule.set_timesteps(num_steps)
+        levels = self._levels()[self._schedule.timesteps]
+        return torch.cat([levels, levels.new_zeros(1)]).float().to(self.device)
+
+    def _levels(self) -> Tensor:
+        """Return sigma at every integer time, rising, in float64."""
+        signal = self._schedule.alphas_cumprod.double()
+        alpha, noise = signal.sqrt(), (1 - signal).sqrt()
+        return noise / (alpha + noise)
+
+    def _time(self, sigma: Tensor) -> Tensor:
+        """Return the model's time [B] at noise levels [B]; whole where a level is one of the model's own."""
+        levels, wanted = self._levels(), sigma.detach().double().cpu()
+        above = torch.searchsorted(levels, wanted).clamp(1, len(levels) - 1)
+        low, high = levels[above - 1], levels[above]
+        time = above - 1 + ((wanted - low) / (high - low)).clamp(0, 1)
+        whole = time.round()
+        return torch.where((time - whole).abs() < NEAR_INTEGER, whole, time).float().to(self.device)
+
+    def _velocity(self, latents: Tensor, sigma: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
+        transformer = self.pipeline.transformer
+        level = sigma.float().view(-1, 1, 1, 1, 1)
+        scale = (level**2 + (1 - level) ** 2).rsqrt()  # alpha + s
+        output = transformer(
+            hidden_states=(scale * latents).transpose(1, 2).to(transformer.dtype),
+            encoder_hidden_states=cond["text"],
+            timestep=self._time(sigma),
+            image_rotary_emb=self._rotary(),
+            return_dict=False,
+        )[0]
+        return scale * ((2 * level - 1) * scale * latents + output.float().transpose(1, 2))
+
+    def _rotary(self) -> tuple[Tensor, Tensor] | None:
+        if not self.pipeline.transformer.config.use_rotary_positional_embeddings:
+            return None
+        return self.pipeline._prepare_rotary_positional_embeddings(*self.size, self._shape[1], self.device)
+
+    def _pixels(self, latents: Tensor) -> Tensor:
+        vae = self.pipeline.vae
+        return vae.decode((latents / self.pipeline.vae_scaling_factor_image).to(vae.dtype)).sample
+
+    @torch.no_grad()
+    def encode(self, frames: Tensor) -> Tensor:
+        """Encode frames [B, T, 3, H, W] in [0, 1] to the mode of their latents [B, c, F, h, w]."""
+        vae = self.pipeline.vae
+        pixels = (frames.to(self.device) * 2 - 1).transpose(1, 2).to(vae.dtype)
+        modes = [vae.encode(part).latent_dist.mode().float() for part in pixels.split(self.decode_batch_size)]
+        return torch.cat(modes) * self.pipeline.vae_scaling_factor_image
+
+    def _check(self) -> None:
+        if self.pipeline.transformer.config.patch_size_t is not None:
+            raise ValueError("cogvideox: CogVideoX 1.5, which packs frames, is not supported; use a 1.0 checkpoint")
+
+    def _latent_shape(self) -> tuple[int, int, int, int]:
+        pipeline, patch = self.pipeline, self.pipeline.transformer.config.patch_size
+        spatial, temporal = pipeline.vae_scale_factor_spatial, pipeline.vae_scale_factor_temporal
+        check_clip(self.size, self.num_frames, spatial=spatial * patch, temporal=temporal)
+        channels = pipeline.transformer.config.in_channels
+        return channels, (self.num_frames - 1) // temporal + 1, self.size[0] // spatial, self.size[1] // spatial
+
+    def _schedule_of(self, scheduler: SchedulerMixin) -> CogVideoXDDIMScheduler:
+        from diffusers import CogVideoXDDIMScheduler
+
+        if scheduler.config.get("prediction_type") != "v_prediction":
+            raise ValueError(
+                f"cogvideox: {type(scheduler).__name__} does not predict v, as the family's checkpoints do"
+            )
+        return CogVideoXDDIMScheduler.from_config(scheduler.config)

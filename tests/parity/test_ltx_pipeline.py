@@ -4,15 +4,13 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from generator_loop.adapters.base import OLD, POLICY, REFERENCE
-from generator_loop.advantages import group_advantages
-from generator_loop.objectives import OBJECTIVE_CONFIGS, OBJECTIVES
+from generator_loop.adapters.base import POLICY
+from generator_loop.objectives import OBJECTIVES
 from generator_loop.records import Draw, Prompt
 from generator_loop.sampling.rollout import PromptEncoder, rollout, sample_path
-from generator_loop.update import Updater, actors_of
+from tests.family_checks import check_objective_trains
 from tests.tiny_ltx import build_ltx, build_ltx_generator
 from tests.tiny_wan import randomise_lora
-from tests.toy_flow import toy_scores
 
 pytestmark = pytest.mark.parity
 
@@ -131,23 +129,7 @@ def test_encoding_is_the_inverse_normalisation():
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_each_objective_trains_it_and_the_ratio_is_one_before(name):
-    generator = build_ltx_generator(decode_batch_size=4)
-    objective = OBJECTIVES[name](OBJECTIVE_CONFIGS[name]())
-    for role in (OLD, REFERENCE):
-        generator.set_weights(role, {key: value.clone() for key, value in generator.weights(POLICY).items()})
-    kept = dict(tail_span=objective.tail_span, random_steps=objective.random_steps)
-    settings = dict(encoder=PromptEncoder(generator), draw=Draw(0, 0), group_size=4, num_steps=3, batch_size=4)
-    samples = rollout(generator, [Prompt(0, TEXTS[0])], **settings, **kept)
-    rewards = torch.linspace(0, 1, 4)
-    credit = group_advantages(rewards, group_size=4)
-    updater = Updater(generator.trainable_parameters(), lr=1e-3)
-    who = actors_of(generator, lambda frames, _prompts: frames.flatten(1).mean(1))
-    before = {key: value.clone() for key, value in generator.weights(POLICY).items()}
-    plan = objective.plan(samples, toy_scores(rewards), credit, draw=Draw(0, 0), micro_batch_size=4)
-    first = updater.step(objective, next(plan), who)
-    assert any(not torch.equal(value, before[key]) for key, value in generator.weights(POLICY).items())
-    if name == "flow_grpo":
-        assert first["ratio_error"] < 1e-5
+    check_objective_trains(build_ltx_generator(decode_batch_size=4), name)
 
 
 @pytest.mark.parametrize(("setting", "message"), [({"num_frames": 6}, "multiple of 4"), ({"size": (32, 34)}, "pixels")])

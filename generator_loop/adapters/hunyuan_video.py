@@ -1,0 +1,96 @@
+"""HunyuanVideo text-to-video (diffusers `HunyuanVideoPipeline` layout).
+
+Model facts kept here: the prompt goes through a language model (embeddings and padding mask) and through CLIP (one pooled
+vector); guidance is a number that the distilled model is told, so that one prediction does and no negative prompt is read;
+latents are multiplied by the VAE's scaling factor; T pixel frames are 4 F - 3.
+
+Shape legend: B batch, T pixel frames, F latent frames, c latent channels, h, w latent height and width, L text tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from generator_loop.adapters.pipeline import PipelineGenerator, check_clip
+from generator_loop.records import Conditioning
+
+if TYPE_CHECKING:
+    from diffusers import FlowMatchEulerDiscreteScheduler, SchedulerMixin
+
+
+class HunyuanVideoGenerator(PipelineGenerator):
+    """A HunyuanVideo pipeline as the loop sees it; `guidance_scale` is the number that the model is told (6 is usual)."""
+
+    name = "hunyuan_video"
+    pipeline_name = "HunyuanVideoPipeline"
+    lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2")
+
+    @torch.no_grad()
+    def encode_prompts(self, texts: Sequence[str]) -> Conditioning:
+        """Encode prompts to [B, L, d] with their masks [B, L], and to pooled vectors [B, p]."""
+        text, pooled, mask = self.pipeline.encode_prompt(
+            list(texts), max_sequence_length=self.max_sequence_length, device=self.device
+        )
+        dtype = self.pipeline.transformer.dtype
+        tensors = {"positive": text.to(dtype), "positive_mask": mask.to(dtype), "positive_pooled": pooled.to(dtype)}
+        return Conditioning(tensors)
+
+    def sigmas(self, num_steps: int) -> Tensor:
+        """Return the Euler schedule [S + 1] with the checkpoint's own shift."""
+        levels = torch.linspace(1.0, 0.0, num_steps + 1, dtype=torch.float64)[:-1]
+        self._schedule.set_timesteps(sigmas=levels.numpy())
+        return self._schedule.sigmas.to(self.device)
+
+    def _velocity(self, latents: Tensor, sigma: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
+        transformer = self.pipeline.transformer
+        guidance = torch.full(
+            (len(latents),), 1000.0 * self.guidance_scale, device=self.device, dtype=transformer.dtype
+        )
+        output = transformer(
+            hidden_states=latents.to(transformer.dtype),
+            timestep=sigma.float() * self._schedule.config.num_train_timesteps,
+            encoder_hidden_states=cond["text"],
+            encoder_attention_mask=cond["mask"],
+            pooled_projections=cond["pooled"],
+            guidance=guidance if transformer.config.guidance_embeds else None,
+            return_dict=False,
+        )[0]
+        return output.float()
+
+    def _pixels(self, latents: Tensor) -> Tensor:
+        vae = self.pipeline.vae
+        return vae.decode((latents / vae.config.scaling_factor).to(vae.dtype), return_dict=False)[0]
+
+    @torch.no_grad()
+    def encode(self, frames: Tensor) -> Tensor:
+        """Encode frames [B, T, 3, H, W] in [0, 1] to the mode of their latents [B, c, F, h, w]."""
+        vae = self.pipeline.vae
+        pixels = (frames.to(self.device) * 2 - 1).transpose(1, 2).to(vae.dtype)
+        modes = [vae.encode(part).latent_dist.mode().float() for part in pixels.split(self.decode_batch_size)]
+        return torch.cat(modes) * vae.config.scaling_factor
+
+    def _check(self) -> None:
+        if self.negative_prompt:
+            raise ValueError(
+                "hunyuan_video: negative_prompt is not read, as guidance is told to the model; leave it empty"
+            )
+        if self.pipeline.transformer.config.image_condition_type is not None:
+            raise ValueError("hunyuan_video: image-to-video checkpoints are not supported")
+
+    def _latent_shape(self) -> tuple[int, int, int, int]:
+        pipeline, patch = self.pipeline, self.pipeline.transformer.config.patch_size
+        spatial, temporal = pipeline.vae_scale_factor_spatial, pipeline.vae_scale_factor_temporal
+        check_clip(self.size, self.num_frames, spatial=spatial * patch, temporal=temporal)
+        channels = pipeline.transformer.config.in_channels
+        return channels, (self.num_frames - 1) // temporal + 1, self.size[0] // spatial, self.size[1] // spatial
+
+    def _schedule_of(self, scheduler: SchedulerMixin) -> FlowMatchEulerDiscreteScheduler:
+        from diffusers import FlowMatchEulerDiscreteScheduler
+
+        if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+            raise ValueError(f"hunyuan_video: {type(scheduler).__name__} is no Euler scheduler of flow matching")
+        return FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)

@@ -39,7 +39,7 @@ class GeneratorSettings:
 
     path: str
     """Local pipeline folder, hub id, or "toy" for the embedded generator."""
-    family: Literal["wan", "ltx", "cogvideox", "hunyuan_video"] = "wan"
+    family: Literal["wan", "ltx", "cogvideox", "hunyuan_video", "mochi"] = "wan"
     """Adapter that knows the model."""
     revision: str | None = None
     """Hub revision; null takes the newest."""

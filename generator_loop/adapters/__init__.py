@@ -1,8 +1,9 @@
-"""Generator families by name."""
+"""Generator families by name; a further one needs its file here and its name in `config.GeneratorSettings.family`."""
 
 from generator_loop.adapters.cogvideox import CogVideoXGenerator
 from generator_loop.adapters.hunyuan_video import HunyuanVideoGenerator
 from generator_loop.adapters.ltx import LTXGenerator
+from generator_loop.adapters.mochi import MochiGenerator
 from generator_loop.adapters.wan import WanGenerator
 
 GENERATORS = {
@@ -10,4 +11,5 @@ GENERATORS = {
     "ltx": LTXGenerator,
     "cogvideox": CogVideoXGenerator,
     "hunyuan_video": HunyuanVideoGenerator,
+    "mochi": MochiGenerator,
 }

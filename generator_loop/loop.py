@@ -28,6 +28,7 @@ from generator_loop.session import Session, anchored
 from generator_loop.state import save
 from generator_loop.tracking.checkpoint import latest, write_json
 from generator_loop.tracking.metric_log import is_distributed
+from generator_loop.tracking.model_card import write_model_card
 from generator_loop.tracking.report import write_report
 from generator_loop.update import actors_of, all_sum
 from reward_model import write_video
@@ -238,6 +239,7 @@ def finish(session: Session) -> Path:
         )
         write_json(path, found)
         write_report(session.output)
+        write_model_card(session.output)
     session.processes.wait()
     session.bar.close()
     return path

@@ -1,0 +1,78 @@
+"""The model card beside a trained LoRA."""
+
+import json
+
+import pytest
+
+from generator_loop.adapters import GENERATORS
+from generator_loop.tracking.model_card import PIPELINES, model_card, write_model_card
+
+
+def summary(**generator):
+    settings = dict(path="org/wan", family="wan", revision=None, lora_rank=32, lora_alpha=64)
+    settings |= dict(num_frames=33, height=240, width=416, fps=16.0)
+    rewards = {"initial": {"overall": 0.4, "reward": 0.41}, "audit": {"reward": 0.3}}
+    after = {"initial": {"overall": 0.6, "reward": 0.61}, "audit": {"reward": 0.35}}
+    change = {"mean": 0.2, "low": 0.1, "high": 0.3}
+    return {
+        "config": {
+            "generator": {**settings, **generator},
+            "objective": {"name": "nft"},
+            "loop": {"num_rounds": 2, "num_iterations": 8},
+            "judge": {"path": "org/judge"},
+            "refresh": {"every": 1},
+            "run": {"seed": 3},
+        },
+        "before": {"oracle": None, "rewards": rewards},
+        "after": {"oracle": None, "rewards": after},
+        "difference": {
+            "overall": change,
+            "reward_initial_judge": change,
+            "reward_audit": change,
+            "motion_quality": {"mean": None},
+        },
+        "num_prompts": 32,
+        "seeds": [0, 1],
+        "alarms": [],
+        "commit": "abc",
+        "generator_checkpoint": "checkpoints/round-002/generator",
+    }
+
+
+def test_it_names_base_and_scale_and_the_lines_that_load_it():
+    card = model_card(summary(family="ltx", revision="v1"))
+    assert 'base_model: "org/wan"' in card and "rank 32, alpha 64" in card and "Suggested scale: 1.0" in card
+    assert 'pipe = LTXPipeline.from_pretrained("org/wan", revision="v1")' in card
+    assert PIPELINES == {name: generator.pipeline_name for name, generator in GENERATORS.items()}
+
+
+def test_the_change_stands_with_its_ends_and_interval():
+    card = model_card(summary())
+    assert "| overall | 0.400 | 0.600 | +0.200 [+0.100, +0.300] |" in card
+    assert "| reward initial judge | 0.410 | 0.610 |" in card and "| reward audit | 0.300 | 0.350 |" in card
+    assert "motion quality" not in card and "32 held-out prompts x 2 seeds" in card
+
+
+def test_a_folder_of_this_machine_is_named_without_its_place():
+    card = model_card(summary(path="/home/someone/models/wan"))
+    assert "/home" not in card and 'base_model: "wan"' in card
+
+
+def test_alarms_are_told():
+    assert "- brightness rose" in model_card({**summary(), "alarms": ["brightness rose"]})
+    assert "warned" not in model_card(summary())
+
+
+def test_it_is_written_beside_the_lora(tmp_path):
+    (tmp_path / "summary.json").write_text(json.dumps(summary()))
+    (tmp_path / "checkpoints/round-002/generator").mkdir(parents=True)
+    path = write_model_card(tmp_path)
+    assert path == tmp_path / "checkpoints/round-002/generator/README.md"
+    assert path.read_text() == model_card(summary())
+
+
+@pytest.mark.parametrize("family", PIPELINES)
+def test_every_family_has_its_pipeline_in_diffusers(family):
+    import diffusers
+
+    assert hasattr(diffusers, PIPELINES[family])

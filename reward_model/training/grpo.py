@@ -115,15 +115,20 @@ def draw(
     Returns:
         The rollout.
     """
-    drawn = judge.sample(
-        [question.request for question in questions],
-        max_new_tokens=settings.max_answer_tokens,
-        temperature=settings.temperature,
-        num_samples=num_samples,
-        seed=seed,
-        names=[str(question.group) for question in questions],
-    )
-    completions = tuple(tuple(branches[0]) for branches in drawn)
+    found: dict[int, tuple[Completion, ...]] = {}
+    for one_token in (False, True):
+        rows_alike = [row for row, question in enumerate(questions) if question.one_token == one_token]
+        if rows_alike:
+            drawn = judge.sample(
+                [questions[row].request for row in rows_alike],
+                max_new_tokens=1 if one_token else settings.max_answer_tokens,
+                temperature=settings.temperature,
+                num_samples=num_samples,
+                seed=seed,
+                names=[str(questions[row].group) for row in rows_alike],
+            )
+            found |= {row: tuple(branches[0]) for row, branches in zip(rows_alike, drawn, strict=True)}
+    completions = tuple(found[row] for row in range(len(questions)))
     rows = [(q, c) for q, row in zip(questions, completions, strict=True) for c in row]
     answers = [q.read(judge.decode(c), num_tokens=len(c.tokens), ended=c.ended) for q, c in rows]
     answered = Answered(

@@ -27,7 +27,7 @@ class Question:
     """One question with one branch; `group` numbers it within an optimiser step.
 
     `kind` names what is asked: "reason" expects a score for every dimension of the label, "compare" and "ask" one of
-    `choices`.
+    `choices`. `one_token` answers are the next token alone, as the comparison is read.
     """
 
     kind: str
@@ -35,10 +35,11 @@ class Question:
     label: Label
     group: int
     choices: tuple[str, ...] = ()
+    one_token: bool = False
 
     def read(self, text: str, *, num_tokens: int, ended: bool) -> Answer:
         """Return a completion as the rewards see it."""
-        if not ended:
+        if not ended and not self.one_token:
             return Answer(text, num_tokens, fault=f"not finished after {num_tokens} tokens")
         if self.choices:
             return read_choice(text, num_tokens, self.choices)
@@ -55,7 +56,7 @@ def compare_question(pair: VideoPair, to_clip: ToClip, *, group: int) -> Questio
     """Ask which of a pair's clips is better overall, or neither."""
     right = language.preference_answer(pair.preference["overall"] - 0.5).strip()
     request = language.compare_request(to_clip(pair.first), to_clip(pair.second), pair.prompt)
-    return Question("compare", request, Label(choice=right), group, language.PREFERENCES)
+    return Question("compare", request, Label(choice=right), group, language.PREFERENCES, one_token=True)
 
 
 def closed_question(asked: VideoQuestion, to_clip: ToClip, *, group: int) -> Question:

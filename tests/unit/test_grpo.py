@@ -98,7 +98,7 @@ def test_answers_are_read_by_the_kind_of_their_question():
     )
     assert pair.read(" B", num_tokens=2, ended=True).choice == "B"
     assert pair.read("<think>B is sharper</think><answer>B</answer>", num_tokens=2, ended=True).choice == "B"
-    assert "not finished after 7" in pair.read(" B", num_tokens=7, ended=False).fault
+    assert "not finished after 7" in reason.read("<think>so", num_tokens=7, ended=False).fault
 
 
 def test_before_the_first_update_ratios_are_one_and_the_penalty_is_zero(judge):
@@ -278,3 +278,13 @@ def test_two_processes_train_like_one_with_the_same_questions(tmp_path):
     assert first_metrics == pytest.approx(metrics, rel=1e-4)
     start = torch.cat([parameter.detach().flatten() for parameter in build_policy()._roles.parameters("policy")])
     assert (weights - start).abs().max() > 1e-3
+
+
+def test_a_comparison_is_one_token_that_needs_no_end():
+    judge = build_policy()
+    question = ask("compare", pair_of(rated(0), rated(1)), to_clip, group=0)
+    rollout = rollout_of(judge, [question, *questions_of(2)[:1]])
+    assert [len(completion.tokens) for completion in rollout.completions[0]] == [1, 1, 1]
+    assert max(len(completion.tokens) for completion in rollout.completions[1]) > 1
+    assert question.read(" A", num_tokens=1, ended=False).choice == "A"
+    assert question.read(" red", num_tokens=1, ended=False).fault

@@ -318,13 +318,14 @@ def test_rendered_training_clips_come_in_pairs_of_one_prompt_and_often_show_some
     assert not {clip.prompt for clip in clips} & {clip.prompt for clip in held_out}
 
 
-def test_the_embedded_judge_was_made_for_this_world():
+@pytest.mark.parametrize("name", ["toy_judge", "toy_audit"])
+def test_the_embedded_judges_were_made_for_this_world(name):
     import json
 
     from reward_model.datasets.moving_shapes import world_hash
     from reward_model.video_reward import TOY_JUDGE
 
-    made = json.loads((TOY_JUDGE / "provenance.json").read_text())
+    made = json.loads((TOY_JUDGE.with_name(name) / "provenance.json").read_text())
     assert made["fingerprints"]["world"] == world_hash()
 
 

@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from generator_loop.adapters.pipeline import PipelineGenerator, check_clip
-from generator_loop.records import Conditioning
+from generator_loop.adapters.pipeline import PipelineGenerator
 
 if TYPE_CHECKING:
     from diffusers import CogVideoXDDIMScheduler, SchedulerMixin
@@ -34,21 +33,6 @@ class CogVideoXGenerator(PipelineGenerator):
 
     name = "cogvideox"
     pipeline_name = "CogVideoXPipeline"
-    lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2")
-
-    @torch.no_grad()
-    def encode_prompts(self, texts: Sequence[str]) -> Conditioning:
-        """Encode prompts, and the negative prompt where guidance is on, to [B, L, d]."""
-        positive, negative = self.pipeline.encode_prompt(
-            list(texts),
-            [self.negative_prompt] * len(texts),
-            do_classifier_free_guidance=self.guidance_scale > 1,
-            max_sequence_length=self.max_sequence_length,
-            device=self.device,
-            dtype=self.pipeline.transformer.dtype,
-        )
-        tensors = {"positive": positive, "negative": negative}
-        return Conditioning({name: value for name, value in tensors.items() if value is not None})
 
     def init_latents(self, generators: Sequence[torch.Generator]) -> Tensor:
         """Draw unit Gaussian noise [B, c, F, h, w], one row from each CPU generator, frames first as the pipeline does."""
@@ -99,24 +83,16 @@ class CogVideoXGenerator(PipelineGenerator):
         vae = self.pipeline.vae
         return vae.decode((latents / self.pipeline.vae_scaling_factor_image).to(vae.dtype)).sample
 
-    @torch.no_grad()
-    def encode(self, frames: Tensor) -> Tensor:
-        """Encode frames [B, T, 3, H, W] in [0, 1] to the mode of their latents [B, c, F, h, w]."""
-        vae = self.pipeline.vae
-        pixels = (frames.to(self.device) * 2 - 1).transpose(1, 2).to(vae.dtype)
-        modes = [vae.encode(part).latent_dist.mode().float() for part in pixels.split(self.decode_batch_size)]
-        return torch.cat(modes) * self.pipeline.vae_scaling_factor_image
+    def _normalise(self, latents: Tensor) -> Tensor:
+        return latents * self.pipeline.vae_scaling_factor_image
 
     def _check(self) -> None:
         if self.pipeline.transformer.config.patch_size_t is not None:
             raise ValueError("cogvideox: CogVideoX 1.5, which packs frames, is not supported; use a 1.0 checkpoint")
 
-    def _latent_shape(self) -> tuple[int, int, int, int]:
+    def _factors(self) -> tuple[int, int, int]:
         pipeline, patch = self.pipeline, self.pipeline.transformer.config.patch_size
-        spatial, temporal = pipeline.vae_scale_factor_spatial, pipeline.vae_scale_factor_temporal
-        check_clip(self.size, self.num_frames, spatial=spatial * patch, temporal=temporal)
-        channels = pipeline.transformer.config.in_channels
-        return channels, (self.num_frames - 1) // temporal + 1, self.size[0] // spatial, self.size[1] // spatial
+        return pipeline.vae_scale_factor_spatial, pipeline.vae_scale_factor_temporal, patch
 
     def _schedule_of(self, scheduler: SchedulerMixin) -> CogVideoXDDIMScheduler:
         from diffusers import CogVideoXDDIMScheduler

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from generator_loop.adapters.pipeline import PipelineGenerator, check_clip
+from generator_loop.adapters.pipeline import PipelineGenerator
 from generator_loop.records import Conditioning
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ class HunyuanVideoGenerator(PipelineGenerator):
 
     name = "hunyuan_video"
     pipeline_name = "HunyuanVideoPipeline"
-    lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2")
 
     @torch.no_grad()
     def encode_prompts(self, texts: Sequence[str]) -> Conditioning:
@@ -65,13 +64,8 @@ class HunyuanVideoGenerator(PipelineGenerator):
         vae = self.pipeline.vae
         return vae.decode((latents / vae.config.scaling_factor).to(vae.dtype), return_dict=False)[0]
 
-    @torch.no_grad()
-    def encode(self, frames: Tensor) -> Tensor:
-        """Encode frames [B, T, 3, H, W] in [0, 1] to the mode of their latents [B, c, F, h, w]."""
-        vae = self.pipeline.vae
-        pixels = (frames.to(self.device) * 2 - 1).transpose(1, 2).to(vae.dtype)
-        modes = [vae.encode(part).latent_dist.mode().float() for part in pixels.split(self.decode_batch_size)]
-        return torch.cat(modes) * vae.config.scaling_factor
+    def _normalise(self, latents: Tensor) -> Tensor:
+        return latents * self.pipeline.vae.config.scaling_factor
 
     def _check(self) -> None:
         if self.negative_prompt:
@@ -81,12 +75,9 @@ class HunyuanVideoGenerator(PipelineGenerator):
         if self.pipeline.transformer.config.image_condition_type is not None:
             raise ValueError("hunyuan_video: image-to-video checkpoints are not supported")
 
-    def _latent_shape(self) -> tuple[int, int, int, int]:
+    def _factors(self) -> tuple[int, int, int]:
         pipeline, patch = self.pipeline, self.pipeline.transformer.config.patch_size
-        spatial, temporal = pipeline.vae_scale_factor_spatial, pipeline.vae_scale_factor_temporal
-        check_clip(self.size, self.num_frames, spatial=spatial * patch, temporal=temporal)
-        channels = pipeline.transformer.config.in_channels
-        return channels, (self.num_frames - 1) // temporal + 1, self.size[0] // spatial, self.size[1] // spatial
+        return pipeline.vae_scale_factor_spatial, pipeline.vae_scale_factor_temporal, patch
 
     def _schedule_of(self, scheduler: SchedulerMixin) -> FlowMatchEulerDiscreteScheduler:
         from diffusers import FlowMatchEulerDiscreteScheduler

@@ -9,14 +9,13 @@ Shape legend: B batch, T pixel frames, F latent frames, c latent channels, h, w 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from generator_loop.adapters.pipeline import PipelineGenerator, check_clip
-from generator_loop.records import Conditioning
+from generator_loop.adapters.pipeline import PipelineGenerator
 
 if TYPE_CHECKING:
     from diffusers import FlowMatchEulerDiscreteScheduler, SchedulerMixin
@@ -27,21 +26,7 @@ class LTXGenerator(PipelineGenerator):
 
     name = "ltx"
     pipeline_name = "LTXPipeline"
-    lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2")
-
-    @torch.no_grad()
-    def encode_prompts(self, texts: Sequence[str]) -> Conditioning:
-        """Encode prompts to [B, L, d] with their masks [B, L], and the negative prompt where guidance is on."""
-        found = self.pipeline.encode_prompt(
-            list(texts),
-            [self.negative_prompt] * len(texts),
-            do_classifier_free_guidance=self.guidance_scale > 1,
-            max_sequence_length=self.max_sequence_length,
-            device=self.device,
-            dtype=self.pipeline.transformer.dtype,
-        )
-        names = ("positive", "positive_mask", "negative", "negative_mask")
-        return Conditioning({name: value for name, value in zip(names, found, strict=True) if value is not None})
+    text_tensors = ("positive", "positive_mask", "negative", "negative_mask")
 
     def sigmas(self, num_steps: int) -> Tensor:
         """Return the Euler schedule [S + 1], shifted for the clip's number of tokens."""
@@ -83,15 +68,9 @@ class LTXGenerator(PipelineGenerator):
         )
         return vae.decode(raw.to(vae.dtype), time, return_dict=False)[0]
 
-    @torch.no_grad()
-    def encode(self, frames: Tensor) -> Tensor:
-        """Encode frames [B, T, 3, H, W] in [0, 1] to the mode of their latents [B, c, F, h, w]."""
+    def _normalise(self, latents: Tensor) -> Tensor:
         vae = self.pipeline.vae
-        pixels = (frames.to(self.device) * 2 - 1).transpose(1, 2).to(vae.dtype)
-        modes = [vae.encode(part).latent_dist.mode().float() for part in pixels.split(self.decode_batch_size)]
-        return self.pipeline._normalize_latents(
-            torch.cat(modes), vae.latents_mean, vae.latents_std, vae.config.scaling_factor
-        )
+        return self.pipeline._normalize_latents(latents, vae.latents_mean, vae.latents_std, vae.config.scaling_factor)
 
     def _check(self) -> None:
         if self._patches != (1, 1):
@@ -99,11 +78,8 @@ class LTXGenerator(PipelineGenerator):
                 f"ltx: transformers with patches of {self._patches} are not supported, only those of (1, 1)"
             )
 
-    def _latent_shape(self) -> tuple[int, int, int, int]:
-        spatial, temporal = self.pipeline.vae_spatial_compression_ratio, self.pipeline.vae_temporal_compression_ratio
-        check_clip(self.size, self.num_frames, spatial=spatial, temporal=temporal)
-        channels = self.pipeline.transformer.config.in_channels
-        return channels, (self.num_frames - 1) // temporal + 1, self.size[0] // spatial, self.size[1] // spatial
+    def _factors(self) -> tuple[int, int, int]:
+        return self.pipeline.vae_spatial_compression_ratio, self.pipeline.vae_temporal_compression_ratio, 1
 
     def _schedule_of(self, scheduler: SchedulerMixin) -> FlowMatchEulerDiscreteScheduler:
         from diffusers import FlowMatchEulerDiscreteScheduler

@@ -9,14 +9,13 @@ Shape legend: B batch, T pixel frames, F latent frames, c latent channels, h, w 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from generator_loop.adapters.pipeline import PipelineGenerator, check_clip
-from generator_loop.records import Conditioning
+from generator_loop.adapters.pipeline import PipelineGenerator
 
 if TYPE_CHECKING:
     from diffusers import FlowMatchEulerDiscreteScheduler, SchedulerMixin
@@ -30,21 +29,7 @@ class MochiGenerator(PipelineGenerator):
 
     name = "mochi"
     pipeline_name = "MochiPipeline"
-    lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2")
-
-    @torch.no_grad()
-    def encode_prompts(self, texts: Sequence[str]) -> Conditioning:
-        """Encode prompts to [B, L, d] with their masks [B, L], and the negative prompt where guidance is on."""
-        found = self.pipeline.encode_prompt(
-            list(texts),
-            [self.negative_prompt] * len(texts),
-            do_classifier_free_guidance=self.guidance_scale > 1,
-            max_sequence_length=self.max_sequence_length,
-            device=self.device,
-            dtype=self.pipeline.transformer.dtype,
-        )
-        names = ("positive", "positive_mask", "negative", "negative_mask")
-        return Conditioning({name: value for name, value in zip(names, found, strict=True) if value is not None})
+    text_tensors = ("positive", "positive_mask", "negative", "negative_mask")
 
     def sigmas(self, num_steps: int) -> Tensor:
         """Return the Euler schedule [S + 1], linear and then quadratic."""
@@ -70,14 +55,9 @@ class MochiGenerator(PipelineGenerator):
         mean, std = self._latent_statistics()
         return vae.decode((latents * std + mean).to(vae.dtype), return_dict=False)[0]
 
-    @torch.no_grad()
-    def encode(self, frames: Tensor) -> Tensor:
-        """Encode frames [B, T, 3, H, W] in [0, 1] to the mode of their latents [B, c, F, h, w]."""
-        vae = self.pipeline.vae
+    def _normalise(self, latents: Tensor) -> Tensor:
         mean, std = self._latent_statistics()
-        pixels = (frames.to(self.device) * 2 - 1).transpose(1, 2).to(vae.dtype)
-        modes = [vae.encode(part).latent_dist.mode().float() for part in pixels.split(self.decode_batch_size)]
-        return (torch.cat(modes) - mean) / std
+        return (latents - mean) / std
 
     def _latent_statistics(self) -> tuple[Tensor, Tensor]:
         """Return the mean and deviation that a unit latent stands for, the scaling factor included."""
@@ -92,12 +72,9 @@ class MochiGenerator(PipelineGenerator):
                 "mochi: the checkpoint's scheduler does not run its time the other way; is it a Mochi one?"
             )
 
-    def _latent_shape(self) -> tuple[int, int, int, int]:
+    def _factors(self) -> tuple[int, int, int]:
         pipeline, patch = self.pipeline, self.pipeline.transformer.config.patch_size
-        spatial, temporal = pipeline.vae_spatial_scale_factor, pipeline.vae_temporal_scale_factor
-        check_clip(self.size, self.num_frames, spatial=spatial * patch, temporal=temporal)
-        channels = pipeline.transformer.config.in_channels
-        return channels, (self.num_frames - 1) // temporal + 1, self.size[0] // spatial, self.size[1] // spatial
+        return pipeline.vae_spatial_scale_factor, pipeline.vae_temporal_scale_factor, patch
 
     def _schedule_of(self, scheduler: SchedulerMixin) -> FlowMatchEulerDiscreteScheduler:
         from diffusers import FlowMatchEulerDiscreteScheduler

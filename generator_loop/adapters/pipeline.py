@@ -32,14 +32,16 @@ Precision = Literal["auto", "float32", "bfloat16", "float16"]
 class PipelineGenerator:
     """A frozen pipeline with LoRA on its transformer; see `VideoGenerator` for the contract.
 
-    Families fill in `_check`, `_latent_shape`, `_schedule_of`, `encode_prompts`, `sigmas`, `_velocity`, `_pixels` and `encode`.
+    Families fill in `_check`, `_factors`, `_schedule_of`, `sigmas`, `_velocity`, `_pixels` and `_normalise`.
     """
 
     name: str
     pipeline_name: ClassVar[str]
     """Class of the pipeline in diffusers."""
-    lora_targets: ClassVar[tuple[str, ...]]
+    lora_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2")
     """Every linear layer of attention and feed-forward."""
+    text_tensors: ClassVar[tuple[str, ...]] = ("positive", "negative")
+    """Names of what the pipeline's `encode_prompt` returns."""
 
     def __init__(
         self,
@@ -196,17 +198,31 @@ class PipelineGenerator:
             pixels = self._pixels(latents)
         return (pixels.float().transpose(1, 2) * 0.5 + 0.5).clamp(0, 1)
 
+    @torch.no_grad()
     def encode_prompts(self, texts: Sequence[str]) -> Conditioning:
-        """Encode prompts, and the negative prompt where guidance is on; names that begin with "negative" belong to it."""
-        raise NotImplementedError
+        """Encode prompts, and the negative prompt where guidance is on, to `text_tensors` with B rows each."""
+        found = self.pipeline.encode_prompt(
+            list(texts),
+            [self.negative_prompt] * len(texts),
+            do_classifier_free_guidance=self.guidance_scale > 1,
+            max_sequence_length=self.max_sequence_length,
+            device=self.device,
+            dtype=self.pipeline.transformer.dtype,
+        )
+        named = zip(self.text_tensors, found, strict=True)
+        return Conditioning({name: value for name, value in named if value is not None})
 
     def sigmas(self, num_steps: int) -> Tensor:
         """Return the Euler schedule [S + 1] with the checkpoint's own shift."""
         raise NotImplementedError
 
+    @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:
-        """Encode frames [B, T, 3, H, W] in [0, 1] to the mode of their latents [B, c, F, h, w]."""
-        raise NotImplementedError
+        """Encode frames [B, T, 3, H, W] in [0, 1] to the mode of their latents [B, c, F, h, w], a few clips at a time."""
+        vae = self.pipeline.vae
+        pixels = (frames.to(self.device) * 2 - 1).transpose(1, 2).to(vae.dtype)
+        modes = [vae.encode(part).latent_dist.mode().float() for part in pixels.split(self.decode_batch_size)]
+        return self._normalise(torch.cat(modes))
 
     def _check(self) -> None:
         """Refuse pipelines of this class that are not supported (ValueError)."""
@@ -214,6 +230,17 @@ class PipelineGenerator:
 
     def _latent_shape(self) -> tuple[int, int, int, int]:
         """Return (c, F, h, w); ValueError where the clip's shape does not fit."""
+        spatial, temporal, patch = self._factors()
+        check_clip(self.size, self.num_frames, spatial=spatial * patch, temporal=temporal)
+        channels = self.pipeline.transformer.config.in_channels
+        return channels, (self.num_frames - 1) // temporal + 1, self.size[0] // spatial, self.size[1] // spatial
+
+    def _factors(self) -> tuple[int, int, int]:
+        """Return by how much the VAE shrinks space and time, and the side of the transformer's patches."""
+        raise NotImplementedError
+
+    def _normalise(self, latents: Tensor) -> Tensor:
+        """Bring the VAE's latents to unit scale."""
         raise NotImplementedError
 
     def _schedule_of(self, scheduler: Any) -> Any:

@@ -8,14 +8,13 @@ Shape legend: B batch, T pixel frames, F latent frames, c latent channels, h, w 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from generator_loop.adapters.pipeline import PipelineGenerator, check_clip
-from generator_loop.records import Conditioning
+from generator_loop.adapters.pipeline import PipelineGenerator
 
 if TYPE_CHECKING:
     from diffusers import FlowMatchEulerDiscreteScheduler, SchedulerMixin
@@ -26,21 +25,6 @@ class WanGenerator(PipelineGenerator):
 
     name = "wan"
     pipeline_name = "WanPipeline"
-    lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2")
-
-    @torch.no_grad()
-    def encode_prompts(self, texts: Sequence[str]) -> Conditioning:
-        """Encode prompts, and the negative prompt where guidance is on, to [B, L, d]."""
-        positive, negative = self.pipeline.encode_prompt(
-            list(texts),
-            self.negative_prompt,
-            do_classifier_free_guidance=self.guidance_scale > 1,
-            max_sequence_length=self.max_sequence_length,
-            device=self.device,
-            dtype=self.pipeline.transformer.dtype,
-        )
-        tensors = {"positive": positive, "negative": negative}
-        return Conditioning({name: value for name, value in tensors.items() if value is not None})
 
     def sigmas(self, num_steps: int) -> Tensor:
         """Return the Euler schedule [S + 1] with the checkpoint's own shift."""
@@ -62,14 +46,9 @@ class WanGenerator(PipelineGenerator):
         mean, inverse_std = self._latent_statistics()
         return vae.decode((latents / inverse_std + mean).to(vae.dtype), return_dict=False)[0]
 
-    @torch.no_grad()
-    def encode(self, frames: Tensor) -> Tensor:
-        """Encode frames [B, T, 3, H, W] in [0, 1] to the mode of their latents [B, c, F, h, w]."""
-        vae = self.pipeline.vae
+    def _normalise(self, latents: Tensor) -> Tensor:
         mean, inverse_std = self._latent_statistics()
-        pixels = (frames.to(self.device) * 2 - 1).transpose(1, 2).to(vae.dtype)
-        modes = [vae.encode(part).latent_dist.mode().float() for part in pixels.split(self.decode_batch_size)]
-        return (torch.cat(modes) - mean) * inverse_std
+        return (latents - mean) * inverse_std
 
     def _latent_statistics(self) -> tuple[Tensor, Tensor]:
         config = self.pipeline.vae.config
@@ -92,7 +71,7 @@ class WanGenerator(PipelineGenerator):
         if pipeline.config.expand_timesteps:
             raise ValueError("wan: checkpoints with per-token timesteps (Wan 2.2 TI2V) are not supported; use Wan 2.1")
 
-    def _latent_shape(self) -> tuple[int, int, int, int]:
+    def _factors(self) -> tuple[int, int, int]:
         pipeline, config = self.pipeline, self.pipeline.vae.config
         temporal = 2 ** sum(config.temperal_downsample)
         spatial = 2 ** (len(config.dim_mult) - 1) * (config.patch_size or 1)
@@ -102,10 +81,7 @@ class WanGenerator(PipelineGenerator):
                 f"scale_factor_temporal {config.scale_factor_temporal} and scale_factor_spatial "
                 f"{config.scale_factor_spatial}; correct the config"
             )
-        patch = pipeline.transformer.config.patch_size[1]
-        check_clip(self.size, self.num_frames, spatial=spatial * patch, temporal=temporal)
-        channels = pipeline.transformer.config.in_channels
-        return channels, (self.num_frames - 1) // temporal + 1, self.size[0] // spatial, self.size[1] // spatial
+        return spatial, temporal, pipeline.transformer.config.patch_size[1]
 
     def _schedule_of(self, scheduler: SchedulerMixin) -> FlowMatchEulerDiscreteScheduler:
         """Return a one-step solver with the shift of whichever flow scheduler the checkpoint names."""

@@ -1,6 +1,7 @@
 """What every generator family must pass, whatever its model."""
 
 import torch
+from torch.testing import assert_close
 
 from generator_loop.adapters.base import OLD, POLICY, REFERENCE
 from generator_loop.advantages import group_advantages
@@ -8,7 +9,43 @@ from generator_loop.objectives import OBJECTIVE_CONFIGS, OBJECTIVES
 from generator_loop.records import Draw, Prompt
 from generator_loop.sampling.rollout import PromptEncoder, rollout
 from generator_loop.update import Updater, actors_of
+from tests.tiny_wan import randomise_lora
 from tests.toy_flow import toy_scores
+
+TEXTS = ["a red ball moves left", "a blue square"]
+
+
+def noise_generators():
+    """Return one stream for each of `TEXTS`."""
+    return [torch.Generator().manual_seed(seed) for seed in range(len(TEXTS))]
+
+
+def check_stock_pipeline_loads_the_lora(generator, pipeline, call, folder):
+    """Save a random LoRA, load it in a stock pipeline, and compare samples; without it they must differ."""
+    randomise_lora(generator)
+    generator.save(folder)
+    draw, prompt, steps = Draw(0, 0), Prompt(7, TEXTS[0]), call["num_inference_steps"]
+    settings = dict(draw=draw, group_size=2, num_steps=steps, batch_size=2)
+    ours = rollout(generator, [prompt], encoder=PromptEncoder(generator), **settings).frames
+
+    def stock():
+        streams = [draw.generator(7, sample) for sample in range(2)]
+        return pipeline([prompt.text] * 2, generator=streams, guidance_scale=1.0, output_type="pt", **call).frames
+
+    base = stock()
+    pipeline.load_lora_weights(folder)
+    assert_close(stock(), ours, atol=2e-5, rtol=0)
+    assert (ours - base).abs().max() > 0.01
+
+
+@torch.no_grad()
+def check_encoding(generator, *, mean=0.0, std=1.0, scale=1.0):
+    """Compare encoded frames with the VAE's own latents, normalised by hand."""
+    height, width = generator.size
+    frames = torch.rand(1, generator.num_frames, 3, height, width, generator=torch.Generator().manual_seed(0))
+    raw = generator.pipeline.vae.encode(frames.transpose(1, 2) * 2 - 1).latent_dist.mode()
+    mean, std = (torch.as_tensor(value).view(1, -1, 1, 1, 1) for value in (mean, std))
+    assert_close(generator.encode(frames), (raw - mean) * scale / std, atol=1e-5, rtol=1e-5)
 
 
 def check_objective_trains(generator, name):

@@ -9,6 +9,7 @@ Shape legend: B batch, T pixel frames, F latent frames, c latent channels, h, w 
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -29,7 +30,7 @@ Precision = Literal["auto", "float32", "bfloat16", "float16"]
 """Precision of transformer and text encoder; `auto` is float32 on the CPU and bfloat16 elsewhere."""
 
 
-class PipelineGenerator:
+class PipelineGenerator(ABC):
     """A frozen pipeline with LoRA on its transformer; see `VideoGenerator` for the contract.
 
     Families fill in `_check`, `_factors`, `_schedule_of`, `sigmas`, `_velocity`, `_pixels` and `_normalise`.
@@ -90,8 +91,9 @@ class PipelineGenerator:
         self.pipeline = pipeline
         self._check()
         self._shape = self._latent_shape()
-        for part in (pipeline.transformer, pipeline.vae, pipeline.text_encoder):
-            part.eval().requires_grad_(False)
+        for part in pipeline.components.values():
+            if isinstance(part, nn.Module):
+                part.eval().requires_grad_(False)
         self.device = pipeline.transformer.device
         self._schedule = self._schedule_of(pipeline.scheduler)
         self._lora = LoraWeights(
@@ -109,43 +111,19 @@ class PipelineGenerator:
         cls,
         path_or_id: str,
         *,
-        num_frames: int,
-        size: tuple[int, int],
-        fps: float,
-        lora_rank: int,
-        lora_alpha: int,
         revision: str | None = None,
         dtype: Precision = "auto",
         device: torch.device | None = None,
-        lora_targets: Sequence[str] | None = None,
-        lora_seed: int = 0,
-        guidance_scale: float = 1.0,
-        negative_prompt: str = "",
-        max_sequence_length: int = 512,
-        decode_batch_size: int = 1,
-        checkpoint_decode: bool = False,
-        checkpoint_transformer: bool = False,
+        **settings: Any,
     ) -> Self:
         """Load a pipeline folder or hub id and attach LoRA.
 
         Args:
             path_or_id: diffusers pipeline folder or hub id.
-            num_frames: see the constructor, as all that is not named here.
-            size: height and width in pixels.
-            fps: frames a second.
-            lora_rank: inner dimension of LoRA.
-            lora_alpha: scale of LoRA.
             revision: hub revision.
             dtype: precision of the frozen transformer and text encoder; the VAE and LoRA are always float32.
             device: where the models live; None is the CPU.
-            lora_targets: endings of module names.
-            lora_seed: seed of LoRA.
-            guidance_scale: classifier-free guidance.
-            negative_prompt: what guidance leads away from.
-            max_sequence_length: text tokens.
-            decode_batch_size: clips decoded at once.
-            checkpoint_decode: recompute the decoder in the backward pass.
-            checkpoint_transformer: recompute the transformer in the backward pass.
+            **settings: the constructor's, by name.
 
         Returns:
             The generator.
@@ -157,22 +135,7 @@ class PipelineGenerator:
             dtype = "float32" if device.type == "cpu" else "bfloat16"
         dtypes = {"default": getattr(torch, dtype), "vae": torch.float32}
         pipeline = getattr(diffusers, cls.pipeline_name).from_pretrained(path_or_id, revision=revision, dtype=dtypes)
-        return cls(
-            pipeline.to(device),
-            num_frames=num_frames,
-            size=size,
-            fps=fps,
-            lora_rank=lora_rank,
-            lora_alpha=lora_alpha,
-            lora_targets=lora_targets,
-            lora_seed=lora_seed,
-            guidance_scale=guidance_scale,
-            negative_prompt=negative_prompt,
-            max_sequence_length=max_sequence_length,
-            decode_batch_size=decode_batch_size,
-            checkpoint_decode=checkpoint_decode,
-            checkpoint_transformer=checkpoint_transformer,
-        )
+        return cls(pipeline.to(device), **settings)
 
     def init_latents(self, generators: Sequence[torch.Generator]) -> Tensor:
         """Draw unit Gaussian noise [B, c, F, h, w], one row from each CPU generator."""
@@ -212,9 +175,9 @@ class PipelineGenerator:
         named = zip(self.text_tensors, found, strict=True)
         return Conditioning({name: value for name, value in named if value is not None})
 
+    @abstractmethod
     def sigmas(self, num_steps: int) -> Tensor:
         """Return the Euler schedule [S + 1] with the checkpoint's own shift."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:
@@ -224,9 +187,9 @@ class PipelineGenerator:
         modes = [vae.encode(part).latent_dist.mode().float() for part in pixels.split(self.decode_batch_size)]
         return self._normalise(torch.cat(modes))
 
+    @abstractmethod
     def _check(self) -> None:
         """Refuse pipelines of this class that are not supported (ValueError)."""
-        raise NotImplementedError
 
     def _latent_shape(self) -> tuple[int, int, int, int]:
         """Return (c, F, h, w); ValueError where the clip's shape does not fit."""
@@ -235,25 +198,25 @@ class PipelineGenerator:
         channels = self.pipeline.transformer.config.in_channels
         return channels, (self.num_frames - 1) // temporal + 1, self.size[0] // spatial, self.size[1] // spatial
 
+    @abstractmethod
     def _factors(self) -> tuple[int, int, int]:
         """Return by how much the VAE shrinks space and time, and the side of the transformer's patches."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _normalise(self, latents: Tensor) -> Tensor:
         """Bring the VAE's latents to unit scale."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _schedule_of(self, scheduler: Any) -> Any:
         """Return a one-step flow-matching solver with the checkpoint's shift."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _velocity(self, latents: Tensor, sigma: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
         """Call the transformer with one side of the conditioning, its names without "positive_" or "negative_"."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _pixels(self, latents: Tensor) -> Tensor:
         """Decode normalised latents to pixels [B, 3, T, H, W] in [-1, 1]."""
-        raise NotImplementedError
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """Return the LoRA parameters by name."""

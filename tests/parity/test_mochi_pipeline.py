@@ -6,21 +6,21 @@ from torch.testing import assert_close
 
 from generator_loop.adapters.base import POLICY
 from generator_loop.objectives import OBJECTIVES
-from generator_loop.records import Draw, Prompt
-from generator_loop.sampling.rollout import PromptEncoder, rollout, sample_path
-from tests.family_checks import check_objective_trains
+from generator_loop.sampling.rollout import sample_path
+from tests.family_checks import (
+    TEXTS,
+    check_encoding,
+    check_objective_trains,
+    check_stock_pipeline_loads_the_lora,
+    noise_generators,
+)
 from tests.tiny_mochi import build_mochi, build_mochi_generator
 from tests.tiny_wan import randomise_lora
 
 pytestmark = pytest.mark.parity
 
-TEXTS = ["a red ball moves left", "a blue square"]
 NUM_STEPS = 4
 CALL = dict(height=32, width=32, num_frames=7, num_inference_steps=NUM_STEPS, max_sequence_length=8)
-
-
-def noise_generators():
-    return [torch.Generator().manual_seed(seed) for seed in range(len(TEXTS))]
 
 
 @pytest.fixture(scope="module", params=[1.0, 3.0], ids=["no guidance", "guidance 3"])
@@ -78,35 +78,16 @@ def test_decoded_frames_equal_the_pipelines(stages):
 
 def test_stock_pipeline_with_the_saved_lora_reproduces_our_samples(tmp_path):
     generator = build_mochi_generator(lora_rank=4, lora_alpha=12)
-    randomise_lora(generator)
-    generator.save(tmp_path)
-    draw, prompt = Draw(0, 0), Prompt(7, TEXTS[0])
-    settings = dict(draw=draw, group_size=2, num_steps=NUM_STEPS, batch_size=2)
-    ours = rollout(generator, [prompt], encoder=PromptEncoder(generator), **settings).frames
-    pipeline = build_mochi()
-    call = dict(guidance_scale=1.0, output_type="pt", **CALL)
-
-    def stock():
-        streams = [draw.generator(7, sample) for sample in range(2)]
-        return pipeline([prompt.text] * 2, generator=streams, **call).frames
-
-    base = stock()
-    pipeline.load_lora_weights(tmp_path)
-    assert_close(stock(), ours, atol=1e-5, rtol=0)
-    assert (ours - base).abs().max() > 0.01
+    check_stock_pipeline_loads_the_lora(generator, build_mochi(), CALL, tmp_path)
     other = build_mochi_generator(lora_rank=4, lora_alpha=12, lora_seed=5)
     other.load(tmp_path)
     assert all(torch.equal(value, other.weights(POLICY)[name]) for name, value in generator.weights(POLICY).items())
 
 
-@torch.no_grad()
-def test_encoding_is_the_inverse_normalisation():
+def test_encoding_scales_as_the_pipeline_does():
     generator = build_mochi_generator()
-    frames = torch.rand(1, 7, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    raw = generator.pipeline.vae.encode(frames.transpose(1, 2) * 2 - 1).latent_dist.mode()
     config = generator.pipeline.vae.config
-    mean, std = (torch.tensor(values).view(1, 12, 1, 1, 1) for values in (config.latents_mean, config.latents_std))
-    assert_close(generator.encode(frames), (raw - mean) * 0.8 / std, atol=1e-5, rtol=1e-5)
+    check_encoding(generator, mean=config.latents_mean, std=config.latents_std, scale=0.8)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

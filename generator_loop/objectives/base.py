@@ -10,9 +10,10 @@ Shape legend: B rollout rows, N micro-batch rows.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -92,6 +93,30 @@ class Objective(Protocol[BatchT]):
             Every name of `metrics`, as means over the rows.
         """
         ...
+
+
+class LossObjective(ABC, Generic[BatchT]):
+    """What objectives with a loss over samples of the ODE share; a family fills in `metrics`, `plan` and `loss`."""
+
+    tail_span = 0.0
+    random_steps: RandomSteps | None = None
+
+    def __init__(self, config: Any) -> None:
+        """Keep the settings.
+
+        Args:
+            config: settings of the objective, with `num_updates`.
+        """
+        self.config = config
+        self.num_updates: int = config.num_updates
+
+    @abstractmethod
+    def loss(self, batch: BatchT, actors: Actors) -> LossOutput:
+        """Compute the loss of one micro-batch."""
+
+    def backward(self, batch: BatchT, actors: Actors, *, scale: float) -> Mapping[str, float]:
+        """Add the gradient of one micro-batch; see `Objective.backward`."""
+        return backward_of(self.loss(batch, actors), scale=scale)
 
 
 def backward_of(output: LossOutput, *, scale: float) -> Mapping[str, float]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from generator_loop.advantages import Credit
-from generator_loop.objectives.base import Actors, backward_of, keyed_noise, logit_normal_levels, mean_square, noised
+from generator_loop.objectives.base import Actors, LossObjective, keyed_noise, logit_normal_levels, mean_square, noised
 from generator_loop.records import Conditioning, Draw, LossOutput, Rollout, Scored
 
 
@@ -73,21 +73,10 @@ class PairBatch:
         return len(self.sigma)
 
 
-class DiffusionDPO:
+class DiffusionDPO(LossObjective[PairBatch]):
     """Diffusion-DPO on pairs chosen within each group, as an objective of the loop."""
 
     metrics = ("loss", "implicit_accuracy", "margin", "winner_error", "loser_error")
-    tail_span = 0.0
-    random_steps = None
-
-    def __init__(self, config: DiffusionDPOConfig) -> None:
-        """Keep the settings.
-
-        Args:
-            config: settings of the objective.
-        """
-        self.config = config
-        self.num_updates = config.num_updates
 
     def plan(
         self, rollout: Rollout, scored: Scored, credit: Credit, *, draw: Draw, micro_batch_size: int
@@ -128,10 +117,6 @@ class DiffusionDPO:
             "loser_error": loser.detach().mean(),
         }
         return LossOutput(loss, {name: float(value) for name, value in metrics.items()})
-
-    def backward(self, batch: PairBatch, actors: Actors, *, scale: float) -> Mapping[str, float]:
-        """Add the gradient of one micro-batch; see `Objective.backward`."""
-        return backward_of(self.loss(batch, actors), scale=scale)
 
 
 def dpo_loss(winner_error: Tensor, loser_error: Tensor, *, beta_mean: float) -> Tensor:

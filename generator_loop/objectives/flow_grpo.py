@@ -12,7 +12,7 @@ Source: Flow-GRPO (arXiv 2505.05470); MixGRPO (arXiv 2507.21802) for the window;
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from generator_loop.advantages import Credit
-from generator_loop.objectives.base import Actors, backward_of, mean_square
+from generator_loop.objectives.base import Actors, LossObjective, mean_square
 from generator_loop.records import Conditioning, Draw, LossOutput, Rollout, Scored
 from generator_loop.sde import Kernel, KernelName, RandomSteps, step_weights
 
@@ -89,11 +89,10 @@ class StepBatch:
         return len(self.states)
 
 
-class FlowGRPO:
+class FlowGRPO(LossObjective[StepBatch]):
     """Flow-GRPO as an objective of the loop."""
 
     metrics = ("loss", "ratio_error", "clip_fraction", "kl")
-    tail_span = 0.0
 
     def __init__(self, config: FlowGRPOConfig) -> None:
         """Keep the settings.
@@ -101,8 +100,7 @@ class FlowGRPO:
         Args:
             config: settings of the objective.
         """
-        self.config = config
-        self.num_updates = config.num_updates
+        super().__init__(config)
         self.kernel = Kernel(config.kernel, config.noise_level)
         self.random_steps = RandomSteps(self.kernel, config.window)
 
@@ -163,7 +161,3 @@ class FlowGRPO:
             "kl": kl.detach(),
         }
         return LossOutput(loss, {name: float(value) for name, value in metrics.items()})
-
-    def backward(self, batch: StepBatch, actors: Actors, *, scale: float) -> Mapping[str, float]:
-        """Add the gradient of one micro-batch; see `Objective.backward`."""
-        return backward_of(self.loss(batch, actors), scale=scale)

@@ -5,7 +5,7 @@ Shape legend: B rollout rows, N micro-batch rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from generator_loop.advantages import Credit
-from generator_loop.objectives.base import Actors, backward_of, keyed_noise, mean_square, noised
+from generator_loop.objectives.base import Actors, LossObjective, keyed_noise, mean_square, noised
 from generator_loop.records import Conditioning, Draw, LossOutput, Rollout, Scored
 
 MIN_ERROR = 1e-5
@@ -75,21 +75,10 @@ class NFTBatch:
         return len(self.sigma)
 
 
-class NFT:
+class NFT(LossObjective[NFTBatch]):
     """DiffusionNFT as an objective of the loop."""
 
     metrics = ("loss", "goodness", "policy_shift", "kl")
-    tail_span = 0.0
-    random_steps = None
-
-    def __init__(self, config: NFTConfig) -> None:
-        """Keep the settings.
-
-        Args:
-            config: settings of the objective.
-        """
-        self.config = config
-        self.num_updates = config.num_updates
 
     def plan(
         self, rollout: Rollout, scored: Scored, credit: Credit, *, draw: Draw, micro_batch_size: int
@@ -151,10 +140,6 @@ class NFT:
             "kl": kl.detach(),
         }
         return LossOutput(loss, {name: float(value) for name, value in metrics.items()})
-
-    def backward(self, batch: NFTBatch, actors: Actors, *, scale: float) -> Mapping[str, float]:
-        """Add the gradient of one micro-batch; see `Objective.backward`."""
-        return backward_of(self.loss(batch, actors), scale=scale)
 
 
 def goodness(advantages: Tensor, *, clip: float) -> Tensor:

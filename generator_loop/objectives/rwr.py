@@ -11,7 +11,7 @@ are normalised within the group, so that rewards of any scale and sign will do.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from generator_loop.advantages import Credit
-from generator_loop.objectives.base import Actors, backward_of, keyed_noise, logit_normal_levels, mean_square, noised
+from generator_loop.objectives.base import Actors, LossObjective, keyed_noise, logit_normal_levels, mean_square, noised
 from generator_loop.records import Conditioning, Draw, LossOutput, Rollout, Scored
 
 
@@ -63,21 +63,10 @@ class WeightedBatch:
         return len(self.sigma)
 
 
-class RWR:
+class RWR(LossObjective[WeightedBatch]):
     """Flow-RWR as an objective of the loop."""
 
     metrics = ("loss", "error", "kl")
-    tail_span = 0.0
-    random_steps = None
-
-    def __init__(self, config: RWRConfig) -> None:
-        """Keep the settings.
-
-        Args:
-            config: settings of the objective.
-        """
-        self.config = config
-        self.num_updates = config.num_updates
 
     def plan(
         self, rollout: Rollout, scored: Scored, credit: Credit, *, draw: Draw, micro_batch_size: int
@@ -110,10 +99,6 @@ class RWR:
             kl = mean_square(velocity - actors.reference(noisy, batch.sigma, batch.cond)).mean()
             loss = loss + self.config.kl_coef * kl
         return LossOutput(loss, {"error": float(error.detach().mean()), "kl": float(kl.detach())})
-
-    def backward(self, batch: WeightedBatch, actors: Actors, *, scale: float) -> Mapping[str, float]:
-        """Add the gradient of one micro-batch; see `Objective.backward`."""
-        return backward_of(self.loss(batch, actors), scale=scale)
 
 
 def group_weights(advantages: Tensor, usable: Tensor, *, group_size: int, temperature: float) -> Tensor:

@@ -103,7 +103,7 @@ def fit(
             for group, peak in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = peak * schedule(step, settings)
             optimizer.zero_grad(set_to_none=True)
-        value, metrics = _propagate(loss(step), device, settings.mixed_precision)
+        value, metrics = _propagate(loss, step, device, settings.mixed_precision)
         average_gradients(trained)
         norm = nn.utils.clip_grad_norm_(trained, settings.max_grad_norm)
         if not math.isfinite(float(norm)) or not math.isfinite(value):
@@ -128,13 +128,12 @@ def fit(
     return last
 
 
-def _propagate(
-    parts: Iterable[tuple[Tensor, Mapping[str, float]]], device: str, precision: str
-) -> tuple[float, dict[str, float]]:
-    """Propagate each part and return the loss and the metrics of them all."""
+def _propagate(loss: Loss, step: int, device: str, precision: str) -> tuple[float, dict[str, float]]:
+    """Propagate each part and return the loss and the metrics of them all; the forward passes run under `precision`."""
     total = 0.0
     metrics: dict[str, float] = {}
-    iterator = iter(parts)
+    with _precision(device, precision):
+        iterator = iter(loss(step))
     while True:
         with _precision(device, precision):
             part = next(iterator, None)

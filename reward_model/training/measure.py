@@ -28,6 +28,24 @@ MIN_GAP = 0.1
 
 
 @torch.no_grad()
+def own_levels(judge: VideoJudge, clips: Sequence[RatedClip]) -> list[dict[str, float]]:
+    """Return what the judge itself rates clips by its levels.
+
+    Args:
+        judge: with the role in use that is asked.
+        clips: one batch; each is rated on the dimensions of its labels.
+
+    Returns:
+        Per clip, dimension -> expected quality in [0, 1].
+    """
+    planner = clip_planner(judge)
+    requests = [clip_lesson(clip, planner, ["rate"]).request for clip in clips]
+    logits = judge.next_token_logits(requests) if clips else []
+    qualities = [read_levels(branches, judge.level_ids).quality.tolist() for branches in logits]
+    return [dict(zip(clip.quality, values, strict=True)) for clip, values in zip(clips, qualities, strict=True)]
+
+
+@torch.no_grad()
 def measure_stage(judge: VideoJudge, stage: StageConfig, *, seed: int = HELD_OUT_SEED) -> dict[str, float]:
     """Measure on held-out clips what a stage has trained; rating sets the judge's calibration constants too.
 
@@ -82,18 +100,15 @@ def _measure_questions(
 def _measure_levels(
     judge: VideoJudge, stage: StageConfig, clips: list[RatedClip], *, batch_size: int = 16
 ) -> dict[str, float]:
-    planner = clip_planner(judge)
-    lessons = [clip_lesson(clip, planner, ["rate"]) for clip in clips]
     found: dict[str, list[float]] = {name: [] for name in judge.config.dimensions}
     labels: dict[str, list[float]] = {name: [] for name in judge.config.dimensions}
     with judge.use_role(stage.role):
-        for start in range(0, len(lessons), batch_size):
-            logits = judge.next_token_logits([lesson.request for lesson in lessons[start : start + batch_size]])
-            for clip, branches in zip(clips[start : start + batch_size], logits, strict=True):
-                qualities = read_levels(branches, judge.level_ids).quality.tolist()
-                for (name, label), quality in zip(clip.quality.items(), qualities, strict=True):
+        for start in range(0, len(clips), batch_size):
+            part = clips[start : start + batch_size]
+            for clip, qualities in zip(part, own_levels(judge, part), strict=True):
+                for name, quality in qualities.items():
                     found[name].append(quality)
-                    labels[name].append(label)
+                    labels[name].append(clip.quality[name])
     rated = {name: torch.tensor(values) for name, values in found.items() if len(values) > 1}
     constants = {name: {"mean": float(q.mean()), "std": float(q.std())} for name, q in rated.items()}
     judge.configure(calibration=constants)

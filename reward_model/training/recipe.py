@@ -109,6 +109,9 @@ class StageConfig:
     """grpo only: what answers are rewarded for."""
     task_share: dict[str, float] = field(default_factory=dict)
     """Task -> share of the batch's clips that carry it (default 1); compare: pairs per clip (default 0.5)."""
+    reasoned_scores: Literal["label", "own"] = "label"
+    """sft: scores that reasoned answers are taught: the label's, or the judge's own expected levels of the moment. A greedy
+    answer is the likeliest one; taught labels it gambles where the judge is unsure, taught `own` it agrees with the levels."""
     num_held_out: int = 200
     """Held-out clips of the stage's data (unseen scenes or sources) on which its table is measured; 0 leaves it out."""
     measure_every: int = 0
@@ -132,6 +135,10 @@ class StageConfig:
             )
         if self.measure_every and not self.num_held_out:
             raise ValueError(f"stage {self.name!r}: measure_every needs num_held_out > 0")
+        if self.reasoned_scores == "own" and (self.method != "sft" or not {"rate", "reason"} <= set(self.tasks)):
+            raise ValueError(
+                f"stage {self.name!r}: reasoned_scores own needs method sft with the tasks rate and reason"
+            )
         if self.method == "grpo":
             self._check_grpo()
         elif self.rewards or self.grpo != GrpoSettings():

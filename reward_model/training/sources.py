@@ -93,7 +93,8 @@ def open_mixture(configs: Sequence[DataConfig], *, held_out: bool = False) -> So
 
     def draw(seed: int, num: int) -> list[Example]:
         chosen = random.Random(seed).choices(range(len(sources)), weights, k=(num + 1) // 2)
-        return [e for i, source in enumerate(sources) for e in source(seed, 2 * chosen.count(i))][:num]
+        with torch.autocast("cpu", enabled=False):  # clips are what they are whatever precision the judge runs in
+            return [e for i, source in enumerate(sources) for e in source(seed, 2 * chosen.count(i))][:num]
 
     return draw
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,7 @@ from reward_model.records import RatedClip, VideoPair, VideoQuestion
 from reward_model.rewards import build_rewards
 from reward_model.training.fit import Loss, fit, rank_and_world
 from reward_model.training.grpo import GrpoSteps
-from reward_model.training.measure import measure_stage
+from reward_model.training.measure import measure_stage, own_levels
 from reward_model.training.questions import Example, ask, plan_questions
 from reward_model.training.recipe import RecipeConfig, StageConfig
 from reward_model.training.selection import BestWeights
@@ -189,10 +190,13 @@ def draw_lessons(judge: VideoJudge, source: Source, stage: StageConfig, seed: in
     examples = source(seed, num)
     kinds = [kind for kind in stage.tasks if kind not in ("compare", "ask")]
     lessons = []
-    for place, rated in enumerate(e for e in examples if isinstance(e, RatedClip)):
+    clips = [example for example in examples if isinstance(example, RatedClip)]
+    own = "reason" in kinds and stage.reasoned_scores == "own"
+    scores = own_levels(judge, clips[: math.ceil(num * stage.task_share.get("reason", 1.0))]) if own else []
+    for place, rated in enumerate(clips):
         chosen = [kind for kind in kinds if place < num * stage.task_share.get(kind, 1.0)]
         if chosen:
-            lessons.append(clip_lesson(rated, planner, chosen))
+            lessons.append(clip_lesson(rated, planner, chosen, scores=scores[place] if place < len(scores) else None))
     if "compare" in stage.tasks:
         orders = _both_orders(examples)[: round(num * stage.task_share.get("compare", PAIRS_PER_CLIP))]
         lessons += [pair_lesson(pair, planner) for pair in orders]

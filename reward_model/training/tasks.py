@@ -5,6 +5,7 @@ K = 5 rating levels. Every task yields a `Lesson`; lessons of one clip share its
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,9 @@ def soft_level(quality: Tensor) -> Tensor:
     return (1 - (place - torch.arange(len(LEVELS), device=quality.device)).abs()).clamp_min(0)
 
 
-def clip_lesson(rated: RatedClip, to_clip: ToClip, kinds: Sequence[str]) -> Lesson:
+def clip_lesson(
+    rated: RatedClip, to_clip: ToClip, kinds: Sequence[str], *, scores: Mapping[str, float] | None = None
+) -> Lesson:
     """Return the lesson of one rated clip.
 
     Args:
@@ -51,6 +54,7 @@ def clip_lesson(rated: RatedClip, to_clip: ToClip, kinds: Sequence[str]) -> Less
             (dimension -> fault names), "match" reads `facts["matches"]` (prompt -> text alignment in [0, 1]).
         to_clip: plans the frames.
         kinds: of "rate", "match", "describe", "reason".
+        scores: dimension -> quality in [0, 1] that a reasoned answer gives; None gives the labels.
 
     Returns:
         One request with all branches behind the same prefix.
@@ -59,7 +63,8 @@ def clip_lesson(rated: RatedClip, to_clip: ToClip, kinds: Sequence[str]) -> Less
         ValueError: an unknown kind, or facts that the kind needs are missing.
     """
     clip = to_clip(rated.video)
-    parts = [_PART[kind](rated, clip) for kind in kinds]
+    spoken = rated if scores is None else dataclasses.replace(rated, quality=scores)
+    parts = [_PART[kind](spoken if kind == "reason" else rated, clip) for kind in kinds]
     prefixes = {request.prefix for request, *_ in parts}
     if len(prefixes) != 1:
         raise ValueError(f"lessons of one clip must share their prefix, got {len(prefixes)} different ones")

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
 import torch
 
+from reward_model.judge.readouts import read_levels
+from reward_model.language.parsing import parse_reason
 from reward_model.language.prompts import level_answer
 from reward_model.records import DIMENSIONS, Clip, FramePlan, LevelReadout, RatedClip, Video, VideoPair
+from reward_model.training import stages
 from reward_model.training.fit import FitSettings, fit, schedule
+from reward_model.training.recipe import DataConfig, LoraConfig, RecipeConfig, ScratchConfig, StageConfig
 from reward_model.training.refresh import fidelity_loss, preference_probability, refresh_levels
 from reward_model.training.sft import lesson_loss
+from reward_model.training.sources import open_mixture
 from reward_model.training.tasks import clip_lesson, pair_lesson, pair_of, soft_level
 from tests.tiny_judge import build_judge
 
@@ -170,15 +176,11 @@ def test_a_refresh_turns_a_preference_round_and_leaves_the_base_alone():
 
 
 def recipe(output, stages):
-    from reward_model.training.recipe import RecipeConfig, ScratchConfig
-
     scratch = ScratchConfig(hidden=32, layers=1, patch_size=8)
     return RecipeConfig(name="judge", output=str(output), scratch=scratch, stages=stages, trained_on="noise")
 
 
 def stage(name, role=None, tasks=None):
-    from reward_model.training.recipe import DataConfig, LoraConfig, StageConfig
-
     return StageConfig(
         name=name,
         role=role,
@@ -192,7 +194,6 @@ def stage(name, role=None, tasks=None):
 
 def test_a_recipe_saves_each_stage_once_and_continues_from_the_last(tmp_path, monkeypatch):
     from reward_model.judge.model import VideoJudge
-    from reward_model.training import stages
 
     ran = []
     plain = stages.run_stage
@@ -247,7 +248,6 @@ def test_a_judge_with_roles_does_not_grow():
 def grpo_stage(num_steps=2, **changes):
     from reward_model.rewards import RewardConfig
     from reward_model.training.grpo import GrpoSettings
-    from reward_model.training.recipe import DataConfig, LoraConfig, StageConfig
 
     given = {
         "name": "learn",
@@ -308,7 +308,6 @@ def test_the_same_seed_trains_the_same_judge(tmp_path):
 
 
 def test_rendered_training_clips_come_in_pairs_of_one_prompt_and_often_show_something_else():
-    from reward_model.training.recipe import DataConfig
     from reward_model.training.sources import open_source
 
     clips = open_source(DataConfig(kind="moving_shapes"))(0, 40)
@@ -334,7 +333,6 @@ def test_a_recipe_on_a_stock_checkpoint_keeps_what_it_trains(role, tmp_path):
     from reward_model.judge.checkpoint import BASE_FOLDER
     from reward_model.judge.model import VideoJudge
     from reward_model.media.frame_sampling import FramePolicy
-    from reward_model.training.recipe import RecipeConfig
     from reward_model.training.stages import run_recipe
 
     stock, base = build_judge(), tmp_path / "stock"
@@ -363,9 +361,55 @@ def test_a_recipe_on_a_stock_checkpoint_keeps_what_it_trains(role, tmp_path):
 
 
 def test_a_base_does_not_learn_in_half_precision(tmp_path):
-    from reward_model.training.recipe import RecipeConfig
-
     with pytest.raises(ValueError, match="a base learns in float32"):
         RecipeConfig(
             name="judge", base="x", output=str(tmp_path), stages=[stage("a")], trained_on="x", dtype="bfloat16"
         )
+
+
+@torch.no_grad()
+def test_reasoned_answers_can_be_taught_the_judges_own_levels():
+    judge, data = build_judge(), [DataConfig(kind="moving_shapes")]
+    fit_settings = FitSettings(num_steps=1, learning_rate=1e-3, batch_size=4)
+    stage = StageConfig(
+        name="s", data=data, tasks={"rate": 1.0, "reason": 1.0}, task_share={"reason": 0.5}, fit=fit_settings
+    )
+    source = open_mixture(data)
+    taught = stages.draw_lessons(judge, source, stage, 0, 4)
+    own = stages.draw_lessons(judge, source, dataclasses.replace(stage, reasoned_scores="own"), 0, 4)
+    assert [lesson.kinds.count("reason") for lesson in own] == [1, 1, 0, 0]
+    for lesson, label, clip in zip(own[:2], taught, source(0, 4), strict=False):
+        levels = read_levels(judge.next_token_logits([lesson.request])[0][: len(DIMENSIONS)], judge.level_ids).quality
+        said, told = parse_reason(lesson.answers[-1]), parse_reason(label.answers[-1])
+        assert [said.quality[name] for name in DIMENSIONS] == pytest.approx(
+            levels.tolist(), abs=0.0126
+        )  # one decimal of 1-5
+        assert [told.quality[name] for name in DIMENSIONS] == pytest.approx(
+            [clip.quality[n] for n in DIMENSIONS], abs=0.0126
+        )
+        assert lesson.qualities == label.qualities  # the levels are taught the labels either way
+
+
+def test_supervised_stages_run_under_their_precision(monkeypatch, tmp_path):
+    seen = []
+    plain = stages.lesson_loss
+
+    def look(judge, lessons, weights):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return plain(judge, lessons, weights)
+
+    monkeypatch.setattr(stages, "lesson_loss", look)
+    for precision in ("no", "bf16"):
+        settings = FitSettings(num_steps=1, learning_rate=1e-3, batch_size=2, mixed_precision=precision)
+        stage = StageConfig(name="s", data=[DataConfig(kind="moving_shapes")], tasks={"rate": 1.0}, fit=settings)
+        stages.run_stage(build_judge(), stage, seed=0, log_file=tmp_path / "log.jsonl")
+    assert seen == [False, True]
+
+
+def test_clips_are_rendered_in_full_precision_whatever_the_judge_runs_in():
+    source = open_mixture([DataConfig(kind="moving_shapes", clean_share=0.0)])
+    expected = source(3, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        drawn = source(3, 8)
+    for one, other in zip(expected, drawn, strict=True):
+        assert torch.equal(one.video.frames, other.video.frames)

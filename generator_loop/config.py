@@ -88,6 +88,8 @@ class JudgeSettings:
     """Adapter that scores; refreshed where `refresh.every` is set."""
     audit_path: str | None = None
     """Second judge, of another family and seed, that only watches; "toy" for the embedded one, null for none."""
+    ensemble: list[str] = field(default_factory=list)
+    """Further judges (folders, hub ids) that score beside this one for `reward.pessimism`; never refreshed."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Dtype of the judges' weights; auto keeps the stored one."""
     attention: Literal["sdpa", "eager"] = "sdpa"
@@ -124,6 +126,9 @@ class RewardSettings:
     """Dimension of the judge -> weight."""
     terms: dict[str, RewardTerm] = field(default_factory=dict)
     """Name -> reward of the user's own."""
+    pessimism: float = 0.0
+    """c: a clip is worth the mean of the judge and its ensemble minus c times their standard deviation, so that what one judge
+    alone is taken in by pays less."""
     transform: Literal["none", "shuffle", "negate"] = "none"
     """Control experiments: shuffle hands rewards to other samples of the batch, negate turns them round."""
     max_invalid_fraction: float = 0.5
@@ -133,6 +138,8 @@ class RewardSettings:
         """Check ranges."""
         if not 0 <= self.max_invalid_fraction <= 1:
             raise ValueError(f"reward.max_invalid_fraction must be in [0, 1], got {self.max_invalid_fraction}")
+        if self.pessimism < 0:
+            raise ValueError(f"reward.pessimism must be >= 0, got {self.pessimism}")
         for name in self.weights:
             if name not in DIMENSIONS:
                 raise ValueError(f"reward.weights.{name} is no dimension; expected one of {', '.join(DIMENSIONS)}")
@@ -325,6 +332,12 @@ class JointConfig:
             raise ValueError(
                 "refresh.every > 0 needs labelled clips of your domain: set refresh.anchors.path, or refresh.every=0"
             )
+        if bool(self.reward.pessimism) != bool(self.judge.ensemble):
+            raise ValueError(
+                "reward.pessimism > 0 needs other judges in judge.ensemble, which nothing else reads: set both or none"
+            )
+        if self.update.advantages == "per_reward" and self.reward.pessimism:
+            raise ValueError("update.advantages=per_reward reads each dimension of one judge: set reward.pessimism=0")
         if self.update.advantages == "per_reward" and self.reward.transform != "none":
             raise ValueError(
                 "update.advantages=per_reward reads each reward by itself, which reward.transform leaves alone: drop one"

@@ -45,6 +45,8 @@ def statistics(rollout: Rollout, scored: Scored) -> dict[str, float]:
         "motion": float(motion),
         "group_spread": float(spread.mean()),
     }
+    if scored.disagreement is not None:
+        found["disagreement"] = _mean(scored.disagreement)
     return found | {f"score_{name}": _mean(value) for name, value in scored.scores.items()}
 
 

@@ -58,11 +58,15 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Scored:
-    """A rollout's rewards: `rewards` [B] (NaN where not `valid`), `valid` bool [B], `scores` dimension -> [B]."""
+    """A rollout's rewards: `rewards` [B] (NaN where not `valid`), `valid` bool [B], `scores` dimension -> [B].
+
+    `disagreement` [B] is the standard deviation of several judges' rewards, None where only one was asked.
+    """
 
     rewards: Tensor
     valid: Tensor
     scores: Mapping[str, Tensor]
+    disagreement: Tensor | None = None
 
 
 @dataclass(frozen=True)

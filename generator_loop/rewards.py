@@ -5,6 +5,7 @@ Shape legend: B = prompts x group size, T pixel frames, C = 3 channels, H, W pix
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -66,7 +67,7 @@ class Scorer:
     """Weighted sum of the judge's dimensions and of further terms."""
 
     judge: Judge
-    """Scores clips; its gradient reaches the pixels."""
+    """Scores clips; its gradient reaches the pixels. The scores reported are its own."""
     weights: Mapping[str, float]
     """Dimension of the judge -> weight."""
     terms: Mapping[str, tuple[Term, float]]
@@ -75,13 +76,17 @@ class Scorer:
     """Frames per second of every clip."""
     batch_size: int
     """Clips per forward pass of the judge."""
+    others: Sequence[Judge] = ()
+    """Judges that are asked beside it."""
+    pessimism: float = 0.0
+    """c of the reward mean - c std over all judges."""
 
     @torch.no_grad()
     def score(self, rollout: Rollout) -> Scored:
         """Score a rollout; a clip that any part could not score is not valid."""
         texts = [prompt.text for prompt in rollout.prompts for _ in range(rollout.group_size)]
-        out = self.judge(rollout.frames, texts, fps=self.fps, weights=self._asked, batch_size=self.batch_size)
-        rewards, scores = out.rewards.detach().float().cpu(), dict(out.scores)
+        outs = self._ask(rollout.frames, texts, batch_size=self.batch_size)
+        rewards, scores = self._agreed(outs).detach().float().cpu(), dict(outs[0].scores)
         for name, (term, weight) in self.terms.items():
             value = torch.as_tensor(term(rollout.frames, texts, fps=self.fps)).detach().float().cpu()
             if value.shape != rewards.shape:
@@ -93,21 +98,38 @@ class Scorer:
             rewards=rewards,
             valid=rewards.isfinite(),
             scores={name: value.detach().float().cpu() for name, value in scores.items()},
+            disagreement=_spread(outs).float().cpu() if self.others else None,
         )
 
     def differentiable(self, frames: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        """Return the judge's reward [N] of N clips with gradient to the frames; NaN where it could not be had."""
+        """Return the judges' reward [N] of N clips with gradient to the frames; NaN where it could not be had."""
         texts = [prompt.text for prompt in prompts]
-        return self.judge(frames, texts, fps=self.fps, weights=self._asked, differentiable=True).rewards
+        return self._agreed(self._ask(frames, texts, differentiable=True))
 
     @property
     def parts(self) -> dict[str, float]:
         """Name -> weight of every score that the reward is a sum of."""
         return self._asked | {name: weight for name, (_, weight) in self.terms.items() if weight}
 
+    def _ask(self, frames: Tensor, texts: Sequence[str], **how: Any) -> list[RewardOutput]:
+        return [judge(frames, texts, fps=self.fps, weights=self._asked, **how) for judge in (self.judge, *self.others)]
+
+    def _agreed(self, outs: Sequence[RewardOutput]) -> Tensor:
+        """Return mean - c std [B] of the judges' rewards; NaN where one of them has none."""
+        if len(outs) == 1:
+            return outs[0].rewards
+        return torch.stack([out.rewards for out in outs]).mean(0) - self.pessimism * _spread(outs)
+
     @property
     def _asked(self) -> dict[str, float]:
         return {name: weight for name, weight in self.weights.items() if weight}
+
+
+def _spread(outs: Sequence[RewardOutput]) -> Tensor:
+    """Return the standard deviation [B] of the judges' rewards, whose gradient is 0 where they agree."""
+    variance = torch.stack([out.rewards for out in outs]).var(0, unbiased=False)
+    # the square root has no gradient at 0
+    return torch.where(variance > 0, variance, 1.0).sqrt() * (variance > 0)
 
 
 def weighted(scores: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
@@ -122,11 +144,11 @@ def transformed(
     if transform == "none":
         return scored
     if transform == "negate":
-        return Scored(rewards=-scored.rewards, valid=scored.valid, scores=scored.scores)
+        return dataclasses.replace(scored, rewards=-scored.rewards)
     size, streams = rollout.group_size, draw.fork("shuffle")
     order = [
         index * size + torch.randperm(size, generator=streams.generator(prompt.prompt_id, 0))
         for index, prompt in enumerate(rollout.prompts)
     ]
     rows = torch.cat(order)
-    return Scored(rewards=scored.rewards[rows], valid=scored.valid[rows], scores=scored.scores)
+    return dataclasses.replace(scored, rewards=scored.rewards[rows], valid=scored.valid[rows])

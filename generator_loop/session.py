@@ -146,7 +146,7 @@ def open_session(config: JointConfig, processes: Processes) -> Session:
         train_prompts=train_prompts,
         judge=judge,
         initial_judge=initial_judge,
-        scorer=_scorer(config, judge),
+        scorer=_scorer(config, judge, processes),
         evaluator=_evaluator(config, held_out, judge, initial_judge, encoder, processes),
         probes=_probes(config, generator, held_out, encoder, draw),
         renderer=_renderer(config, held_out, draw),
@@ -205,14 +205,23 @@ def _open_judge(config: JointConfig, device: torch.device) -> tuple[VideoJudgeRe
     return base.with_role(role), initial
 
 
-def _scorer(config: JointConfig, judge: VideoJudgeReward) -> Scorer:
+def _scorer(config: JointConfig, judge: VideoJudgeReward, processes: Processes) -> Scorer:
     return Scorer(
+        others=[_watcher(config, path, processes) for path in config.judge.ensemble],
+        pessimism=config.reward.pessimism,
         judge=judge,
         weights=config.reward.weights,
         terms={name: (load_term(term.callable), term.weight) for name, term in config.reward.terms.items()},
         fps=config.generator.fps,
         batch_size=config.judge.batch_size,
     )
+
+
+def _watcher(config: JointConfig, path: str | Path, processes: Processes) -> VideoJudgeReward:
+    """Return another judge in the role that scores, or without one where it has no such role; it is never trained."""
+    other = _load_judge(config, path, processes.device)
+    other.judge.requires_grad_(False)
+    return other.with_role(config.judge.role if config.judge.role in other.judge.roles else None)
 
 
 def _evaluator(
@@ -226,8 +235,7 @@ def _evaluator(
     judges = {INITIAL: initial_judge, CURRENT: judge}
     if config.judge.audit_path is not None:
         path = config.judge.audit_path
-        audit = _load_judge(config, embedded("reward_model", "toy_audit") if path == TOY else path, processes.device)
-        judges[AUDIT] = audit.with_role(config.judge.role if config.judge.role in audit.judge.roles else None)
+        judges[AUDIT] = _watcher(config, embedded("reward_model", "toy_audit") if path == TOY else path, processes)
     return Evaluator(
         prompts=held_out,
         judges=judges,

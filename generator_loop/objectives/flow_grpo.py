@@ -3,11 +3,12 @@
 Some steps of the rollout are drawn from a Gaussian around the deterministic one. The policy is made to take the steps of
 better samples more often, by the clipped ratio of probabilities. Without a weight, late steps would get nearly all of the
 gradient, up to hundreds of times that of the early ones, which decide layout and motion; each step's log-ratio is therefore
-divided by its gradient coefficient.
+divided by its gradient coefficient, or brought to one scale as GRPO-Guard does.
 
 Shape legend: B rollout rows, N micro-batch rows, K random steps.
 
-Source: Flow-GRPO (arXiv 2505.05470); MixGRPO (arXiv 2507.21802) for the window; Flash-GRPO for the weights.
+Source: Flow-GRPO (arXiv 2505.05470); MixGRPO (arXiv 2507.21802) for the window; Flash-GRPO for the weights; GRPO-Guard (arXiv 2510.22319)
+for the ratio without drift.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from generator_loop.advantages import Credit
 from generator_loop.objectives.base import Actors, LossObjective, mean_square
 from generator_loop.records import Conditioning, Draw, LossOutput, Rollout, Scored
 from generator_loop.sde import Kernel, KernelName, RandomSteps, step_weights
+
+Balance = Literal["gradient", "guard", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +44,10 @@ class FlowGRPOConfig:
     window: int = 4
     """Consecutive random steps of a rollout, begun anywhere but shared by all its clips (MixGRPO: 4); 0 makes all random."""
 
-    reweight: bool = True
-    """Let every step pull on the policy alike, by dividing its log-ratio by its gradient coefficient."""
+    balance: Balance = "gradient"
+    """How steps come to pull on the policy alike: gradient divides each log-ratio by its gradient coefficient; guard is
+    GRPO-Guard, which takes the drift out of the ratio too (clip_range 2e-6; one forward pass more); none leaves late steps
+    nearly all of the gradient."""
 
     clip_range: float = 1e-3
     """The ratio of probabilities counts within 1 +- this; small, as log-probabilities are means over elements."""
@@ -63,6 +68,8 @@ class FlowGRPOConfig:
                 raise ValueError(f"objective.{name} must be > 0, got {getattr(self, name)}")
         if self.kernel == "cps" and self.noise_level > 1:
             raise ValueError(f"objective.noise_level of cps must be <= 1, got {self.noise_level}")
+        if self.kernel == "cps" and self.balance == "guard":
+            raise ValueError("objective.balance=guard divides by the Gaussian's deviation, which kernel cps leaves out")
         if self.window < 0 or self.kl_coef < 0 or self.num_updates < 1:
             raise ValueError(
                 "objective.window and objective.kl_coef must be >= 0 and objective.num_updates >= 1, got "
@@ -115,7 +122,7 @@ class FlowGRPO(LossObjective[StepBatch]):
         assert rollout.walk is not None, "the rollout must be drawn with the objective's random steps"
         walk, device = rollout.walk, rollout.latents.device
         sigmas = walk.sigmas.tolist()
-        weights = step_weights(self.kernel, walk.sigmas) if self.config.reweight else [1.0] * (len(sigmas) - 2)
+        weights = self._weights(walk.sigmas)
         rows = (credit.usable & (credit.advantages != 0)).nonzero().flatten()
         clip = self.config.advantage_clip
         for place, step in enumerate(walk.steps):
@@ -133,6 +140,13 @@ class FlowGRPO(LossObjective[StepBatch]):
                     cond=rollout.cond.select(index),
                 )
 
+    def _weights(self, sigmas: Tensor) -> list[float]:
+        """Return the weight of every step but the last: of its log-ratio, or, with the guard, of its loss."""
+        if self.config.balance == "gradient":
+            return step_weights(self.kernel, sigmas)
+        spans = (sigmas[:-2] - sigmas[1:-1]).tolist()
+        return [1 / span if self.config.balance == "guard" else 1.0 for span in spans]
+
     def loss(self, batch: StepBatch, actors: Actors) -> LossOutput:
         """Compute the loss of one micro-batch.
 
@@ -147,10 +161,13 @@ class FlowGRPO(LossObjective[StepBatch]):
         sigma = torch.full((len(batch),), batch.sigma, device=batch.states.device)
         velocity = actors.policy(batch.states, sigma, batch.cond)
         step = self.kernel.transition(batch.states, velocity, batch.sigma, batch.sigma_next, ceiling=batch.ceiling)
-        log_probs = self.kernel.log_prob(step, batch.results)
-        ratio = (batch.weight * (log_probs - batch.log_probs)).exp()  # [N]
+        if self.config.balance == "guard":
+            ratio, weight = self._guarded_ratio(batch, step.mean, actors), batch.weight
+        else:
+            log_probs = self.kernel.log_prob(step, batch.results)
+            ratio, weight = (batch.weight * (log_probs - batch.log_probs)).exp(), 1.0  # [N]
         clipped = ratio.clamp(1 - self.config.clip_range, 1 + self.config.clip_range)
-        loss = -torch.minimum(batch.advantages * ratio, batch.advantages * clipped).mean()
+        loss = -weight * torch.minimum(batch.advantages * ratio, batch.advantages * clipped).mean()
         kl = torch.zeros((), device=loss.device)
         if self.config.kl_coef > 0:
             kl = mean_square(velocity - actors.reference(batch.states, sigma, batch.cond)).mean()
@@ -161,3 +178,14 @@ class FlowGRPO(LossObjective[StepBatch]):
             "kl": kl.detach(),
         }
         return LossOutput(loss, {name: float(value) for name, value in metrics.items()})
+
+    def _guarded_ratio(self, batch: StepBatch, mean: Tensor, actors: Actors) -> Tensor:
+        """Return exp(std (log p - log p_old + |mean - mean_old|^2 / (2 std^2))) [N], its average over elements.
+
+        The square of the drift cancels, so that what is left is the drift's product with the noise that was drawn.
+        """
+        sigma = torch.full((len(batch),), batch.sigma, device=batch.states.device)
+        velocity = actors.old(batch.states, sigma, batch.cond)
+        old = self.kernel.transition(batch.states, velocity, batch.sigma, batch.sigma_next, ceiling=batch.ceiling)
+        noise = (batch.results.float() - old.mean) / old.std
+        return (noise * (mean - old.mean)).flatten(1).mean(1).exp()

@@ -147,6 +147,23 @@ def test_the_other_objectives_run_through_the_same_loop(recipe, tmp_path: Path, 
     assert last["kl"] > 0 and last["judge_kept"] is None and last["anchor_accuracy"] is None
 
 
+def test_a_pessimistic_reward_asks_several_judges(recipe, tmp_path: Path) -> None:
+    options = recipe(tmp_path / "run", reward__pessimism=0.5, loop__num_rounds=1)
+    other = next(option.partition("=")[2] for option in options if option.startswith("judge.audit_path"))
+    session = opened([*options, f"judge.ensemble=[{other}]"])
+    state.begin(session)
+    samples = loop.sample_groups(session, loop.choose_prompts(session))
+    scored = loop.score(session, samples)
+    assert scored.disagreement is not None and bool((scored.disagreement > 0).all())
+    frames = samples.frames.detach().requires_grad_(True)
+    texts = [prompt for prompt in samples.prompts for _ in range(samples.group_size)]
+    rewards = session.scorer.differentiable(frames, texts)
+    torch.testing.assert_close(rewards.detach().cpu(), scored.rewards, atol=1e-5, rtol=0)
+    rewards.sum().backward()
+    assert float(frames.grad.abs().sum()) > 0
+    assert not any(p.grad is not None for one in session.scorer.others for p in one.judge.parameters())
+
+
 def test_prompts_of_ones_own_have_no_oracle_and_rewards_of_ones_own_count(recipe, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.csv"
     prompts.write_text("id,text\n" + "".join(f"{n},a cat number {n} at sea\n" for n in range(8)))

@@ -82,6 +82,9 @@ def test_a_key_that_is_no_setting_is_refused_by_its_full_name(section: str) -> N
     [
         (["update.advantages=per_reward", "reward.transform=shuffle"], "reads each reward by itself"),
         (["objective.name=draft", "reward.transform=negate"], "differentiates the judge alone"),
+        (["reward.pessimism=0.5"], "needs other judges in judge.ensemble"),
+        (["judge.ensemble=[other]"], "set both or none"),
+        (["reward.pessimism=1", "judge.ensemble=[a]", "update.advantages=per_reward"], "set reward.pessimism=0"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(overrides: list[str], message: str) -> None:

@@ -93,8 +93,57 @@ def test_only_samples_that_differ_from_their_group_are_learned_from():
         assert objective.loss(batch, who).metrics["ratio_error"] < 1e-5
 
 
+def test_the_guarded_ratio_is_that_of_the_paper_and_one_at_the_start():
+    """ratio = exp(s [log p - log p_old + mean|mu - mu_old|^2 / (2 s^2)]), s the step's deviation."""
+    field, old = LinearField(), LinearField(seed=1)
+    objective = FlowGRPO(FlowGRPOConfig(balance="guard", clip_range=100.0))
+    batch = dataclasses.replace(batch_of(old, objective), weight=1 / 0.2)
+    sigma, means = torch.full((4,), 0.6), {}
+    for name, one in (("new", field), ("old", old)):
+        velocity = one(batch.states, sigma, batch.cond).detach()
+        means[name] = objective.kernel.transition(batch.states, velocity, 0.6, 0.4, ceiling=0.9)
+    new, before = means["new"], means["old"]
+    drift = (new.mean - before.mean).square().mean(1) / (2 * new.std**2)
+    gap = objective.kernel.log_prob(new, batch.results) - objective.kernel.log_prob(before, batch.results)
+    expected = -(batch.advantages * (new.std * (gap + drift)).exp()).mean() / 0.2
+    found = objective.loss(batch, actors(field, old=old))
+    torch.testing.assert_close(found.loss.detach(), expected)
+    assert found.metrics["ratio_error"] > 1e-3
+    assert objective.loss(batch_of(field, objective), actors(field, old=field)).metrics["ratio_error"] < 1e-6
+
+
+@pytest.mark.parametrize("kernel", ["flow", "dance"])
+def test_with_the_guard_all_steps_pull_alike(kernel):
+    """Times dt, d(ratio)/d(velocity) is mean(z) (1 + rate^2 (1 - t) / (2 t)): of one order for all steps."""
+    sizes = {}
+    for balance in ("guard", "none"):
+        objective = FlowGRPO(FlowGRPOConfig(balance=balance, kernel=kernel))
+        sigmas = torch.tensor([1.0, 0.96, 0.9, 0.8, 0.6, 0.3, 0.0])
+        pulls = []
+        for step, weight in enumerate(objective._weights(sigmas)):
+            t, after = float(sigmas[step]), float(sigmas[step + 1])
+            states, velocity = torch.ones(1, 4), torch.zeros(1, 4, requires_grad=True)
+            taken = objective.kernel.transition(states, velocity, t, after, ceiling=0.96)
+            noise = torch.ones(1, 4)
+            results = taken.mean.detach() + taken.std * noise
+            if balance == "guard":
+                value = weight * (noise * taken.mean).mean()
+            else:
+                value = weight * objective.kernel.log_prob(taken, results).mean()
+            pulls.append(float(torch.autograd.grad(value, velocity)[0].norm()))
+        sizes[balance] = max(pulls) / min(pulls)
+    assert sizes["guard"] < 2 and sizes["none"] > 1.5 * sizes["guard"]
+
+
 @pytest.mark.parametrize(
-    "setting", [{"noise_level": 0.0}, {"kernel": "cps", "noise_level": 1.1}, {"clip_range": 0.0}, {"window": -1}]
+    "setting",
+    [
+        {"kernel": "cps", "balance": "guard"},
+        {"noise_level": 0.0},
+        {"kernel": "cps", "noise_level": 1.1},
+        {"clip_range": 0.0},
+        {"window": -1},
+    ],
 )
 def test_settings_out_of_range_are_refused(setting):
     with pytest.raises(ValueError, match="objective"):

@@ -86,6 +86,33 @@ def test_the_differentiable_reward_reaches_the_pixels() -> None:
     torch.testing.assert_close(frames.grad, torch.full_like(frames, 1 / (3 * 3 * 4 * 4)))
 
 
+class DarkJudge:
+    """Disagrees with the other by brightness: 1 - brightness, or no score at all for a white clip."""
+
+    def __call__(self, videos: Tensor, prompts: Sequence[str], *, fps: float, weights=None, **_) -> Answer:
+        level = videos.mean(dim=(1, 2, 3, 4))
+        return Answer(torch.where(level == 1, math.nan, 1 - level))
+
+
+def test_judges_that_disagree_pay_less() -> None:
+    found = scorer(others=[DarkJudge()], pessimism=2.0).score(drawn([0.0, 0.25, 0.5, 1.0]))
+    # 0 and 1: mean 1/2, deviation 1/2; 1/4 and 3/4: deviation 1/4; 1/2 twice: none
+    torch.testing.assert_close(found.rewards, torch.tensor([-0.5, 0.0, 0.5, math.nan]), equal_nan=True)
+    torch.testing.assert_close(found.disagreement[:3], torch.tensor([0.5, 0.25, 0.0]))
+    assert found.valid.tolist() == [True, True, True, False]
+    torch.testing.assert_close(found.scores["overall"], torch.tensor([0.0, 0.25, 0.5, 1.0]))  # the first judge's own
+    assert scorer().score(drawn([0.0, 1.0])).disagreement is None
+
+
+def test_the_pessimistic_reward_reaches_the_pixels_and_is_finite_where_judges_agree() -> None:
+    levels = torch.tensor([0.25, 0.5]).view(-1, 1, 1, 1, 1)
+    frames = levels.expand(-1, 3, 3, 4, 4).clone().requires_grad_(True)
+    scorer(others=[DarkJudge()], pessimism=2.0).differentiable(frames, PROMPTS).sum().backward()
+    # mean 1/2 has no gradient; the deviation 1/2 - level has -1
+    expected = torch.tensor([2.0, 0.0]).view(-1, 1, 1, 1, 1).expand_as(frames) / (3 * 3 * 4 * 4)
+    torch.testing.assert_close(frames.grad, expected)
+
+
 def test_shuffled_rewards_stay_within_their_group_and_do_not_depend_on_the_others() -> None:
     values, rollout = [0.0, 1.0, 2.0, 3.0, 10.0, 11.0, 12.0, 13.0], drawn([0.0] * 8)
     draws = [transformed(scored(values), rollout, "shuffle", draw=Draw(0, step)).rewards for step in range(8)]

@@ -1,0 +1,174 @@
+"""Compares DRaFT-K's memory-flat gradient with plain and with checkpointed back-propagation through the sampler.
+
+python scripts/bench_draft.py [--generator toy] [--judge toy] [--tails K ...] [--clips N]
+
+The embedded generator and judge, one thread, K = 1, 4, 16 last steps. Gradients are compared before anything is printed;
+memory is the most bytes that were held for the backward pass at any one time, weights left out. Prints a table and, last,
+one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from generator_loop.launch import Processes
+from generator_loop.loop import sample_groups
+from generator_loop.objectives.draft import Draft, DraftBatch, DraftConfig
+from generator_loop.records import Rollout, Tail
+from generator_loop.session import Session, open_session, read_config
+from generator_loop.update import actors_of
+
+TOLERANCE = 1e-5
+"""Largest relative difference of the gradients."""
+
+RECIPE = Path(__file__).parent.parent / "configs" / "toy.yaml"
+
+
+@dataclass
+class Held:
+    """Bytes held for the backward pass: each storage once, those of `weights` not at all."""
+
+    weights: frozenset[int]
+    now: int = 0
+    peak: int = 0
+    users: dict[int, int] = field(default_factory=dict)
+
+    def take(self, tensor: Tensor) -> Holder:
+        """Count a saved tensor for as long as the graph holds what is returned."""
+        place, size = tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes()
+        if place in self.weights:
+            size = 0
+        if self.users.setdefault(place, 0) == 0:
+            self.now += size
+            self.peak = max(self.peak, self.now)
+        self.users[place] += 1
+        return Holder(self, tensor, place, size)
+
+
+class Holder:
+    """A saved tensor; when the graph lets go of it, its bytes count no more."""
+
+    def __init__(self, held: Held, tensor: Tensor, place: int, size: int) -> None:
+        """Keep the tensor."""
+        self.held, self.tensor, self.place, self.size = held, tensor, place, size
+
+    def __del__(self) -> None:
+        """Stop counting."""
+        self.held.users[self.place] -= 1
+        if self.held.users[self.place] == 0:
+            self.held.now -= self.size
+
+
+@contextmanager
+def counting(parameters: Sequence[Tensor]) -> Iterator[Held]:
+    """Yield what is held for backward passes inside the context."""
+    held = Held(frozenset(p.untyped_storage().data_ptr() for p in parameters))
+    with torch.autograd.graph.saved_tensors_hooks(held.take, lambda holder: holder.tensor):
+        yield held
+
+
+def flat(session: Session, samples: Rollout, num_steps: int) -> None:
+    """Add the gradient of the last steps, one in memory at a time."""
+    assert samples.tail is not None
+    batch = DraftBatch(
+        prompts=_prompts(samples),
+        latents=samples.latents,
+        tail=Tail(samples.tail.states[-num_steps:], samples.tail.sigmas[-num_steps - 1 :]),
+        cond=samples.cond,
+    )
+    Draft(DraftConfig()).backward(batch, actors_of(session.generator, session.scorer.differentiable), scale=1.0)
+
+
+def through_time(session: Session, samples: Rollout, num_steps: int, *, recompute: bool) -> None:
+    """Add the gradient of the last steps by one graph through all of them; `recompute` checkpoints each step."""
+    assert samples.tail is not None
+    actors = actors_of(session.generator, session.scorer.differentiable)
+    sigmas, state = samples.tail.sigmas[-num_steps - 1 :], samples.tail.states[-num_steps]
+
+    def step(state: Tensor, index: int) -> Tensor:
+        velocity = actors.policy(state, sigmas[index].expand(len(state)), samples.cond)
+        return state + (sigmas[index + 1] - sigmas[index]) * velocity
+
+    for index in range(num_steps):
+        state = checkpoint(step, state, index, use_reentrant=False) if recompute else step(state, index)
+    (-actors.reward(actors.decode(state), _prompts(samples)).mean()).backward()
+
+
+def _prompts(samples: Rollout) -> tuple:
+    return tuple(prompt for prompt in samples.prompts for _ in range(samples.group_size))
+
+
+def measure(session: Session, action: Callable[[], None]) -> tuple[Tensor, int, float]:
+    """Return the gradient [P] that `action` adds, the bytes it held at most, and its seconds."""
+    generator = session.generator
+    trained = list(generator.trainable_parameters().values())
+    frozen = [*generator.pipeline.transformer.parameters(), *generator.pipeline.vae.parameters()]  # type: ignore[attr-defined]
+    with counting([*frozen, *session.judge.judge.parameters()]) as held:
+        start = time.perf_counter()
+        action()
+        seconds = time.perf_counter() - start
+    gradient = torch.cat([p.grad.flatten() for p in trained if p.grad is not None])
+    for parameter in trained:
+        parameter.grad = None
+    return gradient, held.peak, seconds
+
+
+def main(argv: Sequence[str]) -> int:
+    """Check that all ways agree, print bytes and seconds; 1 where they disagree."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--generator", default="toy", help="folder of a Wan pipeline (default: the embedded one)")
+    parser.add_argument("--judge", default="toy", help="judge folder (default: the embedded one)")
+    parser.add_argument("--tails", type=int, nargs="+", default=[1, 4, 16], help="numbers of differentiated steps K")
+    parser.add_argument("--clips", type=int, default=2, help="clips in one micro-batch")
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    overrides = [
+        f"generator.path={arguments.generator}",
+        f"judge.path={arguments.judge}",
+        "judge.audit_path=null",
+        "refresh.every=0",
+        "objective.name=draft",
+        "objective.tail_span=1.0",
+        f"sampling.num_steps={max(arguments.tails)}",
+        f"sampling.group_size={arguments.clips}",
+    ]
+    session = open_session(read_config(RECIPE, overrides), Processes(device=torch.device("cpu")))
+    samples = sample_groups(session, session.train_prompts[:1])
+    table = []
+    for num_steps in arguments.tails:
+        ways = {
+            "flat": lambda k=num_steps: flat(session, samples, k),
+            "plain": lambda k=num_steps: through_time(session, samples, k, recompute=False),
+            "checkpointed": lambda k=num_steps: through_time(session, samples, k, recompute=True),
+        }
+        found = {name: measure(session, way) for name, way in ways.items()}
+        expected = found["plain"][0]
+        for name, (gradient, held, seconds) in found.items():
+            difference = float((gradient - expected).norm() / expected.norm())
+            if not difference <= TOLERANCE:
+                sys.stdout.write(f"K = {num_steps}: {name} differs from plain by {difference}\n")
+                return 1
+            row = {"K": num_steps, "way": name, "held_mib": held / 2**20, "difference": difference}
+            table.append({**row, "seconds": seconds, "seconds_ratio": seconds / found["plain"][2]})
+    sys.stdout.write(f"{'K':>3} {'way':>12} {'held MiB':>9} {'difference':>11} {'time / plain':>12}\n")
+    for row in table:
+        sys.stdout.write(
+            f"{row['K']:>3} {row['way']:>12} {row['held_mib']:>9.1f} {row['difference']:>11.1e} {row['seconds_ratio']:>12.2f}\n"
+        )
+    sys.stdout.write(json.dumps(table) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -52,12 +52,7 @@ def run(session: Session, stop: Callable[[], bool]) -> Path | None:
     if not progress.rounds:
         evaluate(session, refreshed=None)
     while progress.round < loop.num_rounds:
-        prompts = choose_prompts(session)
-        samples = sample_groups(session, prompts)
-        scored = score(session, samples)
-        credit = assign_credit(session, samples, scored)
-        metrics = update_generator(session, samples, scored, credit)
-        check_monitors(session, samples, scored, credit, metrics)
+        iterate(session)
         progress.iteration += 1
         leave = stop()
         if progress.iteration == loop.num_iterations:
@@ -70,6 +65,15 @@ def run(session: Session, stop: Callable[[], bool]) -> Path | None:
         if leave and progress.round < loop.num_rounds:
             return None
     return finish(session)
+
+
+def iterate(session: Session) -> None:
+    """Sample, score and learn once."""
+    samples = sample_groups(session, choose_prompts(session))
+    scored = score(session, samples)
+    credit = assign_credit(session, samples, scored)
+    metrics = update_generator(session, samples, scored, credit)
+    check_monitors(session, samples, scored, credit, metrics)
 
 
 def choose_prompts(session: Session) -> tuple[Prompt, ...]:

@@ -342,9 +342,9 @@ class JointConfig:
             raise ValueError(
                 "update.advantages=per_reward reads each reward by itself, which reward.transform leaves alone: drop one"
             )
-        if self.objective.name == "draft" and (self.reward.terms or self.reward.transform != "none"):
+        if self.objective.name in ("draft", "refl") and (self.reward.terms or self.reward.transform != "none"):
             raise ValueError(
-                "objective.name=draft differentiates the judge alone: drop reward.terms and reward.transform"
+                f"objective.name={self.objective.name} differentiates the judges alone: drop reward.terms and reward.transform"
             )
 
 

@@ -135,7 +135,7 @@ def test_resuming_with_other_settings_is_refused(recipe, finished: Path) -> None
             state.restore(opened(recipe(finished, **change)))
 
 
-@pytest.mark.parametrize("objective", ["dpo", "draft"])
+@pytest.mark.parametrize("objective", ["dpo", "draft", "refl"])
 def test_the_other_objectives_run_through_the_same_loop(recipe, tmp_path: Path, objective: str) -> None:
     overrides = recipe(tmp_path / objective, objective__name=objective, loop__num_rounds=1, refresh__every=0)
     kept = [item for item in overrides if "samples_per_group" not in item and "num_updates" not in item]

@@ -23,6 +23,7 @@ SETTINGS = {
     "nft": ({}, 3e-3),
     "dpo": ({"beta_mean": 20.0, "anchor": 10.0}, 1e-3),
     "draft": ({}, 3e-3),
+    "refl": ({}, 3e-3),
     "flow_grpo": ({"clip_range": 0.2}, 3e-3),
     "rwr": ({"num_updates": 4}, 3e-3),
 }

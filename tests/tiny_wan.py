@@ -23,8 +23,14 @@ def build_tokenizer():
     )
 
 
-def build_wan(*, scheduler=None, shift=3.0, seed=0):
-    """Return a random pipeline that shrinks time and space by 4; clips of 5 frames of 16 x 16 pass in milliseconds."""
+KINDS = ("2.1", "2.2 A14B", "2.2 TI2V")
+
+
+def build_wan(*, kind="2.1", scheduler=None, shift=3.0, seed=0):
+    """Return a random pipeline that shrinks time and space by 4; clips of 5 frames of 16 x 16 pass in milliseconds.
+
+    "2.2 A14B" has two transformers that change over at sigma 0.8, "2.2 TI2V" is told the time of every token.
+    """
     from diffusers import (
         AutoencoderKLWan,
         FlowMatchEulerDiscreteScheduler,
@@ -59,24 +65,30 @@ def build_wan(*, scheduler=None, shift=3.0, seed=0):
             latents_mean=[0.1, -0.2, 0.3, 0.0],
             latents_std=[1.5, 0.7, 1.0, 2.0],
         )
-        transformer = WanTransformer3DModel(
-            patch_size=(1, 2, 2),
-            num_attention_heads=2,
-            attention_head_dim=12,
-            in_channels=4,
-            out_channels=4,
-            text_dim=16,
-            freq_dim=32,
-            ffn_dim=32,
-            num_layers=2,
-            cross_attn_norm=True,
-            qk_norm="rms_norm_across_heads",
-            rope_max_seq_len=32,
-        )
+        transformers = [
+            WanTransformer3DModel(
+                patch_size=(1, 2, 2),
+                num_attention_heads=2,
+                attention_head_dim=12,
+                in_channels=4,
+                out_channels=4,
+                text_dim=16,
+                freq_dim=32,
+                ffn_dim=32,
+                num_layers=2,
+                cross_attn_norm=True,
+                qk_norm="rms_norm_across_heads",
+                rope_max_seq_len=32,
+            ).eval()
+            for _ in range(1 + (kind == "2.2 A14B"))
+        ]
     pipeline = WanPipeline(
         tokenizer=tokenizer,
         text_encoder=text_encoder.eval(),
-        transformer=transformer.eval(),
+        transformer=transformers[0],
+        transformer_2=transformers[1] if len(transformers) > 1 else None,
+        boundary_ratio=0.8 if len(transformers) > 1 else None,
+        expand_timesteps=kind == "2.2 TI2V",
         vae=vae.eval(),
         scheduler=scheduler or FlowMatchEulerDiscreteScheduler(shift=shift),
     )

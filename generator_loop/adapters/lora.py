@@ -1,4 +1,4 @@
-"""LoRA on a diffusers model, with named copies of its weights that can be swapped in.
+"""LoRA on one or several diffusers models, with named copies of its weights that can be swapped in.
 
 All copies share the frozen base. A swap exchanges parameter storage and never touches requires_grad, so the policy
 stays trainable and the base stays frozen whatever happens inside.
@@ -24,16 +24,21 @@ ADAPTER = "default"
 
 
 class LoraWeights:
-    """The trained parameters of one model and their named copies."""
+    """The trained parameters of one pipeline's models and their named copies.
 
-    def __init__(self, model: ModelMixin, *, rank: int, alpha: int, targets: Sequence[str], seed: int) -> None:
+    Parameters are named as in their model's saved file; those of all models but the first have its name before theirs.
+    """
+
+    def __init__(
+        self, models: Mapping[str, ModelMixin], *, rank: int, alpha: int, targets: Sequence[str], seed: int
+    ) -> None:
         """Attach LoRA whose first state changes nothing (Gaussian A, zero B).
 
         Args:
-            model: frozen diffusers model.
+            models: component of the pipeline -> frozen diffusers model.
             rank: inner dimension.
             alpha: the update is scaled by alpha / rank.
-            targets: endings of module names; each must match a module.
+            targets: endings of module names; each must match a module of every model.
             seed: seed of A.
 
         Raises:
@@ -41,19 +46,22 @@ class LoraWeights:
         """
         from peft import LoraConfig
 
-        names = [name for name, _ in model.named_modules()]
-        for target in targets:
-            if not any(name == target or name.endswith(f".{target}") for name in names):
-                raise ValueError(f"LoRA target {target!r} matches no module of {type(model).__name__}")
         if not targets:
             raise ValueError("LoRA needs at least one target module")
+        for model in models.values():
+            names = [name for name, _ in model.named_modules()]
+            for target in targets:
+                if not any(name == target or name.endswith(f".{target}") for name in names):
+                    raise ValueError(f"LoRA target {target!r} matches no module of {type(model).__name__}")
         config = LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=sorted(targets))
-        model.add_adapter(config, ADAPTER)
-        self._model = model
+        self._models, self._prefixes = dict(models), _prefixes(models)
+        for model in models.values():
+            model.add_adapter(config, ADAPTER)
         self._lock = threading.RLock()
         self._active = POLICY
         self._parameters = {
-            name.replace(f".{ADAPTER}", ""): parameter
+            self._prefixes[part] + name.replace(f".{ADAPTER}", ""): parameter
+            for part, model in models.items()
             for name, parameter in model.named_parameters()
             if f".{ADAPTER}." in name
         }
@@ -67,7 +75,7 @@ class LoraWeights:
         self._stored = {name: _copy(self._tensors()) for name in (OLD, REFERENCE)}
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Return the trained parameters by their name in the saved file."""
+        """Return the trained parameters by name."""
         return dict(self._parameters)
 
     @contextmanager
@@ -120,15 +128,30 @@ class LoraWeights:
             for key, tensor in self.weights(name).items():
                 tensor.copy_(weights[key])
 
-    def to_peft(self) -> tuple[dict[str, Tensor], dict[str, object]]:
-        """Return the policy in peft's naming and the adapter's settings, alpha among them.
+    def to_peft(self, part: str) -> tuple[dict[str, Tensor], dict[str, object]]:
+        """Return one model's policy in peft's naming and the adapter's settings, alpha among them.
+
+        Args:
+            part: component of the pipeline.
 
         Returns:
             Tensors by name, and settings that JSON can hold.
         """
-        settings = self._model.peft_config[ADAPTER].to_dict()
+        settings = self._models[part].peft_config[ADAPTER].to_dict()
         settings = {key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()}
-        return {name: tensor.contiguous() for name, tensor in self.weights(POLICY).items()}, settings
+        named = self.weights(POLICY).items()
+        return {self._own_name(name): t.contiguous() for name, t in named if self._part_of(name) == part}, settings
+
+    def from_peft(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """Return component -> tensors of `to_peft` as one set of weights."""
+        return {self._prefixes[part] + name: t for part, named in tensors.items() for name, t in named.items()}
+
+    def _part_of(self, name: str) -> str:
+        first, *others = self._prefixes
+        return next((part for part in others if name.startswith(self._prefixes[part])), first)
+
+    def _own_name(self, name: str) -> str:
+        return name.removeprefix(self._prefixes[self._part_of(name)])
 
     def _known(self, name: str) -> dict[str, Tensor]:
         if name not in self._stored:
@@ -146,6 +169,11 @@ class LoraWeights:
 
     def _tensors(self) -> dict[str, Tensor]:
         return {name: parameter.detach() for name, parameter in self._parameters.items()}
+
+
+def _prefixes(models: Mapping[str, object]) -> dict[str, str]:
+    """Return what stands before the parameter names of each model: nothing for the first."""
+    return {part: "" if place == 0 else f"{part}." for place, part in enumerate(models)}
 
 
 def _copy(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

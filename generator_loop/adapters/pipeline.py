@@ -31,7 +31,7 @@ Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 class PipelineGenerator(ABC):
-    """A frozen pipeline with LoRA on its transformer; see `VideoGenerator` for the contract.
+    """A frozen pipeline with LoRA on its transformers; see `VideoGenerator` for the contract.
 
     Families fill in `_check`, `_factors`, `_schedule_of`, `sigmas`, `_velocity`, `_pixels` and `_normalise`.
     """
@@ -62,7 +62,7 @@ class PipelineGenerator(ABC):
         checkpoint_decode: bool = False,
         checkpoint_transformer: bool = False,
     ) -> None:
-        """Freeze the pipeline and attach LoRA to its transformer.
+        """Freeze the pipeline and attach LoRA to its transformers.
 
         Args:
             pipeline: loaded pipeline, on its device; it is changed in place.
@@ -96,15 +96,16 @@ class PipelineGenerator(ABC):
                 part.eval().requires_grad_(False)
         self.device = pipeline.transformer.device
         self._schedule = self._schedule_of(pipeline.scheduler)
+        self._transformers = {part: getattr(pipeline, part) for part in self._parts()}
         self._lora = LoraWeights(
-            pipeline.transformer,
+            self._transformers,
             rank=lora_rank,
             alpha=lora_alpha,
             targets=lora_targets or self.lora_targets,
             seed=lora_seed,
         )
-        if checkpoint_transformer:
-            pipeline.transformer.enable_gradient_checkpointing()
+        for transformer in self._transformers.values() if checkpoint_transformer else ():
+            transformer.enable_gradient_checkpointing()
 
     @classmethod
     def from_pretrained(
@@ -191,6 +192,10 @@ class PipelineGenerator(ABC):
     def _check(self) -> None:
         """Refuse pipelines of this class that are not supported (ValueError)."""
 
+    def _parts(self) -> tuple[str, ...]:
+        """Return the names of the pipeline's transformers, all of which are trained."""
+        return ("transformer",)
+
     def _latent_shape(self) -> tuple[int, int, int, int]:
         """Return (c, F, h, w); ValueError where the clip's shape does not fit."""
         spatial, temporal, patch = self._factors()
@@ -235,30 +240,41 @@ class PipelineGenerator(ABC):
         self._lora.set_weights(name, weights)
 
     def save(self, folder: Path) -> None:
-        """Write the policy as a diffusers LoRA folder; alpha is kept in the file's metadata."""
-        tensors, settings = self._lora.to_peft()
-        self.pipeline.save_lora_weights(
-            folder,
-            transformer_lora_layers=tensors,
-            weight_name=LORA_FILE,
-            transformer_lora_adapter_metadata=settings,
-        )
+        """Write the policy as a diffusers LoRA folder; alpha is kept in the file's metadata.
+
+        Every transformer beside the first has a folder of its own inside, of its name.
+        """
+        for part in self._transformers:
+            tensors, settings = self._lora.to_peft(part)
+            self.pipeline.save_lora_weights(
+                self._folder_of(part, folder),
+                transformer_lora_layers=tensors,
+                weight_name=LORA_FILE,
+                transformer_lora_adapter_metadata=settings,
+            )
 
     def load(self, folder: Path) -> None:
         """Read a policy that `save` wrote, exactly; a LoRA of another rank or alpha raises ValueError."""
+        tensors = {part: self._read(part, self._folder_of(part, folder) / LORA_FILE) for part in self._transformers}
+        self.set_weights(POLICY, self._lora.from_peft(tensors))
+
+    def _read(self, part: str, path: Path) -> dict[str, Tensor]:
         from safetensors import safe_open
 
-        with safe_open(folder / LORA_FILE, framework="pt") as file:
+        with safe_open(path, framework="pt") as file:
             written = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
             tensors = {name.removeprefix("transformer."): file.get_tensor(name) for name in file.keys()}
-        _, settings = self._lora.to_peft()
+        _, settings = self._lora.to_peft(part)
         for key in ("r", "lora_alpha"):
             if written.get(f"transformer.{key}") != settings[key]:
                 raise ValueError(
-                    f"{folder / LORA_FILE} has lora {key} {written.get(f'transformer.{key}')}, the attached one has "
+                    f"{path} has lora {key} {written.get(f'transformer.{key}')}, the attached one has "
                     f"{settings[key]}; set generator.lora_rank and generator.lora_alpha to the file's"
                 )
-        self.set_weights(POLICY, tensors)
+        return tensors
+
+    def _folder_of(self, part: str, folder: Path) -> Path:
+        return folder if part == next(iter(self._transformers)) else folder / part
 
 
 def _side(cond: Conditioning, side: str) -> dict[str, Tensor]:

@@ -1,4 +1,7 @@
-"""Wan 2.1 text-to-video (diffusers `WanPipeline` layout).
+"""Wan 2.1 and 2.2 text-to-video (diffusers `WanPipeline` layout).
+
+Wan 2.2 A14B has two transformers, one above a noise level and one below, which are trained and saved each by itself; TI2V 5B
+is told the time of every token.
 
 Model facts kept here: flow time is sigma x 1000 as a float, pixels live in [-1, 1] as [B, C, T, H, W], latents are
 normalised by the VAE's per-channel mean and deviation, and T pixel frames are 4 F - 3.
@@ -8,6 +11,7 @@ Shape legend: B batch, T pixel frames, F latent frames, c latent channels, h, w 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -32,11 +36,26 @@ class WanGenerator(PipelineGenerator):
         return self._schedule.sigmas.to(self.device)
 
     def _velocity(self, latents: Tensor, sigma: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
-        transformer = self.pipeline.transformer
+        time = sigma.float() * self._schedule.config.num_train_timesteps
+        if len(self._transformers) == 1:
+            return self._call("transformer", latents, time, cond["text"])
+        early = time >= self.pipeline.config.boundary_ratio * self._schedule.config.num_train_timesteps
+        velocity = torch.empty_like(latents, dtype=torch.float32)
+        for part, rows in (("transformer", early), ("transformer_2", ~early)):
+            if rows.any():
+                velocity[rows] = self._call(part, latents[rows], time[rows], cond["text"][rows])
+        return velocity
+
+    def _call(self, part: str, latents: Tensor, time: Tensor, text: Tensor) -> Tensor:
+        transformer = self._transformers[part]
+        if self.pipeline.config.expand_timesteps:
+            patch = transformer.config.patch_size
+            num_tokens = math.prod(size // side for size, side in zip(latents.shape[2:], patch, strict=True))
+            time = time[:, None].expand(-1, num_tokens)
         output = transformer(
             hidden_states=latents.to(transformer.dtype),
-            timestep=sigma.float() * self._schedule.config.num_train_timesteps,
-            encoder_hidden_states=cond["text"],
+            timestep=time,
+            encoder_hidden_states=text,
             return_dict=False,
         )[0]
         return output.float()
@@ -60,16 +79,16 @@ class WanGenerator(PipelineGenerator):
 
     def _check(self) -> None:
         pipeline = self.pipeline
-        if (
-            pipeline.transformer is None
-            or pipeline.transformer_2 is not None
-            or pipeline.config.boundary_ratio is not None
-        ):
+        two = pipeline.transformer_2 is not None
+        if pipeline.transformer is None or two != (pipeline.config.boundary_ratio is not None):
             raise ValueError(
-                "wan: two-expert checkpoints (Wan 2.2 A14B) are not supported; use a Wan 2.1 text-to-video one"
+                "wan: a pipeline has one transformer, or two and the boundary_ratio at which they change over, got "
+                f"transformer: {pipeline.transformer is not None}, transformer_2: {two}, boundary_ratio: "
+                f"{pipeline.config.boundary_ratio}"
             )
-        if pipeline.config.expand_timesteps:
-            raise ValueError("wan: checkpoints with per-token timesteps (Wan 2.2 TI2V) are not supported; use Wan 2.1")
+
+    def _parts(self) -> tuple[str, ...]:
+        return ("transformer", "transformer_2") if self.pipeline.transformer_2 is not None else ("transformer",)
 
     def _factors(self) -> tuple[int, int, int]:
         pipeline, config = self.pipeline, self.pipeline.vae.config

@@ -6,7 +6,7 @@ It is made from the run's summary alone, so that it can be made again at any tim
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +26,18 @@ def write_model_card(output: str | Path) -> Path:
     """Write `README.md` into the folder of the run's last generator, from its summary, and return its path."""
     output = Path(output)
     summary = json.loads((output / "summary.json").read_text(encoding="utf-8"))
-    path = output / summary["generator_checkpoint"] / "README.md"
-    write_text(path, model_card(summary))
-    return path
+    folder = output / summary["generator_checkpoint"]
+    further = tuple(sorted(path.parent.name for path in folder.glob("*/*.safetensors")))
+    write_text(folder / "README.md", model_card(summary, further=further))
+    return folder / "README.md"
 
 
-def model_card(summary: Mapping[str, Any]) -> str:
+def model_card(summary: Mapping[str, Any], *, further: Sequence[str] = ()) -> str:
     """Return the card's Markdown, with the front matter that hubs read.
 
     Args:
         summary: content of `summary.json`.
+        further: transformers of the pipeline beside the first, whose LoRA has a folder of its name inside.
 
     Returns:
         Base and revision, the lines that load it, the change on held-out prompts with its interval, and how it was trained.
@@ -62,6 +64,7 @@ def model_card(summary: Mapping[str, Any]) -> str:
         "",
         f'pipe = {pipeline}.from_pretrained("{base}"{pinned})',
         'pipe.load_lora_weights("path/to/this/folder")',
+        *(f'pipe.load_lora_weights("path/to/this/folder/{name}", load_into_{name}=True)' for name in further),
         "```",
         "",
         "## What it changed",

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 from generator_loop.adapters.base import POLICY
 from generator_loop.records import Draw, Prompt
 from generator_loop.sampling.rollout import PromptEncoder, rollout, sample_path
-from tests.tiny_wan import build_generator, build_wan, randomise_lora
+from tests.tiny_wan import KINDS, build_generator, build_wan, randomise_lora
 
 pytestmark = pytest.mark.parity
 
@@ -16,10 +16,14 @@ NEGATIVE = "worst quality"
 NUM_STEPS = 4
 
 
-@pytest.fixture(scope="module", params=[1.0, 3.0], ids=["no guidance", "guidance 3"])
+CASES = [(kind, guidance) for kind in KINDS for guidance in (1.0, 3.0)]
+
+
+@pytest.fixture(scope="module", params=CASES, ids=[f"{kind}, guidance {guidance:g}" for kind, guidance in CASES])
 def stages(request):
     """Return our generator and what the stock call went through, on the same pipeline object with LoRA in place."""
-    generator = build_generator(guidance_scale=request.param, negative_prompt=NEGATIVE)
+    kind, guidance = request.param
+    generator = build_generator(pipeline=build_wan(kind=kind), guidance_scale=guidance, negative_prompt=NEGATIVE)
     randomise_lora(generator)
     seen = {"latents": []}
 
@@ -36,7 +40,7 @@ def stages(request):
         width=16,
         num_frames=5,
         num_inference_steps=NUM_STEPS,
-        guidance_scale=request.param,
+        guidance_scale=guidance,
         max_sequence_length=8,
         callback_on_step_end=record,
         callback_on_step_end_tensor_inputs=names,
@@ -94,6 +98,17 @@ def test_decoded_frames_equal_the_pipelines(stages):
     generator, seen = stages
     generator.decode_batch_size = len(TEXTS)
     assert torch.equal(generator.decode(seen["latents"][-1]), seen["frames"])
+
+
+@torch.no_grad()
+def test_rows_of_different_noise_levels_are_predicted_as_if_alone(stages):
+    generator, seen = stages
+    cond, sigma = generator.encode_prompts(TEXTS), torch.tensor([0.9, 0.3])  # on both sides of the two transformers
+    both = generator.predict(seen["noise"], sigma, cond)
+    for row in range(2):
+        index = torch.tensor([row])
+        alone = generator.predict(seen["noise"][index], sigma[index], cond.select(index))
+        assert_close(both[index], alone, atol=1e-5, rtol=0)
 
 
 def test_rollout_equals_a_stock_call_with_the_same_noise(stages):

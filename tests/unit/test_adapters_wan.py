@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from tests.tiny_wan import build_generator, build_wan, randomise_lora
+from generator_loop.objectives import OBJECTIVES
+from tests.family_checks import check_objective_trains
+from tests.tiny_wan import KINDS, build_generator, build_wan, randomise_lora
 
 
 @pytest.fixture(scope="module")
@@ -130,11 +132,31 @@ def test_a_clip_shape_that_does_not_fit_is_refused(settings, message):
         build_generator(**settings)
 
 
-def test_a_two_expert_checkpoint_is_refused():
-    pipeline = build_wan()
-    pipeline.register_to_config(boundary_ratio=0.9)
-    with pytest.raises(ValueError, match="two-expert"):
-        build_generator(pipeline=pipeline)
+def test_two_transformers_need_a_noise_level_to_change_over_at():
+    alone, both = build_wan(), build_wan(kind="2.2 A14B")
+    alone.register_to_config(boundary_ratio=0.9)
+    both.register_to_config(boundary_ratio=None)
+    for pipeline in (alone, both):
+        with pytest.raises(ValueError, match="boundary_ratio at which they change over"):
+            build_generator(pipeline=pipeline)
+
+
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_every_objective_trains_wan_2_2(kind, name):
+    check_objective_trains(build_generator(pipeline=build_wan(kind=kind)), name)
+
+
+def test_both_transformers_learn():
+    generator = build_generator(pipeline=build_wan(kind="2.2 A14B"))
+    randomise_lora(generator)
+    noise = generator.init_latents([torch.Generator().manual_seed(seed) for seed in range(2)])
+    cond = generator.encode_prompts(["a red ball", "a blue square"])
+    generator.predict(noise, torch.tensor([0.9, 0.3]), cond).square().mean().backward()
+    moved = {name.startswith("transformer_2.") for name, p in generator.trainable_parameters().items() if p.grad.any()}
+    assert moved == {False, True}
+    second = generator.pipeline.transformer_2.named_parameters()
+    assert all(p.requires_grad == ("lora" in name) for name, p in second)
 
 
 def test_a_diffusion_scheduler_is_refused():

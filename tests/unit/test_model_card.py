@@ -76,3 +76,14 @@ def test_every_family_has_its_pipeline_in_diffusers(family):
     import diffusers
 
     assert hasattr(diffusers, PIPELINES[family])
+
+
+def test_every_further_transformer_has_a_line_that_loads_it(tmp_path):
+    content = summary()
+    folder = tmp_path / content["generator_checkpoint"]
+    (folder / "transformer_2").mkdir(parents=True)
+    (folder / "transformer_2" / "pytorch_lora_weights.safetensors").touch()
+    (tmp_path / "summary.json").write_text(json.dumps(content))
+    card = write_model_card(tmp_path).read_text()
+    assert 'pipe.load_lora_weights("path/to/this/folder/transformer_2", load_into_transformer_2=True)' in card
+    assert "transformer_2" not in model_card(content)

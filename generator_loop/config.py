@@ -69,6 +69,10 @@ class GeneratorSettings:
     """Recompute the decoder in the backward pass (DRaFT): less memory, more time."""
     checkpoint_transformer: bool = False
     """Recompute the transformer in the backward pass: less memory, a third more time."""
+    attention: Literal["native", "cudnn", "flash", "flash_3", "xformers"] = "native"
+    """Attention kernel of the transformer, by diffusers' own switch; flash, flash_3 and xformers need their package."""
+    vae_tiling: bool = False
+    """Decode tile by tile: less memory on large frames, faint seams."""
 
     def __post_init__(self) -> None:
         """Check ranges."""

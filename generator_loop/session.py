@@ -178,6 +178,8 @@ def _open_generator(config: JointConfig, device: torch.device) -> VideoGenerator
         decode_batch_size=settings.decode_batch_size,
         checkpoint_decode=settings.checkpoint_decode,
         checkpoint_transformer=settings.checkpoint_transformer,
+        attention=settings.attention,
+        vae_tiling=settings.vae_tiling,
     )
 
 

@@ -30,6 +30,12 @@ Precision = Literal["auto", "float32", "bfloat16", "float16"]
 """Precision of transformer and text encoder; `auto` is float32 on the CPU and bfloat16 elsewhere."""
 
 
+Attention = Literal["native", "cudnn", "flash", "flash_3", "xformers"]
+"""Attention kernels with a gradient; all but the first two need a package."""
+
+_BACKENDS = {"cudnn": "_native_cudnn", "flash": "flash", "flash_3": "_flash_3", "xformers": "xformers"}
+
+
 class PipelineGenerator(ABC):
     """A frozen pipeline with LoRA on its transformers; see `VideoGenerator` for the contract.
 
@@ -61,6 +67,8 @@ class PipelineGenerator(ABC):
         decode_batch_size: int = 1,
         checkpoint_decode: bool = False,
         checkpoint_transformer: bool = False,
+        attention: Attention = "native",
+        vae_tiling: bool = False,
     ) -> None:
         """Freeze the pipeline and attach LoRA to its transformers.
 
@@ -79,9 +87,12 @@ class PipelineGenerator(ABC):
             decode_batch_size: clips decoded or encoded at once.
             checkpoint_decode: recompute the decoder in the backward pass instead of keeping its activations.
             checkpoint_transformer: likewise for the transformer's blocks.
+            attention: kernel of the transformers' attention.
+            vae_tiling: decode and encode large frames tile by tile.
 
         Raises:
-            ValueError: if the pipeline is of a kind that is not supported, or the clip's shape does not fit it.
+            ValueError: if the pipeline is of a kind that is not supported, the clip's shape does not fit it, or the attention
+                kernel is not installed.
         """
         height, width = size
         self.num_frames, self.size, self.fps = num_frames, (height, width), fps
@@ -104,8 +115,13 @@ class PipelineGenerator(ABC):
             targets=lora_targets or self.lora_targets,
             seed=lora_seed,
         )
-        for transformer in self._transformers.values() if checkpoint_transformer else ():
-            transformer.enable_gradient_checkpointing()
+        if vae_tiling:
+            pipeline.vae.enable_tiling()
+        for transformer in self._transformers.values():
+            if checkpoint_transformer:
+                transformer.enable_gradient_checkpointing()
+            if attention != "native":
+                _use_attention(transformer, attention)
 
     @classmethod
     def from_pretrained(
@@ -275,6 +291,13 @@ class PipelineGenerator(ABC):
 
     def _folder_of(self, part: str, folder: Path) -> Path:
         return folder if part == next(iter(self._transformers)) else folder / part
+
+
+def _use_attention(transformer: Any, name: str) -> None:
+    try:
+        transformer.set_attention_backend(_BACKENDS[name])
+    except (RuntimeError, ImportError) as error:
+        raise ValueError(f"generator.attention={name} cannot be had here: {error}") from error
 
 
 def _side(cond: Conditioning, side: str) -> dict[str, Tensor]:

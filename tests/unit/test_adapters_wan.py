@@ -1,5 +1,7 @@
 """Model facts of the Wan adapter."""
 
+import importlib.util
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -166,3 +168,20 @@ def test_a_diffusion_scheduler_is_refused():
     pipeline.scheduler = DDIMScheduler()
     with pytest.raises(ValueError, match="DDIMScheduler is not a flow-matching scheduler"):
         build_generator(pipeline=pipeline)
+
+
+def test_another_attention_kernel_is_set_on_every_transformer_or_refused():
+    generator = build_generator(pipeline=build_wan(kind="2.2 A14B"), attention="cudnn")
+    for part in ("transformer", "transformer_2"):
+        transformer = getattr(generator.pipeline, part)
+        assert transformer.blocks[0].attn1.processor._attention_backend.value == "_native_cudnn"
+        transformer.reset_attention_backend()  # diffusers remembers the last one for the whole process
+    for name in ("flash", "xformers"):
+        if importlib.util.find_spec({"flash": "flash_attn"}.get(name, name)) is None:
+            with pytest.raises(ValueError, match=f"generator.attention={name} cannot be had here"):
+                build_generator(attention=name)
+
+
+def test_tiles_are_asked_for():
+    assert build_generator(vae_tiling=True).pipeline.vae.use_tiling
+    assert not build_generator().pipeline.vae.use_tiling

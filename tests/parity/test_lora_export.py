@@ -1,6 +1,10 @@
 """The saved LoRA, alpha unlike rank, in a stock `diffusers.WanPipeline`."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +16,7 @@ from generator_loop.records import Draw, Prompt
 from generator_loop.sampling.rollout import PromptEncoder, rollout
 from tests.tiny_wan import build_generator, build_wan, randomise_lora
 
+ROOT = Path(__file__).parents[2]
 PROMPT = Prompt(7, "a red ball moves left")
 
 
@@ -43,6 +48,21 @@ def test_stock_pipeline_with_the_saved_lora_reproduces_our_samples(trained):
     frames = stock_sample(pipeline)
     assert_close(frames, sample(generator), atol=1e-5, rtol=0)
     assert (frames - base).abs().max() > 0.01  # or the LoRA did nothing and the line above proves nothing
+
+
+@pytest.mark.parity
+def test_the_original_key_layout_reproduces_our_samples(trained, tmp_path):
+    generator, folder = trained
+    file = tmp_path / "original.safetensors"
+    command = [sys.executable, "scripts/export_lora.py", str(folder), str(file)]
+    subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True)
+    with safe_open(file, framework="pt") as opened:
+        names = set(opened.keys())
+    for name in ("self_attn.q.lora_down.weight", "cross_attn.o.lora_up.weight", "ffn.2.alpha"):
+        assert f"diffusion_model.blocks.1.{name}" in names
+    pipeline = build_wan()
+    pipeline.load_lora_weights(file)
+    assert_close(stock_sample(pipeline), sample(generator), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parity

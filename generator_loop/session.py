@@ -123,7 +123,7 @@ def open_session(config: JointConfig, processes: Processes) -> Session:
     Raises:
         ValueError: the config asks for what does not exist.
     """
-    generator = _open_generator(config, processes.device)
+    generator = open_generator(config, processes.device)
     judge, initial_judge = _open_judge(config, processes.device)
     train_prompts, held_out = world.open_prompts(config.prompts, seed=config.run.seed)
     encoder = PromptEncoder(generator)
@@ -159,7 +159,8 @@ def open_session(config: JointConfig, processes: Processes) -> Session:
     )
 
 
-def _open_generator(config: JointConfig, device: torch.device) -> VideoGenerator:
+def open_generator(config: JointConfig, device: torch.device) -> VideoGenerator:
+    """Return the base generator that a config names, with LoRA that changes nothing yet."""
     settings = config.generator
     return GENERATORS[settings.family].from_pretrained(
         str(embedded("generator_loop", "toy_wan") if settings.path == TOY else settings.path),

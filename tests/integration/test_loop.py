@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,12 @@ from generator_loop.estimate import num_clips
 from generator_loop.launch import Processes
 from generator_loop.session import Session, open_session, read_config
 from generator_loop.tracking import checkpoint
+from reward_model import read_video
 from tests.tiny_models import RECIPE, save_tiny_judge, save_tiny_wan
 
 pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +132,26 @@ def test_a_run_told_to_stop_saves_within_the_round_and_resumes_to_the_same_score
     state.restore(session)
     loop.run(session, never)
     assert scores(tmp_path / "stopped") == scores(finished)
+
+
+def test_a_finished_run_is_sampled_by_prompt_and_noise(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a red ball\na blue square\n")
+    command = [sys.executable, "scripts/sample.py", str(finished), "--prompts", str(tmp_path / "prompts.txt")]
+    for name, options in (("trained", ["--names", "vbench", "--num", "2"]), ("base", ["--base"])):
+        done = subprocess.run(
+            [*command, "--output", str(tmp_path / name), *options],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+    names = {path.name for path in (tmp_path / "trained").iterdir()}
+    assert names == {f"a {thing}-{sample}.mp4" for thing in ("red ball", "blue square") for sample in (0, 1)}
+    trained, _ = read_video(tmp_path / "trained" / "a red ball-0.mp4")
+    base, _ = read_video(tmp_path / "base" / "00000-0.mp4")
+    assert trained.frames.shape == base.frames.shape and not torch.equal(trained.frames, base.frames)
 
 
 def test_resuming_with_other_settings_is_refused(recipe, finished: Path) -> None:

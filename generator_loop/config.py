@@ -66,7 +66,7 @@ class GeneratorSettings:
     decode_batch_size: int = 1
     """Clips decoded or encoded at once; costs memory."""
     checkpoint_decode: bool = False
-    """Recompute the decoder in the backward pass (DRaFT): less memory, more time."""
+    """Recompute the decoder in the backward pass (DRaFT), on Wan latent frame by latent frame: less memory, more time."""
     checkpoint_transformer: bool = False
     """Recompute the transformer in the backward pass: less memory, a third more time."""
     attention: Literal["native", "cudnn", "flash", "flash_3", "xformers"] = "native"

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import torch
-import torch.utils.checkpoint
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from generator_loop.adapters.base import POLICY
 from generator_loop.adapters.lora import LoraWeights
@@ -98,7 +98,7 @@ class PipelineGenerator(ABC):
         self.num_frames, self.size, self.fps = num_frames, (height, width), fps
         self.guidance_scale, self.negative_prompt = guidance_scale, negative_prompt
         self.max_sequence_length = max_sequence_length
-        self.decode_batch_size, self.checkpoint_decode = decode_batch_size, checkpoint_decode
+        self.decode_batch_size = decode_batch_size
         self.pipeline = pipeline
         self._check()
         self._shape = self._latent_shape()
@@ -115,6 +115,8 @@ class PipelineGenerator(ABC):
             targets=lora_targets or self.lora_targets,
             seed=lora_seed,
         )
+        if checkpoint_decode:
+            self._checkpoint_decoder()
         if vae_tiling:
             pipeline.vae.enable_tiling()
         for transformer in self._transformers.values():
@@ -172,10 +174,7 @@ class PipelineGenerator(ABC):
         return torch.cat([self._decode(part) for part in latents.split(self.decode_batch_size)])
 
     def _decode(self, latents: Tensor) -> Tensor:
-        if self.checkpoint_decode and torch.is_grad_enabled() and latents.requires_grad:
-            pixels = torch.utils.checkpoint.checkpoint(self._pixels, latents, use_reentrant=False)
-        else:
-            pixels = self._pixels(latents)
+        pixels = self._pixels(latents)
         return (pixels.float().transpose(1, 2) * 0.5 + 0.5).clamp(0, 1)
 
     @torch.no_grad()
@@ -203,6 +202,12 @@ class PipelineGenerator(ABC):
         pixels = (frames.to(self.device) * 2 - 1).transpose(1, 2).to(vae.dtype)
         modes = [vae.encode(part).latent_dist.mode().float() for part in pixels.split(self.decode_batch_size)]
         return self._normalise(torch.cat(modes))
+
+    def _checkpoint_decoder(self) -> None:
+        """Recompute the decoder in the backward pass: as a whole, unless a family knows its parts."""
+        decoder = self.pipeline.vae.decoder
+        forward = decoder.forward
+        decoder.forward = lambda *args, **named: checkpoint(forward, *args, use_reentrant=False, **named)
 
     @abstractmethod
     def _check(self) -> None:

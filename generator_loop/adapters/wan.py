@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from generator_loop.adapters.pipeline import PipelineGenerator
 
@@ -59,6 +60,24 @@ class WanGenerator(PipelineGenerator):
             return_dict=False,
         )[0]
         return output.float()
+
+    def _checkpoint_decoder(self) -> None:
+        """Recompute the decoder latent frame by latent frame; what earlier frames leave in its cache is handed on."""
+        decoder = self.pipeline.vae.decoder
+        forward = decoder.forward
+
+        def by_frame(x: Tensor, feat_cache: list | None = None, feat_idx: Any = (0,), **how: Any) -> Tensor:
+            if feat_cache is None or not torch.is_grad_enabled():
+                return forward(x, feat_cache=feat_cache, feat_idx=feat_idx, **how)
+
+            def run(x: Tensor, *cache: Any) -> tuple:
+                left = list(cache)
+                return forward(x, feat_cache=left, feat_idx=[0], **how), *left
+
+            pixels, *feat_cache[:] = checkpoint(run, x, *feat_cache, use_reentrant=False)
+            return pixels
+
+        decoder.forward = by_frame
 
     def _pixels(self, latents: Tensor) -> Tensor:
         vae = self.pipeline.vae

@@ -299,8 +299,11 @@ class PipelineGenerator(ABC):
 
 
 def _use_attention(transformer: Any, name: str) -> None:
+    from diffusers import attention_backend
+
     try:
-        transformer.set_attention_backend(_BACKENDS[name])
+        with attention_backend("native"):  # the switch would otherwise hold for every model of the process
+            transformer.set_attention_backend(_BACKENDS[name])
     except (RuntimeError, ImportError) as error:
         raise ValueError(f"generator.attention={name} cannot be had here: {error}") from error
 

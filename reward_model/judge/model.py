@@ -27,6 +27,7 @@ from reward_model.judge.decoding import (
 )
 from reward_model.judge.families import family_of
 from reward_model.judge.motion_tokens import MOTION_TOKEN, MotionProjector
+from reward_model.judge.prefix_attention import num_common, split_prefix
 from reward_model.judge.roles import Roles, base_state
 from reward_model.judge.shared_prefix import tree_mask
 from reward_model.judge.windows import batch_windows
@@ -50,6 +51,7 @@ class VideoJudge(nn.Module):
         """
         super().__init__()
         batch_windows(model)
+        split_prefix(model)
         self.model: Any = model
         self.tokenizer, self.config = tokenizer, config
         self.family = family_of(model.config, config.min_pixels, config.max_pixels)
@@ -381,7 +383,16 @@ class VideoJudge(nn.Module):
             embeddings = embeddings.masked_scatter(slots[..., None], projected)
         mask = tree_mask(rows, dtype=embeddings.dtype, device=device)
         positions = rows.positions.to(device)
-        return self.family.text(self.model, embeddings, positions, mask, deep=deep, video_mask=video_mask, cache=cache)
+        return self.family.text(
+            self.model,
+            embeddings,
+            positions,
+            mask,
+            deep=deep,
+            video_mask=video_mask,
+            cache=cache,
+            num_common=num_common(rows),
+        )
 
     def _head(self, hidden: Tensor, places: Tensor) -> Tensor:
         """Return fp32 logits [N, V] at flat places [N] of hidden states [R, L, D]."""

@@ -83,10 +83,12 @@ class Family(Protocol):
         deep: tuple[Tensor, ...] = (),
         video_mask: Tensor | None = None,
         cache: object | None = None,
+        num_common: int = 0,
     ) -> Tensor:
         """Run the text model: embeddings [B, L, D], positions [3, B, L], additive mask [B, 1, L, K] -> [B, L, D].
 
-        `deep` is added at the True places of `video_mask` [B, L]; a `cache` is filled.
+        `deep` is added at the True places of `video_mask` [B, L]; a `cache` is filled. The first `num_common` tokens of every
+        row, for which the mask is causal, attend without it.
         """
 
 

@@ -82,6 +82,7 @@ class Qwen25VL:
         deep: tuple[Tensor, ...] = (),
         video_mask: Tensor | None = None,
         cache: object | None = None,
+        num_common: int = 0,
     ) -> Tensor:
         """Run the text model; this family adds nothing in deep layers."""
         output = model.model.language_model(
@@ -90,5 +91,6 @@ class Qwen25VL:
             attention_mask={"full_attention": mask, "sliding_attention": mask},
             past_key_values=cache,
             use_cache=cache is not None,
+            num_common=num_common,
         )
         return output.last_hidden_state

@@ -91,6 +91,7 @@ class Qwen3VL:
         deep: tuple[Tensor, ...] = (),
         video_mask: Tensor | None = None,
         cache: object | None = None,
+        num_common: int = 0,
     ) -> Tensor:
         """Run the text model; layer k adds `deep[k]` at the video tokens."""
         output = model.model.language_model(
@@ -99,6 +100,7 @@ class Qwen3VL:
             attention_mask=mask,
             past_key_values=cache,
             use_cache=cache is not None,
+            num_common=num_common,
             visual_pos_masks=video_mask if deep else None,
             deepstack_visual_embeds=list(deep) or None,
         )

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from reward_model.judge.answers import AnswerLogits, TokenLogProbs, token_log_probs
-from reward_model.judge.batching import AnswerText, Batch, TokenCache, lay_out, patches_of
+from reward_model.judge.batching import AnswerText, Batch, TokenCache, lay_out
 from reward_model.judge.checkpoint import BASE_FOLDER, JudgeConfig, load_parts, local_copy, quiet
+from reward_model.judge.clip_encoder import ClipEncoder
 from reward_model.judge.decoding import (
     END_TOKENS,
     VISION_TOKENS,
@@ -63,7 +64,7 @@ class VideoJudge(nn.Module):
         self.preference_ids = tuple(self._one_token(text) for text in prompts.preference_texts())
         self.banned_ids = tuple(token_ids(tokenizer, VISION_TOKENS))
         self.motion: MotionProjector | None = None
-        self._roles = Roles(model)
+        self._roles, self._clips = Roles(model), ClipEncoder(model)
         self._texts = TokenCache(tokenizer)
 
     @classmethod
@@ -196,6 +197,10 @@ class VideoJudge(nn.Module):
         for parameter in chosen:
             parameter.requires_grad_(True)
         return chosen
+
+    def remember_clips(self) -> AbstractContextManager[None]:
+        """Return a context inside which the vision tower sees each clip once, unless it is trained or adapted."""
+        return self._clips.remember()
 
     @contextmanager
     def pixel_cap(self, max_pixels: int | None) -> Iterator[None]:
@@ -373,8 +378,8 @@ class VideoJudge(nn.Module):
         video_mask = tokens == self.family.facts.video_token_id
         deep: tuple[Tensor, ...] = ()
         if batch.clips:
-            patches, grids = patches_of(batch.clips, self.family, quantise=quantise, device=device)
-            features = self.family.encode(self.model, patches, grids).select(batch.video_index.to(device))
+            features = self._clips.features(batch.clips, self.family, quantise=quantise)
+            features = features.select(batch.video_index.to(device))
             embeddings = embeddings.masked_scatter(video_mask[..., None], features.tokens.to(embeddings.dtype))
             deep = features.deep
         if batch.motion is not None and self.motion is not None:

@@ -275,9 +275,10 @@ class GrpoSteps:
         Yields:
             Parts as `training.fit.Loss` states them.
         """
-        if self._drawn is None or step % self.settings.num_updates == 0:
-            self._drawn = self._draw(questions, seed + step)
-        yield from grpo_parts(self.judge, *self._drawn, self.settings, role=self.role, reference=self.reference)
+        with self.judge.remember_clips():  # for rollout, reference and policy
+            if self._drawn is None or step % self.settings.num_updates == 0:
+                self._drawn = self._draw(questions, seed + step)
+            yield from grpo_parts(self.judge, *self._drawn, self.settings, role=self.role, reference=self.reference)
 
     def _draw(self, questions: Sequence[Question], seed: int) -> tuple[Rollout, Credit]:
         settings, disturbed = self.settings, None

@@ -49,6 +49,17 @@ class VisionFeatures:
         """Return the rows of `index` [M]."""
         return VisionFeatures(self.tokens[index], tuple(layer[index] for layer in self.deep))
 
+    def split(self, sizes: Sequence[int]) -> list[VisionFeatures]:
+        """Return runs of neighbouring rows, `sizes` of them each."""
+        parts = zip(*(layer.split(list(sizes)) for layer in (self.tokens, *self.deep)), strict=True)
+        return [VisionFeatures(tokens, tuple(deep)) for tokens, *deep in parts]
+
+    @classmethod
+    def join(cls, parts: Sequence[VisionFeatures]) -> VisionFeatures:
+        """Return the rows of all parts in order."""
+        deep = zip(*(part.deep for part in parts), strict=True)
+        return cls(torch.cat([part.tokens for part in parts]), tuple(torch.cat(layers) for layers in deep))
+
 
 class Family(Protocol):
     """All that differs between vision-language models."""

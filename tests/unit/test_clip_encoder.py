@@ -1,0 +1,77 @@
+"""Clips that are seen once: what is remembered, and when nothing may be."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from reward_model.language import prompts
+from tests.tiny_judge import build_judge, make_clip
+
+
+@pytest.fixture(params=["qwen2_5_vl", "qwen3_vl"])
+def judge(request):
+    return build_judge(request.param).requires_grad_(False)
+
+
+def ask(judge, *clips):
+    requests = [prompts.score_request(clip, "a dog", ("overall", "visual_quality")) for clip in clips]
+    return torch.cat(judge.next_token_logits(requests))
+
+
+def count_encodings(judge, monkeypatch):
+    seen = []
+    plain = judge._clips._encode
+    monkeypatch.setattr(
+        judge._clips, "_encode", lambda clips, *a, **k: seen.append(len(clips)) or plain(clips, *a, **k)
+    )
+    return seen
+
+
+def test_each_clip_is_encoded_once_and_everything_stays_as_it_was(judge, monkeypatch):
+    one, two, three = (make_clip(4, 32, side, seed=seed) for seed, side in enumerate((32, 64, 32)))
+    expected = [ask(judge, one, two), ask(judge, two, three), ask(judge, three, one)]
+    seen = count_encodings(judge, monkeypatch)
+    with judge.remember_clips():
+        found = [ask(judge, one, two), ask(judge, two, three), ask(judge, three, one)]
+    assert seen == [2, 1]
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    ask(judge, one)
+    assert seen == [2, 1, 1]  # forgotten
+
+
+def test_a_clip_at_another_size_or_rounding_is_another(judge, monkeypatch):
+    clip, seen = make_clip(4, 64, 64), count_encodings(judge, monkeypatch)
+    request = [prompts.describe_request(clip)]
+    with judge.remember_clips():
+        judge.next_token_logits(request)
+        judge.next_token_logits(request, quantise=False)
+        with judge.pixel_cap(1100):
+            judge.next_token_logits(request)
+        judge.next_token_logits(request)
+    assert seen == [1, 1, 1]
+
+
+def test_pixels_with_a_gradient_get_it(judge):
+    clip = make_clip(4, 32, 32)
+    with judge.remember_clips():
+        ask(judge, clip)
+        frames = clip.frames.clone().requires_grad_(True)
+        ask(judge, dataclasses.replace(clip, frames=frames)).sum().backward()
+    assert float(frames.grad.abs().sum()) > 0
+
+
+@pytest.mark.parametrize("how", ["trained", "adapted"])
+def test_a_tower_that_changes_is_asked_every_time(judge, monkeypatch, how):
+    if how == "trained":
+        judge.trainable_parameters(None)
+    else:
+        judge.add_role("seer", rank=2, alpha=4, vision=True)
+    clip, seen = make_clip(4, 32, 32), count_encodings(judge, monkeypatch)
+    with judge.remember_clips():
+        ask(judge, clip)
+        ask(judge, clip)
+    assert seen == [1, 1]

@@ -103,7 +103,8 @@ def rank_clips(
             raise RuntimeError(f"the judge does not compare: {next(filter(None, found.reasons))}")
         return found.margin.tolist()
 
-    order, num_compared = merge_order([i for i, reason in enumerate(reasons) if not reason], margins)
+    with torch.no_grad(), judge.remember_clips():
+        order, num_compared = merge_order([i for i, reason in enumerate(reasons) if not reason], margins)
     return Ranking(tuple(order), reasons, num_compared)
 
 

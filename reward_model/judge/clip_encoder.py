@@ -33,7 +33,7 @@ class ClipEncoder:
 
     @contextmanager
     def remember(self) -> Iterator[None]:
-        """Encode each clip once inside this context, unless the tower is trained or adapted."""
+        """Encode each clip once inside this context, unless the tower is adapted, or trained while gradients are on."""
         before, fixed = self._known, _is_fixed(self._model.model.visual)
         self._known = (before or {}) if fixed else None
         try:
@@ -70,5 +70,6 @@ class ClipEncoder:
 
 
 def _is_fixed(tower: nn.Module) -> bool:
-    """Return whether the tower makes the same of a clip whatever role is in use."""
-    return not any(".lora_" in name or parameter.requires_grad for name, parameter in tower.named_parameters())
+    """Return whether the tower makes the same of a clip whatever role is in use, and no gradient is wanted."""
+    learns = torch.is_grad_enabled()
+    return not any(".lora_" in name or (learns and weight.requires_grad) for name, weight in tower.named_parameters())

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 
+from reward_model.comparing import rank_clips
 from reward_model.language import prompts
 from tests.tiny_judge import build_judge, make_clip
 
@@ -75,3 +76,12 @@ def test_a_tower_that_changes_is_asked_every_time(judge, monkeypatch, how):
         ask(judge, clip)
         ask(judge, clip)
     assert seen == [1, 1]
+
+
+def test_a_ranking_sees_each_clip_once(judge, monkeypatch):
+    judge.requires_grad_(True)  # as it is after loading
+    sure = lambda logits, _ids: (logits[:, 0].sigmoid(), torch.zeros(len(logits)), torch.ones(len(logits)))  # noqa: E731
+    monkeypatch.setattr("reward_model.judge.readouts.read_preference", sure)  # random weights name no winner
+    clips, seen = [make_clip(4, 32, 32, seed=seed) for seed in range(5)], count_encodings(judge, monkeypatch)
+    rank_clips(judge, None, clips, "a dog", batch_size=4)
+    assert sum(seen) == 5

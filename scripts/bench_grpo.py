@@ -1,6 +1,6 @@
 """Times a GRPO step on one video behind a shared prefix against trl's, which repeats the prompt for every answer.
 
-python scripts/bench_grpo.py [--groups N ...] [--sides PIXELS ...] [--answer-tokens N] [--repeats N] [--smoke]
+python scripts/bench_grpo.py [--groups N ...] [--sides PIXELS ...] [--answer-tokens N ...] [--repeats N] [--docs docs] [--smoke]
 
 Same random Qwen2.5-VL (10 M), same adapter, one clip, one thread, one update per rollout, reference counted. Three ways:
 ours; trl's trainer mended so that the video reaches its log-prob passes and is encoded once per pass; the same with the
@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -33,6 +34,17 @@ from reward_model.training.grpo import Answered, Credit, GrpoSettings, GrpoSteps
 from reward_model.training.questions import Question
 
 KL_COEF, RANK, ALPHA = 0.04, 16, 32
+EXPLAINED = (
+    "# A GRPO step on one video against trl's",
+    "",
+    "Rollout, reference, log-probabilities and backward pass, one update per rollout, on a random Qwen2.5-VL of 10 M, one CPU",
+    "thread. `ratio`: time of trl's trainer, mended to keep the video and to encode it once per pass, over ours; `ratio_shipped`:",
+    "with the vision tower run for every answer; `predicted`: G (P + A) / (P + G A) for P prompt and A answer tokens, what",
+    "sharing the prompt alone would save; `saved_share`: bytes kept for the backward pass, ours over trl's. The last two columns",
+    "are the largest difference of log-probabilities and the relative one of gradients on the same answers.",
+)
+"""What the table shows."""
+
 TARGETS = r".*language_model\.layers\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
 
@@ -302,25 +314,43 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--groups", type=int, nargs="+", default=[4, 8, 16], help="answers per question")
     parser.add_argument("--sides", type=int, nargs="+", default=[140, 224, 308], help="frame sides, multiples of 28")
     parser.add_argument("--frames", type=int, default=16, help="frames of the clip")
-    parser.add_argument("--answer-tokens", type=int, default=64, help="length of every answer")
+    parser.add_argument("--answer-tokens", type=int, nargs="+", default=[64], help="length of every answer")
     parser.add_argument("--repeats", type=int, default=2, help="runs of which the shortest counts")
+    parser.add_argument("--docs", type=Path, help="folder that gets the table as bench_grpo.md and .json")
     parser.add_argument("--smoke", action="store_true", help="a tiny model, to try the script")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     size = {"hidden": 256, "layers": 6, "vision_hidden": 256, "vision_layers": 4}
     if options.smoke:
         size = {"hidden": 64, "layers": 2, "vision_hidden": 32, "vision_layers": 2}
-    rows = []
-    names = ("prompt_tokens", "group", "ours_s", "ratio", "predicted", "ratio_shipped", "saved_share")
-    print("  ".join(name.rjust(13) for name in (*names, "log_probs", "gradient")))
+    rows, names = (
+        [],
+        ("prompt_tokens", "answer_tokens", "group", "ours_s", "ratio", "predicted", "ratio_shipped", "saved_share"),
+    )
+    lines = ["  ".join(name.rjust(13) for name in (*names, "log_probs", "gradient"))]
+    print(lines[0])
     for side in options.sides:
         for group in options.groups:
-            row = bench_cell(size, side, options.frames, group, options.answer_tokens, options.repeats)
-            rows.append(row)
-            cells = [f"{row[name]:.2f}" for name in names]
-            cells += [f"{row[f'{name}_difference']:.1e}" for name in ("log_probs", "gradient")]
-            print("  ".join(cell.rjust(13) for cell in cells), flush=True)
-    print(json.dumps({"bench": "grpo", "torch": torch.__version__, "rows": rows}))
+            for num_tokens in options.answer_tokens:
+                row = bench_cell(size, side, options.frames, group, num_tokens, options.repeats)
+                rows.append(row)
+                cells = [f"{row[name]:.2f}" for name in names]
+                cells += [f"{row[f'{name}_difference']:.1e}" for name in ("log_probs", "gradient")]
+                lines.append("  ".join(cell.rjust(13) for cell in cells))
+                print(lines[-1], flush=True)
+    found = {
+        "bench": "grpo",
+        "command": " ".join(["python", "scripts/bench_grpo.py", *argv]),
+        "torch": torch.__version__,
+    }
+    print(json.dumps({**found, "rows": rows}))
+    if options.docs is not None:
+        options.docs.mkdir(parents=True, exist_ok=True)
+        (options.docs / "bench_grpo.json").write_text(
+            json.dumps({**found, "rows": rows}, indent=1) + "\n", encoding="utf-8"
+        )
+        text = [*EXPLAINED, "", f"`{found['command']}`", "", "```", *lines, "```", ""]
+        (options.docs / "bench_grpo.md").write_text("\n".join(text), encoding="utf-8")
     return int(any(max(row["log_probs_difference"], row["gradient_difference"]) > 1e-4 for row in rows))
 
 

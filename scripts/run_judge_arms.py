@@ -26,13 +26,18 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from reward_model.config import load_config  # noqa: E402
+from reward_model.datasets import moving_shapes  # noqa: E402
 from reward_model.evaluation import benchmark, metrics  # noqa: E402
+from reward_model.media.distortions import DEFECTS  # noqa: E402
 from reward_model.records import DIMENSIONS  # noqa: E402
 from reward_model.training.recipe import RecipeConfig, StageConfig  # noqa: E402
 from reward_model.video_reward import VideoJudgeReward  # noqa: E402
 
 Change = Callable[[StageConfig], StageConfig]
-NUM_CLIPS, SEED, NUM_RESAMPLES = 300, 4321, 1000
+NUM_CLIPS, NUM_UNSEEN, SEED, NUM_RESAMPLES = 300, 150, 4321, 1000
+
+PARTS = {"right": "", "scores": "", "unseen": ", unseen defects"}
+"""What a run's answers hold -> what the table calls it."""
 
 
 def without(*names: str) -> Change:
@@ -102,26 +107,33 @@ def answers_of(judge: Path | str, role: str) -> dict[str, Any]:
         output = reward.compare([p.first for p in pairs], [p.second for p in pairs], [p.prompt for p in pairs])
         right = [m * (p.preference["overall"] - 0.5) > 0 for m, p in zip(output.margin.tolist(), pairs, strict=True)]
         return {"prompts": [p.prompt for p in pairs], "right": right}
-    scores, parse_rate = benchmark.score_clips(reward, clips, readout="reason")
-    return {"scores": {name: values.tolist() for name, values in scores.items()}, "parse_rate": parse_rate}
+    found: dict[str, Any] = {}
+    for name, shown in (("scores", clips), ("unseen", held_out(unseen=True))):
+        scores, parse_rate = benchmark.score_clips(reward, shown, readout="reason")
+        found[name] = {dimension: values.tolist() for dimension, values in scores.items()}
+        found[f"parse_rate_{name}"] = parse_rate
+    return found
 
 
-def held_out() -> list[Any]:
-    """Return the held-out clips, labelled by the oracle."""
-    return benchmark.moving_shapes_clips(NUM_CLIPS, seed=SEED)
+def held_out(*, unseen: bool = False) -> list[Any]:
+    """Return the held-out clips, labelled by the oracle; `unseen` with kinds of damage that training never shows."""
+    if not unseen:
+        return benchmark.moving_shapes_clips(NUM_CLIPS, seed=SEED)
+    defects = [name for name in DEFECTS if name not in moving_shapes.CORE_DEFECTS]
+    return benchmark.moving_shapes_clips(NUM_UNSEEN, seed=SEED, defects=defects)
 
 
-def score(found: Mapping[str, Any], truth: Mapping[str, np.ndarray], rows: np.ndarray) -> float:
+def score(found: Mapping[str, Any], part: str, truth: Mapping[str, np.ndarray], rows: np.ndarray) -> float:
     """Return the mean rank correlation over the dimensions, or the accuracy, on some rows; unread answers count as 0.5."""
-    if "right" in found:
+    if part == "right":
         return float(np.mean(np.array(found["right"])[rows]))
-    values = [np.nan_to_num(np.array(found["scores"][name], dtype=float), nan=0.5)[rows] for name in DIMENSIONS]
+    values = [np.nan_to_num(np.array(found[part][name], dtype=float), nan=0.5)[rows] for name in DIMENSIONS]
     return float(np.mean([metrics.srcc(v, truth[n][rows]) for v, n in zip(values, DIMENSIONS, strict=True)]))
 
 
-def compare(start: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def compare(start: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], part: str) -> dict[str, float]:
     """Return start, mean over the seeds, and their difference with its bootstrap interval by prompt."""
-    clips = held_out()
+    clips = held_out(unseen=part == "unseen")
     truth = {name: np.array([clip.quality[name] for clip in clips]) for name in DIMENSIONS}
     prompts = np.array(start.get("prompts") or [clip.prompt for clip in clips])
     groups = [np.flatnonzero(prompts == prompt) for prompt in dict.fromkeys(prompts)]
@@ -129,9 +141,10 @@ def compare(start: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> dict
     differences = []
     for _ in range(NUM_RESAMPLES):
         rows = np.concatenate([groups[i] for i in rng.integers(len(groups), size=len(groups))])
-        own = score(start, truth, rows)
-        differences.append(np.mean([score(one, truth, rows) for one in runs]) - own)
-    before, after = score(start, truth, everything), float(np.mean([score(one, truth, everything) for one in runs]))
+        own = score(start, part, truth, rows)
+        differences.append(np.mean([score(one, part, truth, rows) for one in runs]) - own)
+    before = score(start, part, truth, everything)
+    after = float(np.mean([score(one, part, truth, everything) for one in runs]))
     low, high = np.quantile(differences, [0.025, 0.975])
     return {"start": before, "mean": after, "difference": after - before, "low": float(low), "high": float(high)}
 
@@ -181,12 +194,15 @@ def write(arms: Sequence[str], seeds: Sequence[int], runs: Path, docs: Path) -> 
             if role not in starts:
                 starts[role] = answers_of("toy", role)
             of_role = [one[role] for one in found]
-            table[f"{arm}, {role}"] = compare(starts[role], of_role) | {"seeds": len(found)}
+            for part, name in PARTS.items():
+                if part in starts[role]:
+                    table[f"{arm}, {role}{name}"] = compare(starts[role], of_role, part) | {"seeds": len(found)}
     lines = [
         "# GRPO on the embedded judge, one factor at a time",
         "",
         f"{NUM_CLIPS} held-out clips rated by the oracle. Scorers: mean rank correlation of the reasoned answers over the four",
-        "dimensions; comparator: accuracy on pairs at least 0.1 apart. Start is the embedded judge's adapter; the interval",
+        f"dimensions, also on {NUM_UNSEEN} clips with kinds of damage that no training shows; comparator: accuracy on pairs at",
+        "least 0.1 apart. Start is the embedded judge's adapter; the interval",
         "(95 %, by prompt) is of the difference, averaged over the seeds. `python scripts/run_judge_arms.py` makes this page.",
         "",
         "| arm, role | seeds | start | after GRPO | difference |",

@@ -187,18 +187,19 @@ def score_clips(
     return {dimension: np.array(values) for dimension, values in scores.items()}, rate
 
 
-def moving_shapes_clips(num: int, *, seed: int) -> list[RatedClip]:
+def moving_shapes_clips(num: int, *, seed: int, defects: Sequence[str] = moving_shapes.CORE_DEFECTS) -> list[RatedClip]:
     """Draw clips of attribute combinations held out from training, labelled by the oracle.
 
     Args:
         num: how many.
         seed: equal seeds give equal clips.
+        defects: kinds of damage; the toy models were trained on the default ones.
 
     Returns:
         Rated clips with every dimension.
     """
     held_out = moving_shapes.split(moving_shapes.CORE)[1]
-    drawn = moving_shapes.sample_rated(num, seed=seed, scenes=held_out)
+    drawn = moving_shapes.sample_rated(num, seed=seed, scenes=held_out, defects=defects)
     clips = []
     for clip in drawn:
         assert isinstance(clip.video, Video) and clip.prompt is not None

@@ -63,53 +63,6 @@ def test_a_vae_whose_config_misstates_its_factor_is_refused():
         build_generator(pipeline=pipeline)
 
 
-def test_checkpointed_decoding_has_the_same_value_and_gradient():
-    found = []
-    for checkpoint in (False, True):
-        latents = noise(2, 4, 2, 4, 4).requires_grad_(True)
-        frames = build_generator(checkpoint_decode=checkpoint).decode(latents)
-        found.append((frames.detach(), *torch.autograd.grad(frames.square().sum(), latents)))
-    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
-    assert found[0][1].abs().max() > 0
-
-
-def held_bytes(generator, latents):
-    """Return the most bytes that decoding keeps for its backward pass at any one time, recomputed ones left out."""
-    now, peak = 0, 0
-
-    class Holder:
-        def __init__(self, tensor):
-            nonlocal now, peak
-            self.tensor, self.size = tensor, tensor.numel() * tensor.element_size()
-            now += self.size
-            peak = max(peak, now)
-
-        def __del__(self):
-            nonlocal now
-            now -= self.size
-
-    with torch.autograd.graph.saved_tensors_hooks(Holder, lambda holder: holder.tensor):
-        generator.decode(latents).square().sum().backward()
-    return peak
-
-
-def test_checkpointed_decoding_keeps_only_what_latent_frames_hand_on():
-    latents = noise(1, 4, 6, 4, 4).requires_grad_(True)
-    plain, flat = (build_generator(num_frames=21, checkpoint_decode=checkpoint) for checkpoint in (False, True))
-    assert held_bytes(flat, latents) < 0.15 * held_bytes(plain, latents)
-
-
-def test_checkpointed_transformer_has_the_same_gradient():
-    found = []
-    for checkpoint in (False, True):
-        generator = build_generator(checkpoint_transformer=checkpoint)
-        randomise_lora(generator)
-        velocity = generator.predict(noise(1, 4, 2, 4, 4), torch.tensor([0.5]), generator.encode_prompts(["a ball"]))
-        parameters = list(generator.trainable_parameters().values())
-        found.append(torch.autograd.grad(velocity.square().sum(), parameters))
-    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
-
-
 def test_guidance_gives_gradient_to_both_predictions():
     generator = build_generator(guidance_scale=2.0, negative_prompt="worst quality")
     randomise_lora(generator)

@@ -151,8 +151,11 @@ def encode_video(frames: Tensor, fps: float, *, codec: str = "h264", crf: int = 
     with av.open(buffer, "w", format="mp4") as container:
         # One thread: the bytes should not depend on the number of cores.
         options = {"crf": str(crf), "threads": "1"}
-        if codec == "hevc":
-            options["x265-params"] = "log-level=none:pools=1:frame-threads=1"
+        if codec == "h264":
+            # without these settings the look-ahead of either encoder decides otherwise about the same frames now and then
+            options["x264-params"] = "cpu-independent=1"
+        else:
+            options["x265-params"] = "log-level=none:pools=1:frame-threads=1:no-cutree=1"
         stream = container.add_stream(ENCODERS[codec], rate=Fraction(fps).limit_denominator(100_000), options=options)
         stream.width, stream.height, stream.pix_fmt = pictures.shape[2], pictures.shape[1], "yuv420p"
         for picture in pictures:

@@ -1,0 +1,1 @@
+"""The judge in other people's code."""

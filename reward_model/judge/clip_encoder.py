@@ -1,13 +1,16 @@
 """Clips to features by the vision tower, which may remember them while they are asked about again and again.
 
-GRPO shows a clip three times (rollout, reference, policy) and a ranking compares it with many others; as long as nothing
-in the tower is trained or adapted, it makes the same of it each time.
+GRPO shows a clip three times (rollout, reference, policy), a ranking compares it with many others, a service is sent it
+twice; as long as nothing in the tower is trained or adapted, it makes the same of it each time. Clips are known by a hash of
+their pixels.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,17 +32,28 @@ class ClipEncoder:
             model: the whole vision-language model.
         """
         self._model = model
-        self._known: dict[tuple, tuple[Clip, VisionFeatures]] | None = None
+        self._known: OrderedDict[tuple, VisionFeatures] | None = None
+        self._room: int | None = None
 
     @contextmanager
-    def remember(self) -> Iterator[None]:
-        """Encode each clip once inside this context, unless the tower is adapted, or trained while gradients are on."""
-        before, fixed = self._known, _is_fixed(self._model.model.visual)
-        self._known = (before or {}) if fixed else None
+    def remember(self, num_clips: int | None = None) -> Iterator[None]:
+        """Encode each clip once inside this context, unless the tower is adapted, or trained while gradients are on.
+
+        Args:
+            num_clips: features kept, those not asked for longest dropped first; None keeps all.
+
+        Yields:
+            Nothing; inside another such context, which goes on, that one's limit holds.
+        """
+        before = self._known, self._room
+        if not _is_fixed(self._model.model.visual):
+            self._known = None
+        elif self._known is None:
+            self._known, self._room = OrderedDict(), num_clips
         try:
             yield
         finally:
-            self._known = before
+            self._known, self._room = before
 
     def features(self, clips: Sequence[Clip], family: Family, *, quantise: bool) -> VisionFeatures:
         """Return the merged features of all clips in order.
@@ -54,19 +68,35 @@ class ClipEncoder:
         """
         if self._known is None or any(clip.frames.requires_grad for clip in clips):
             return self._encode(clips, family, quantise=quantise)
-        keys = [(id(clip.frames), clip.plan, family, quantise) for clip in clips]
-        new = [(key, clip) for key, clip in zip(keys, clips, strict=True) if key not in self._known]
+        keys = [(_content(clip), family, quantise) for clip in clips]
+        held = {key: self._known[key] for key in keys if key in self._known}
+        new = {key: clip for key, clip in zip(keys, clips, strict=True) if key not in held}
         if new:
-            sizes = [math.prod(merged(clip_grid(clip, family), family.facts)) for _, clip in new]
+            sizes = [math.prod(merged(clip_grid(clip, family), family.facts)) for clip in new.values()]
             with torch.no_grad():
-                found = self._encode([clip for _, clip in new], family, quantise=quantise).split(sizes)
-            # the clips are held, so that no later one is taken for them by its address
-            self._known |= {key: (clip, one) for (key, clip), one in zip(new, found, strict=True)}
-        return VisionFeatures.join([self._known[key][1] for key in keys])
+                found = self._encode(list(new.values()), family, quantise=quantise).split(sizes)
+            held |= zip(new, found, strict=True)
+        self._keep(held)
+        return VisionFeatures.join([held[key] for key in keys])
+
+    def _keep(self, used: Mapping[tuple, VisionFeatures]) -> None:
+        assert self._known is not None
+        for key, features in used.items():
+            self._known[key] = features
+            self._known.move_to_end(key)
+        while self._room is not None and len(self._known) > self._room:
+            self._known.popitem(last=False)
 
     def _encode(self, clips: Sequence[Clip], family: Family, *, quantise: bool) -> VisionFeatures:
         patches, grids = patches_of(clips, family, quantise=quantise, device=self._model.lm_head.weight.device)
         return family.encode(self._model, patches, grids)
+
+
+def _content(clip: Clip) -> tuple:
+    """Return what a clip's features depend on: its pixels, and the plan that places its frames in time."""
+    frames = clip.frames.detach()
+    data = frames.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    return hashlib.blake2b(data, digest_size=16).digest(), tuple(frames.shape), frames.dtype, clip.plan
 
 
 def _is_fixed(tower: nn.Module) -> bool:

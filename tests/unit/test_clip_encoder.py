@@ -44,6 +44,27 @@ def test_each_clip_is_encoded_once_and_everything_stays_as_it_was(judge, monkeyp
     assert seen == [2, 1, 1]  # forgotten
 
 
+def test_equal_pixels_are_one_clip_and_other_times_are_another(judge, monkeypatch):
+    clip, seen = make_clip(4, 32, 32), count_encodings(judge, monkeypatch)
+    with judge.remember_clips():
+        ask(judge, clip)
+        ask(judge, dataclasses.replace(clip, frames=clip.frames.clone()))
+        assert seen == [1]
+        ask(judge, dataclasses.replace(clip, plan=dataclasses.replace(clip.plan, fps=clip.plan.fps * 2)))
+    assert seen == [1, 1]
+
+
+def test_with_room_for_two_the_one_not_asked_for_longest_is_dropped(judge, monkeypatch):
+    one, two, three = (make_clip(4, 32, 32, seed=seed) for seed in range(3))
+    seen = count_encodings(judge, monkeypatch)
+    with judge.remember_clips(2):
+        for clip in (one, two, one, three, one, two):
+            ask(judge, clip)
+        assert seen == [1, 1, 1, 1]  # one, two, three and, dropped in between, two again
+        ask(judge, one, two, three)  # more than there is room for
+    assert seen == [1, 1, 1, 1, 1]
+
+
 def test_a_clip_at_another_size_or_rounding_is_another(judge, monkeypatch):
     clip, seen = make_clip(4, 64, 64), count_encodings(judge, monkeypatch)
     request = [prompts.describe_request(clip)]

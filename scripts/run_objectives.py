@@ -1,0 +1,321 @@
+"""Sets the generator's objectives against one another: oracle and judge by seconds, from the same judge and generator.
+
+    python scripts/run_objectives.py --tune        learning rate of each objective, by the judge's reward on training prompts
+    python scripts/run_objectives.py               all arms, three seeds, 300 seconds each on one thread, then the page
+
+Seconds are the processor's, of sampling, scoring and learning alone, so that a busy machine tells the same story. The judge
+stays fixed; the oracle only measures, on held-out prompts with the same noise each time. Finished runs are kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+from generator_loop.evaluation import INITIAL, Evaluation  # noqa: E402
+from generator_loop.launch import Processes  # noqa: E402
+from generator_loop.loop import iterate  # noqa: E402
+from generator_loop.session import open_session, read_config  # noqa: E402
+from generator_loop.state import begin  # noqa: E402
+from generator_loop.summary import difference, diversity  # noqa: E402
+from generator_loop.tracking.metric_log import read_log  # noqa: E402
+
+SECONDS, TUNE_SECONDS, NUM_MARKS = 300.0, 75.0, 5
+RATES = (1e-4, 3e-4, 1e-3)
+TUNE_SEED = 100
+DIMENSIONS = ("overall", "visual_quality", "motion_quality", "text_alignment")
+RATES_FILE = "learning_rates.json"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of the table: its title, what it changes in configs/toy.yaml, and the arm whose learning rate it takes."""
+
+    title: str
+    settings: tuple[str, ...]
+    tuned_as: str | None = None
+
+
+FLOW = ("objective.name=flow_grpo", "objective.window=0")
+SMALL = ("sampling.group_size=4",)
+ARMS: Mapping[str, Arm] = {
+    "nft": Arm("DiffusionNFT", ()),
+    "draft": Arm("DRaFT-K", ("objective.name=draft", *SMALL)),
+    "drtune": Arm("DRTune", ("objective.name=draft", "objective.detach_input=true", *SMALL)),
+    "flow_grpo": Arm("Flow-GRPO, reweighted", FLOW),
+    "flow_grpo_plain": Arm("Flow-GRPO, no reweighting", (*FLOW, "objective.balance=none")),
+    "mix_window": Arm("Flow-GRPO, window of 4 steps", ("objective.name=flow_grpo", "objective.window=4")),
+    "dpo": Arm("Flow-DPO, anchored winners", ("objective.name=dpo",)),
+    "dpo_plain": Arm("Flow-DPO, no anchor", ("objective.name=dpo", "objective.anchor=0"), "dpo"),
+    "rwr": Arm("Flow-RWR", ("objective.name=rwr",)),
+    "refl": Arm("ReFL", ("objective.name=refl", *SMALL)),
+    "shuffled": Arm("control: DiffusionNFT, rewards shuffled", ("reward.transform=shuffle",), "nft"),
+    "frozen": Arm("control: frozen weights, new noise", ()),
+}
+
+
+def run(name: str, seed: int, folder: Path, *, rate: float, seconds: float, num_marks: int) -> None:
+    """Train one arm for `seconds` of processor time and write what was measured at each of the marks."""
+    torch.set_num_threads(1)
+    options = [*ARMS[name].settings, f"run.seed={seed}", f"run.output={folder}/run", "refresh.every=0"]
+    options += ["judge.audit_path=null", f"update.learning_rate={rate}", "evaluation.num_seeds=2"]
+    session = open_session(read_config(ROOT / "configs" / "toy.yaml", options), Processes(device=torch.device("cpu")))
+    begin(session)
+    evaluator, generator, frozen = session.evaluator, session.generator, name == "frozen"
+    everything = len(evaluator.prompts)
+    marks: list[dict[str, Any]] = []
+    before: Evaluation | None = None
+    clock, num_iterations = 0.0, 0
+    for mark in range(num_marks + 1):
+        while clock < seconds * mark / num_marks and not frozen:
+            started = time.process_time()
+            iterate(session)
+            session.progress.iteration += 1
+            clock += time.process_time() - started
+            num_iterations += 1
+        if frozen and mark not in (0, num_marks):
+            continue
+        if frozen and mark:
+            evaluator = dataclasses.replace(evaluator, draw=evaluator.draw.fork("again"))
+        found = evaluator.evaluate(generator, everything, judge_is_initial=True)
+        before = before or found
+        marks.append(
+            {
+                "seconds": clock,
+                "iterations": num_iterations,
+                "columns": {
+                    key: found.columns[key] for key in found.columns if key.split("/")[0] in (INITIAL, "oracle")
+                },
+                "diversity": diversity(found, before, session.renderer),
+                "flow_loss": session.probes.measure()["flow_loss"],
+            }
+        )
+    log = [] if frozen else read_log(folder / "run" / "metrics.jsonl")
+    rewards = [row["reward"] for row in log if row["kind"] == "iteration"]
+    done = {"prompt_ids": found.prompt_ids, "marks": marks, "rewards": rewards, "learning_rate": rate}
+    (folder / "marks.json").write_text(json.dumps(done) + "\n")
+
+
+def tuned_rate(name: str, runs: Path) -> float:
+    """Return the learning rate that tuning chose for an arm."""
+    if name == "frozen":
+        return RATES[0]
+    chosen = json.loads((runs / RATES_FILE).read_text())
+    return float(chosen[ARMS[name].tuned_as or name]["rate"])
+
+
+def choose_rates(names: Sequence[str], runs: Path) -> None:
+    """Write the learning rate of each objective under which the judge's reward on training prompts rose most."""
+    found = {}
+    for name in names:
+        gains = {}
+        for rate in RATES:
+            rewards = json.loads((runs / "tune" / f"{name}-{rate:g}" / "marks.json").read_text())["rewards"]
+            part = max(1, len(rewards) // 4)
+            gains[f"{rate:g}"] = float(np.mean(rewards[-part:]) - np.mean(rewards[:part]))
+        best = max(gains, key=lambda rate: gains[rate])
+        found[name] = {"rate": float(best), "gains": gains}
+    (runs / RATES_FILE).write_text(json.dumps(found, indent=1) + "\n")
+    sys.stdout.write(json.dumps(found, indent=1) + "\n")
+
+
+def joined(runs: Sequence[Mapping[str, Any]], mark: int) -> Evaluation:
+    """Return one evaluation of the clips of all seeds at a mark."""
+    ids = tuple(prompt_id for one in runs for prompt_id in one["prompt_ids"])
+    names = runs[0]["marks"][mark]["columns"]
+    return Evaluation(ids, {key: tuple(v for one in runs for v in one["marks"][mark]["columns"][key]) for key in names})
+
+
+def curve(runs: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return seconds [marks], as means over the seeds, and a column's clips [marks, N]."""
+    num = min(len(one["marks"]) for one in runs)
+    seconds = np.array([np.mean([one["marks"][mark]["seconds"] for one in runs]) for mark in range(num)])
+    return seconds, np.array([joined(runs, mark).columns[key] for mark in range(num)])
+
+
+def seconds_to(seconds: np.ndarray, means: np.ndarray, goal: float) -> float:
+    """Return when a curve first reaches a level, straight between its marks; infinite where it never does."""
+    for place in range(1, len(means)):
+        if means[place] >= goal > means[place - 1]:
+            share = (goal - means[place - 1]) / (means[place] - means[place - 1])
+            return float(seconds[place - 1] + share * (seconds[place] - seconds[place - 1]))
+    return math.inf
+
+
+def speed_ratio(
+    runs: Sequence[Mapping[str, Any]], slow: Sequence[Mapping[str, Any]], *, num_resamples: int = 1000
+) -> Any:
+    """Return how many times sooner than `slow` the runs reach the oracle score where `slow` ends, with its interval."""
+    (own, mine), (theirs, other) = curve(runs, "oracle/overall"), curve(slow, "oracle/overall")
+    ids = np.array(joined(runs, 0).prompt_ids)
+    groups = [np.flatnonzero(ids == one) for one in dict.fromkeys(ids)]
+    rng = np.random.default_rng(0)
+
+    def ratio(rows: np.ndarray) -> float:
+        return float(theirs[-1] / seconds_to(own, mine[:, rows].mean(1), other[-1, rows].mean()))
+
+    drawn = [
+        ratio(np.concatenate([groups[i] for i in rng.integers(len(groups), size=len(groups))]))
+        for _ in range(num_resamples)
+    ]
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return {"ratio": ratio(np.arange(len(ids))), "low": float(low), "high": float(high)}
+
+
+def summarise(runs: Sequence[Mapping[str, Any]], slow: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return one arm's row."""
+    last = [one["marks"][-1] for one in runs]
+    first = [one["marks"][0] for one in runs]
+    before, after = joined(runs, 0), joined(runs, -1)
+    seconds, clips = curve(runs, "oracle/overall")
+    return {
+        "num_seeds": len(runs),
+        "learning_rate": runs[0]["learning_rate"],
+        "iterations": float(np.mean([mark["iterations"] for mark in last])),
+        "oracle": {"before": before.mean("oracle/overall"), "after": after.mean("oracle/overall")},
+        "judge": {"before": before.mean(f"{INITIAL}/overall"), "after": after.mean(f"{INITIAL}/overall")},
+        "difference": difference(before, after, num_resamples=2000, seed=0),
+        "diversity": float(np.mean([mark["diversity"] for mark in last])),
+        "flow_loss_ratio": float(np.mean([b["flow_loss"] / a["flow_loss"] for a, b in zip(first, last, strict=True)])),
+        "sooner": speed_ratio(runs, slow) if slow else None,
+        "curve": {
+            "seconds": seconds.tolist(),
+            "oracle": clips.mean(1).tolist(),
+            "judge": curve(runs, f"{INITIAL}/overall")[1].mean(1).tolist(),
+        },
+    }
+
+
+def write(arms: Sequence[str], seeds: Sequence[int], runs: Path, docs: Path) -> None:
+    """Write docs/toy_objectives.{md,json,svg} of the finished runs."""
+    found: dict[str, list[Any]] = {}
+    for name in arms:
+        files = [runs / f"{name}-{seed}" / "marks.json" for seed in seeds]
+        found[name] = [json.loads(file.read_text()) for file in files if file.exists()]
+    slow = found.get("flow_grpo", [])
+    rows = {name: summarise(ended, slow if name != "frozen" else []) for name, ended in found.items() if ended}
+    rates = json.loads((runs / RATES_FILE).read_text()) if (runs / RATES_FILE).exists() else {}
+    docs.mkdir(parents=True, exist_ok=True)
+    (docs / "toy_objectives.json").write_text(json.dumps({"arms": rows, "learning_rates": rates}, indent=1) + "\n")
+    plot(rows, docs / "toy_objectives.svg")
+    lines = [
+        "# The objectives against one another",
+        "",
+        f"{SECONDS:.0f} seconds of one processor core each for sampling, scoring and learning, from the same generator and the",
+        "same fixed judge; 64 held-out prompts x 2 clips a seed, the same noise before and after; 95 % bootstrap intervals by",
+        "prompt over all seeds. The oracle only measures. Learning rates were chosen from "
+        + ", ".join(f"{rate:g}" for rate in RATES),
+        "by the judge's reward on training prompts. Sooner: how many times earlier than reweighted Flow-GRPO an arm reaches the",
+        "oracle score where that ends (0: never). `python scripts/run_objectives.py` makes this page.",
+        "",
+        "![oracle and judge by seconds](toy_objectives.svg)",
+        "",
+        "| arm | seeds | rate | iterations | oracle | change | judge | diversity | flow loss, times | sooner |",
+        "|" + "---|" * 10,
+        *(line(name, row) for name, row in rows.items()),
+        "",
+    ]
+    (docs / "toy_objectives.md").write_text("\n".join(lines), encoding="utf-8")
+    sys.stdout.write("\n".join(lines))
+
+
+def line(name: str, row: Mapping[str, Any]) -> str:
+    """Return one arm's line of the table."""
+    change, sooner = row["difference"]["overall"], row["sooner"]
+    cells = [ARMS[name].title, str(row["num_seeds"]), f"{row['learning_rate']:g}", f"{row['iterations']:.0f}"]
+    cells.append(f"{row['oracle']['before']:.3f} to {row['oracle']['after']:.3f}")
+    cells.append(f"{change['mean']:+.3f} [{change['low']:+.3f}, {change['high']:+.3f}]")
+    cells.append(f"{row['judge']['before']:.3f} to {row['judge']['after']:.3f}")
+    cells += [f"{row['diversity']:.2f}", f"{row['flow_loss_ratio']:.2f}"]
+    cells.append("" if sooner is None else f"{sooner['ratio']:.1f} [{sooner['low']:.1f}, {sooner['high']:.1f}]")
+    return "| " + " | ".join(cells) + " |"
+
+
+def plot(rows: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """Draw oracle and judge by seconds, one line an arm."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(12, 4.5), sharex=True)
+    for axis, source in zip(axes, ("oracle", "judge"), strict=True):
+        for name, row in rows.items():
+            if name != "frozen":
+                style = "--" if name == "shuffled" else "-"
+                axis.plot(
+                    row["curve"]["seconds"], row["curve"][source], style, marker="o", ms=3, label=ARMS[name].title
+                )
+        axis.set(title=f"{source}, overall", xlabel="seconds of one core")
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(frameon=False, fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run what is missing, then write the page; return the number of runs that failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
+    parser.add_argument("--tune", action="store_true", help="choose the learning rates")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "objectives", help="folder of the runs")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of the results")
+    parser.add_argument(
+        "--only", nargs=3, metavar=("ARM", "SEED", "RATE"), help="one run in this process (RATE 0: tuned)"
+    )
+    options = parser.parse_args(argv)
+    if options.only:
+        name, seed, rate = options.only[0], int(options.only[1]), float(options.only[2])
+        if rate:
+            place = options.runs / "tune" / f"{name}-{rate:g}"
+            run(name, seed, place, rate=rate, seconds=TUNE_SECONDS, num_marks=1)
+        else:
+            place = options.runs / f"{name}-{seed}"
+            run(name, seed, place, rate=tuned_rate(name, options.runs), seconds=SECONDS, num_marks=NUM_MARKS)
+        return 0
+    tuned = [name for name in options.arms if name != "frozen" and ARMS[name].tuned_as is None]
+    todo = [(name, TUNE_SEED, rate) for name in tuned for rate in RATES] if options.tune else []
+    todo = todo or [(name, seed, 0.0) for seed in options.seeds for name in options.arms]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        failed = sum(pool.map(lambda one: _run_apart(*one, options.runs), todo))
+    if options.tune:
+        choose_rates(tuned, options.runs)
+    else:
+        write(options.arms, options.seeds, options.runs, options.docs)
+    return failed
+
+
+def _run_apart(name: str, seed: int, rate: float, runs: Path) -> int:
+    folder = runs / "tune" / f"{name}-{rate:g}" if rate else runs / f"{name}-{seed}"
+    if (folder / "marks.json").exists():
+        return 0
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, __file__, "--only", name, str(seed), str(rate), "--runs", str(runs)]
+    with (folder / "log.txt").open("w") as log:
+        status = subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, check=False).returncode
+    print(f"{folder.name}: {'done' if status == 0 else f'failed ({status}), see {folder}/log.txt'}", flush=True)
+    return int(status != 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from reward_model.judge import readouts
 from reward_model.judge.model import VideoJudge
-from reward_model.language import prompts as language
 from reward_model.records import Clip, Comparison, Ranking
 from reward_model.score_sheet import comparison
 
@@ -116,7 +115,7 @@ def _preferences(
     found = [torch.zeros(0, 4, device=judge.device)]
     with judge.use_role(role):
         for start in range(0, len(pairs), batch_size):
-            requests = [language.compare_request(*pair) for pair in pairs[start : start + batch_size]]
+            requests = [judge.style.compare_request(*pair) for pair in pairs[start : start + batch_size]]
             logits = torch.cat(judge.next_token_logits(requests))
             p_first, p_tie, mass = readouts.read_preference(logits, judge.preference_ids)
             found.append(torch.stack([p_first, 1 - p_first - p_tie, p_tie, mass], dim=1))

@@ -49,9 +49,9 @@ def explain_clip(judge: VideoJudge, clip: Clip, prompt: str | None) -> Explanati
         request = language.score_request(Clip(pixels, clip.plan), prompt, asked)
         levels = readouts.read_levels(judge.next_token_logits([request])[0], judge.level_ids)
     with torch.no_grad():
-        request = language.reason_request(clip, prompt)
+        request = judge.style.reason_request(clip, prompt)
         text = judge.generate([request], max_new_tokens=judge.config.max_answer_tokens)[0][0][0]
-    answer = parsing.parse_reason(text)
+    answer = judge.style.parse_reason(text, ())
     parsed = answer if isinstance(answer, ParsedAnswer) else ParsedAnswer({}, "")
     return Explanation(
         text=text,

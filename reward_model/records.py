@@ -19,6 +19,9 @@ DIMENSIONS = ("visual_quality", "motion_quality", "text_alignment", "overall")
 LEVELS = ("bad", "poor", "fair", "good", "excellent")
 """The five rating words, worst first; level k stands for quality k / 4."""
 
+CLIP_MEASURES = ("fps", "frames", "pixels")
+"""What a trained range bounds: Hz of the frames that the judge sees, their number, and pixels of a frame as it comes."""
+
 
 class VideoError(ValueError):
     """A video that cannot be read or is damaged; the message is the reason shown to the user."""
@@ -193,6 +196,7 @@ class RewardOutput:
         texts: B reasoned answers, or None.
         frame_plan: B plans, None where the clip could not be read.
         overall_from: per video, the dimensions whose mean is `overall` where it was not asked of the judge.
+        warnings: per video, in what it is unlike the clips of the judge's training; () where nobody looked.
     """
 
     rewards: Tensor
@@ -205,6 +209,7 @@ class RewardOutput:
     texts: Sequence[str] | None
     frame_plan: Sequence[FramePlan | None]
     overall_from: Sequence[tuple[str, ...]]
+    warnings: Sequence[tuple[str, ...]] = ()
 
 
 @dataclass(frozen=True)

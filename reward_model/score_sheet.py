@@ -88,6 +88,7 @@ class ScoreSheet:
         weights: Mapping[str, float] | None,
         normalize: str,
         calibration: Mapping[str, Mapping[str, float]],
+        warnings: Sequence[tuple[str, ...]] = (),
     ) -> RewardOutput:
         """Assemble the `RewardOutput`."""
         nan = torch.tensor(math.nan, device=self.device)
@@ -121,6 +122,7 @@ class ScoreSheet:
             texts=None if all(text is None for text in self.texts) else [text or "" for text in self.texts],
             frame_plan=plans,
             overall_from=overall_from,
+            warnings=warnings,
         )
 
     def _mask(self, good: Sequence[bool]) -> Tensor:
@@ -167,7 +169,10 @@ def _normalise(quality: Tensor, name: str, normalize: str, calibration: Mapping[
     if normalize != "z":
         raise ValueError(f"normalize must be 'unit', 'raw' or 'z', got {normalize!r}")
     if name not in calibration:
-        raise ValueError(f"this judge has no calibration constants for {name!r}; use normalize='unit' or 'raw'")
+        raise ValueError(
+            f"this judge has no calibration constants for {name!r}; use normalize='unit' or 'raw', "
+            "or write some by `video-judge calibrate`"
+        )
     return (quality - calibration[name]["mean"]) / calibration[name]["std"]
 
 

@@ -5,8 +5,8 @@ Shapes: B videos, D dimensions, K = 5 levels; frames are float32 RGB [B, T, C, H
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,16 +17,17 @@ from reward_model.comparing import compare_clips, rank_clips
 from reward_model.explanation import Explanation, explain_clip
 from reward_model.judge import readouts
 from reward_model.judge.model import VideoJudge
-from reward_model.language import parsing
 from reward_model.language import prompts as language
 from reward_model.media.frame_sampling import FramePolicy
-from reward_model.media.intake import to_clips
+from reward_model.media.intake import clips_ahead, to_clips
 from reward_model.media.motion_encoders import encoder_of
+from reward_model.media.trained_range import unlike_training
 from reward_model.pixel_loss import pixel_loss
 from reward_model.records import (
     DIMENSIONS,
     Clip,
     Comparison,
+    FramePlan,
     Ranking,
     RewardOutput,
     VideoError,
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
 
 TOY_JUDGE = Path(__file__).parent / "assets" / "toy_judge"
 """The embedded judge of the moving-shapes world; `from_pretrained("toy")` loads it."""
+
+WINDOW = 4
+"""Batches that are planned at a time: the next are read meanwhile, and clips of like size go into one batch."""
 
 _ALIGN_NAMES = {"VQ": "visual_quality", "MQ": "motion_quality", "TA": "text_alignment"}
 
@@ -74,6 +78,8 @@ class VideoJudgeReward(nn.Module):
         cls,
         path_or_id: str | Path,
         *,
+        subfolder: str = "",
+        revision: str | None = None,
         role: str | None = "generated",
         dtype: str | torch.dtype = "auto",
         device: str | torch.device | None = None,
@@ -83,10 +89,13 @@ class VideoJudgeReward(nn.Module):
         """Load a judge folder, a hub id or a stock Qwen2.5-VL / Qwen3-VL checkpoint.
 
         Args:
-            path_or_id: folder, hub id, or "toy" for the embedded judge of the moving-shapes world.
+            path_or_id: folder, hub id ("owner/name/sub" for a judge inside a repository), or "toy" for the embedded judge
+                of the moving-shapes world.
+            subfolder: where inside the folder or repository it stands.
+            revision: commit, branch or tag of a hub repository.
             role: adapter that scores; a judge without adapters has no roles and ignores it.
             dtype: weights' dtype, "auto" keeps the stored one (float32 on CPU).
-            device: where to put the judge; None keeps the CPU.
+            device: where to put the judge; None is the first CUDA device where there is one, else the CPU.
             attn_implementation: attention backend of transformers.
             allow_damaged: see the constructor.
 
@@ -94,7 +103,14 @@ class VideoJudgeReward(nn.Module):
             The reward, frozen and in eval mode.
         """
         path = TOY_JUDGE if str(path_or_id) == "toy" else path_or_id
-        judge = VideoJudge.from_pretrained(path, dtype=dtype, device=device, attn_implementation=attn_implementation)
+        judge = VideoJudge.from_pretrained(
+            path,
+            subfolder=subfolder,
+            revision=revision,
+            dtype=dtype,
+            device=device,
+            attn_implementation=attn_implementation,
+        )
         return cls(judge.requires_grad_(False).eval(), role=role, allow_damaged=allow_damaged)
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -149,16 +165,29 @@ class VideoJudgeReward(nn.Module):
             ValueError: wrong shapes, ranges, unknown dimensions, weights or readout, missing fps or constants.
         """
         dims = self._check(dimensions, weights, readout, differentiable, num_samples)
-        clips = self._clips(videos, fps, layout)
-        texts = _one_prompt_each(prompts, len(clips))
-        grad: AbstractContextManager[Any] = nullcontext() if differentiable else torch.no_grad()
-        with grad, self.judge.use_role(self.role):
-            sheet = ScoreSheet(dims, len(clips), self.judge.device)
-            for start in range(0, len(clips), batch_size):
-                rows = range(start, min(start + batch_size, len(clips)))
-                self._read(sheet, [(row, clips[row], texts[row]) for row in rows], readout, num_samples)
-        plans = [None if isinstance(clip, str) else clip.plan for clip in clips]
-        return sheet.output(plans, weights, normalize, self.judge.config.calibration)
+        num, windows = clips_ahead(
+            videos,
+            WINDOW * batch_size,
+            policy=self.frame_policy,
+            fps=fps,
+            layout=layout,
+            allow_damaged=self.allow_damaged,
+            motion=self._motion,
+        )
+        texts = _one_prompt_each(prompts, num)
+        sheet = ScoreSheet(dims, num, self.judge.device)
+        plans: list[FramePlan | None] = []
+        warnings: list[tuple[str, ...]] = []
+        for clips in windows:
+            rows = [(row, clip, texts[row]) for row, clip in enumerate(clips, start=len(plans))]
+            rows.sort(key=lambda item: _size(item[1]))  # clips of like size pad each other least
+            with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()), self.judge.use_role(self.role):
+                for start in range(0, len(rows), batch_size):
+                    self._read(sheet, rows[start : start + batch_size], readout, num_samples)
+            plans += [None if isinstance(clip, str) else clip.plan for clip in clips]
+            known = self.judge.config.trained_range
+            warnings += [() if isinstance(clip, str) else unlike_training(clip, known) for clip in clips]
+        return sheet.output(plans, weights, normalize, self.judge.config.calibration, warnings)
 
     def _clips(
         self, videos: Tensor | Sequence[VideoLike], fps: float | Sequence[float] | None, layout: str
@@ -176,6 +205,8 @@ class VideoJudgeReward(nn.Module):
         differentiable: bool,
         num_samples: int,
     ) -> tuple[str, ...]:
+        if self.judge.head is not None:
+            raise ValueError("this judge scores by a head at special tokens: call reward(video_paths, prompts)")
         known = tuple(self.judge.config.dimensions)
         asked = tuple(dimensions) if dimensions is not None else known
         for name in (*asked, *(weights or ())):
@@ -212,13 +243,13 @@ class VideoJudgeReward(nn.Module):
                 sheet.put_levels(row, asked, readouts.read_levels(branches, self.judge.level_ids))
             return
         answers = self.judge.generate(
-            [language.reason_request(clip, prompt) for _, clip, prompt, _ in readable],
+            [self.judge.style.reason_request(clip, prompt) for _, clip, prompt, _ in readable],
             max_new_tokens=self.judge.config.max_answer_tokens,
             num_samples=num_samples,
             temperature=1.0 if num_samples > 1 else 0.0,
         )
         for (row, _, _, asked), (texts,) in zip(readable, answers, strict=True):
-            sheet.put_answers(row, asked, texts, [parsing.parse_reason(text, asked) for text in texts])
+            sheet.put_answers(row, asked, texts, [self.judge.style.parse_reason(text, asked) for text in texts])
 
     def compare(
         self,
@@ -322,7 +353,7 @@ class VideoJudgeReward(nn.Module):
             fps: sampling rate in Hz; excludes num_frames; None with num_frames None keeps the judge's own plan.
             num_frames: uniformly sampled frames; excludes fps.
             max_pixels: pixel cap per frame; None keeps the judge's.
-            use_norm: z scores by the calibration constants; otherwise raw 1..5.
+            use_norm: z scores by the calibration constants; otherwise raw 1..5, of a score head its own numbers.
 
         Returns:
             B dicts with VQ, MQ, TA and Overall = VQ + MQ + TA; NaN where a score could not be had.
@@ -341,6 +372,9 @@ class VideoJudgeReward(nn.Module):
             policy = FramePolicy(mode="uniform", num_frames=num_frames)
         clips = self._plan(list(video_paths), policy)
         texts = _one_prompt_each(prompts, len(clips))
+        if self.judge.head is not None:
+            with self.judge.pixel_cap(max_pixels):
+                return [self._by_head(clip, text, use_norm) for clip, text in zip(clips, texts, strict=True)]
         dims = tuple(_ALIGN_NAMES.values())
         sheet = ScoreSheet(dims, len(clips), self.judge.device)
         with torch.no_grad(), self.judge.use_role(self.role), self.judge.pixel_cap(max_pixels):
@@ -349,6 +383,19 @@ class VideoJudgeReward(nn.Module):
         out = sheet.output([None] * len(clips), None, "z" if use_norm else "raw", self.judge.config.calibration)
         rows = [{key: out.scores[name][row].item() for key, name in _ALIGN_NAMES.items()} for row in range(len(clips))]
         return [{**row, "Overall": sum(row.values())} for row in rows]
+
+    @torch.no_grad()
+    def _by_head(self, clip: Clip | str, prompt: str | None, normalise: bool) -> dict[str, float]:
+        """Return one row of `reward` from a judge's score head."""
+        head = self.judge.head
+        assert head is not None
+        found = dict.fromkeys(_ALIGN_NAMES.values(), math.nan)
+        if isinstance(clip, Clip) and prompt is not None:
+            scores = self.judge.head_scores([clip], [prompt])
+            values = head.normalise(scores) if normalise else scores
+            found |= dict(zip(head.settings.dimensions, values[0].tolist(), strict=True))
+        row = {key: found[name] for key, name in _ALIGN_NAMES.items()}
+        return {**row, "Overall": sum(row.values())}
 
     def as_loss(
         self,
@@ -373,6 +420,10 @@ class VideoJudgeReward(nn.Module):
             ValueError: unknown space, or log-odds of a weighted sum, which need not lie in [0, 1].
         """
         return pixel_loss(self, target, scale=scale, space=space, weights=weights)
+
+
+def _size(clip: Clip | str) -> int:
+    return 0 if isinstance(clip, str) else clip.frames.numel()
 
 
 def _one_prompt_each(prompts: str | Sequence[str | None] | None, num: int) -> list[str | None]:

@@ -3,8 +3,9 @@
     python scripts/run_judge_arms.py                            both recipes, all arms, three seeds, two runs at a time
     python scripts/run_judge_arms.py --arms vq_insight no_temporal --seeds 0
 
-Every arm starts from the embedded judge. It is measured on held-out clips and pairs, against the oracle, as the embedded
-judge itself is; differences are paired by clip, averaged over seeds, and bootstrapped by prompt. Finished runs are kept.
+All arms go on from one supervised start. Start and end are measured on held-out clips and pairs, against the oracle;
+differences are paired by clip, averaged over seeds, and bootstrapped by prompt. Finished runs are kept, and stages that two
+arms of a seed share are trained once.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -33,8 +35,11 @@ from reward_model.records import DIMENSIONS  # noqa: E402
 from reward_model.training.recipe import RecipeConfig, StageConfig  # noqa: E402
 from reward_model.video_reward import VideoJudgeReward  # noqa: E402
 
-Change = Callable[[StageConfig], StageConfig]
-NUM_CLIPS, NUM_UNSEEN, SEED, NUM_RESAMPLES = 300, 150, 4321, 1000
+Change = Callable[[StageConfig], StageConfig | None]
+"""What an arm makes of a stage of GRPO; None leaves it out."""
+
+START = "start"
+NUM_CLIPS, NUM_UNSEEN, NUM_PAIRS, SEED, NUM_RESAMPLES = 300, 150, 600, 4321, 1000
 
 PARTS = {"right": "", "scores": "", "unseen": ", unseen defects"}
 """What a run's answers hold -> what the table calls it."""
@@ -65,50 +70,92 @@ def instead(name: str, other: str, **settings: Any) -> Change:
     return change
 
 
-ARMS: Mapping[str, tuple[str, Change | None]] = {
-    "vq_insight": ("toy_vq_insight", None),
-    "no_temporal": ("toy_vq_insight", without("temporal")),
-    "temporal_paper": ("toy_vq_insight", instead("temporal", "temporal", variant="paper")),
-    "temporal_released": ("toy_vq_insight", instead("temporal", "temporal", variant="released")),
-    "vqathinker": ("toy_vqathinker", None),
+def scorer_only(change: Change) -> Change:
+    """Return a change that leaves out the comparator, on which it has no bearing."""
+    return lambda stage: None if stage.role == "comparator" else change(stage)
+
+
+def cold(stage: StageConfig) -> StageConfig | None:
+    """Leave out the image warm-up."""
+    return None if stage.name == "warm_up" else dataclasses.replace(stage, start=None)
+
+
+ARMS: Mapping[str, tuple[str, Change]] = {
+    "vq_insight": ("toy_vq_insight", lambda stage: stage),
+    "no_warm_up": ("toy_vq_insight", cold),
+    "no_temporal": ("toy_vq_insight", scorer_only(without("temporal"))),
+    "temporal_released": ("toy_vq_insight", scorer_only(instead("temporal", "temporal", variant="released"))),
+    "vqathinker": ("toy_vqathinker", lambda stage: stage),
     "absolute": ("toy_vqathinker", instead("bell", "absolute")),
     "threshold": ("toy_vqathinker", instead("bell", "threshold")),
-    "no_ranking": ("toy_vqathinker", without("ranking", "temporal_ranking")),
+    "no_ranking": ("toy_vqathinker", without("ranking")),
     "no_consistency": ("toy_vqathinker", without("temporal_ranking")),
 }
-"""Arm -> recipe and what it changes in every stage of reasoned answers."""
+"""Arm -> recipe and what it changes in every stage of GRPO."""
 
 
 def recipe_of(arm: str, seed: int, folder: Path) -> RecipeConfig:
     """Return the arm's recipe for one seed."""
     name, change = ARMS[arm]
     config = load_config(RecipeConfig, ROOT / "configs" / "judge" / f"{name}.yaml")
-    stages = [s if change is None or "reason" not in s.tasks else change(s) for s in config.stages]
-    return dataclasses.replace(config, seed=seed, stages=stages, output=str(folder))
+    stages = [stage if stage.method == "sft" else change(stage) for stage in config.stages]
+    return dataclasses.replace(config, seed=seed, stages=[s for s in stages if s is not None], output=str(folder))
+
+
+def run_start(folder: Path) -> None:
+    """Train, on the processes that torchrun starts, what all arms share; write what it says of held-out clips and pairs."""
+    from reward_model.training.stages import run_recipe
+
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo")
+    trained = run_recipe(recipe_of("vq_insight", 0, folder), num_stages=1)
+    if torch.distributed.get_rank():
+        return
+    scores = answers_of(trained, None)
+    pairs = answers_of(trained, None, compares=True)
+    found = {"generated": scores, "natural": scores, "comparator": pairs}
+    (folder / "answers.json").write_text(json.dumps(found) + "\n")
 
 
 def run(arm: str, seed: int, folder: Path) -> None:
-    """Train one arm with one seed and write what its judge says of the held-out clips and pairs."""
+    """Train one arm with one seed and write what its judges say of the held-out clips and pairs."""
     from reward_model.training.stages import run_recipe
 
     torch.set_num_threads(1)
     config = recipe_of(arm, seed, folder)
+    for other in (folder.parent / START, *sorted(folder.parent.glob(f"*-{seed}"))):
+        take_stages(config, other, folder)
     trained = run_recipe(config)
-    answers = {stage.role: answers_of(trained, stage.role or "") for stage in config.stages}
-    (folder / "answers.json").write_text(json.dumps(answers) + "\n")
+    roles = [stage.role for stage in config.stages if stage.role in ("natural", "generated", "comparator")]
+    found = {role: answers_of(trained, role, compares=role == "comparator") for role in roles}
+    (folder / "answers.json").write_text(json.dumps(found) + "\n")
 
 
-def answers_of(judge: Path | str, role: str) -> dict[str, Any]:
-    """Return a role's reasoned scores of the held-out clips, or, of the comparator, its margins on the held-out pairs."""
-    clips = held_out()
+def take_stages(config: RecipeConfig, other: Path, folder: Path) -> None:
+    """Copy the leading stages that another run of the seed has finished with the same settings."""
+    for number, stage in enumerate(config.stages):
+        place = Path("stages") / f"{number:02d}-{stage.name}"
+        if (folder / place / "done.json").exists():
+            continue
+        done = other / place / "done.json"
+        if not done.exists() or json.loads(done.read_text())["stage"] != json.loads(
+            json.dumps(dataclasses.asdict(stage))
+        ):
+            return
+        shutil.copytree(other / place, folder / place)
+
+
+def answers_of(judge: Path, role: str | None, *, compares: bool = False) -> dict[str, Any]:
+    """Return a role's reasoned scores of the held-out clips, or which of the held-out pairs it puts in the right order."""
     reward = VideoJudgeReward.from_pretrained(judge, role=role)
-    if role == "comparator":
-        pairs = benchmark.pairs_by_label(clips, min_gap=0.1, num=NUM_CLIPS, seed=SEED)
+    if compares:
+        clips = benchmark.moving_shapes_clips(NUM_PAIRS, seed=SEED)
+        pairs = benchmark.pairs_by_label(clips, min_gap=0.1, num=NUM_PAIRS, seed=SEED)
         output = reward.compare([p.first for p in pairs], [p.second for p in pairs], [p.prompt for p in pairs])
         right = [m * (p.preference["overall"] - 0.5) > 0 for m, p in zip(output.margin.tolist(), pairs, strict=True)]
         return {"prompts": [p.prompt for p in pairs], "right": right}
     found: dict[str, Any] = {}
-    for name, shown in (("scores", clips), ("unseen", held_out(unseen=True))):
+    for name, shown in (("scores", held_out()), ("unseen", held_out(unseen=True))):
         scores, parse_rate = benchmark.score_clips(reward, shown, readout="reason")
         found[name] = {dimension: values.tolist() for dimension, values in scores.items()}
         found[f"parse_rate_{name}"] = parse_rate
@@ -131,22 +178,30 @@ def score(found: Mapping[str, Any], part: str, truth: Mapping[str, np.ndarray], 
     return float(np.mean([metrics.srcc(v, truth[n][rows]) for v, n in zip(values, DIMENSIONS, strict=True)]))
 
 
-def compare(start: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], part: str) -> dict[str, float]:
-    """Return start, mean over the seeds, and their difference with its bootstrap interval by prompt."""
+def compare(start: Mapping[str, Any], ends: Sequence[Mapping[str, Any]], part: str) -> dict[str, float]:
+    """Return start, mean end over the seeds and their difference, with its bootstrap interval by prompt."""
     clips = held_out(unseen=part == "unseen")
     truth = {name: np.array([clip.quality[name] for clip in clips]) for name in DIMENSIONS}
     prompts = np.array(start.get("prompts") or [clip.prompt for clip in clips])
     groups = [np.flatnonzero(prompts == prompt) for prompt in dict.fromkeys(prompts)]
-    everything, rng = np.arange(len(prompts)), np.random.default_rng(0)
-    differences = []
-    for _ in range(NUM_RESAMPLES):
-        rows = np.concatenate([groups[i] for i in rng.integers(len(groups), size=len(groups))])
-        own = score(start, part, truth, rows)
-        differences.append(np.mean([score(one, part, truth, rows) for one in runs]) - own)
-    before = score(start, part, truth, everything)
-    after = float(np.mean([score(one, part, truth, everything) for one in runs]))
-    low, high = np.quantile(differences, [0.025, 0.975])
-    return {"start": before, "mean": after, "difference": after - before, "low": float(low), "high": float(high)}
+    rng = np.random.default_rng(0)
+
+    def means(rows: np.ndarray) -> np.ndarray:
+        return np.array([np.mean([score(one, part, truth, rows) for one in side]) for side in ([start], ends)])
+
+    drawn = [
+        means(np.concatenate([groups[i] for i in rng.integers(len(groups), size=len(groups))]))
+        for _ in range(NUM_RESAMPLES)
+    ]
+    before, after = means(np.arange(len(prompts)))
+    low, high = np.quantile([last - first for first, last in drawn], [0.025, 0.975])
+    return {
+        "start": float(before),
+        "end": float(after),
+        "difference": float(after - before),
+        "low": float(low),
+        "high": float(high),
+    }
 
 
 def main(argv: Sequence[str]) -> int:
@@ -161,9 +216,14 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     if options.only:
         arm, seed = options.only
-        run(arm, int(seed), options.runs / f"{arm}-{seed}")
+        if arm == START:
+            run_start(options.runs / START)
+        else:
+            run(arm, int(seed), options.runs / f"{arm}-{seed}")
         return 0
-    todo = [(arm, seed) for seed in options.seeds for arm in options.arms]
+    if _run_apart(START, 0, options.runs):
+        return 1
+    todo = [(arm, seed) for arm in options.arms for seed in options.seeds]  # an arm's stages serve the next
     with ThreadPoolExecutor(options.jobs) as pool:
         failed = sum(pool.map(lambda one: _run_apart(*one, options.runs), todo))
     write(options.arms, options.seeds, options.runs, options.docs)
@@ -171,11 +231,12 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run_apart(arm: str, seed: int, runs: Path) -> int:
-    folder = runs / f"{arm}-{seed}"
+    folder = runs / (START if arm == START else f"{arm}-{seed}")
     if (folder / "answers.json").exists():
         return 0
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, __file__, "--only", arm, str(seed), "--runs", str(runs)]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] if arm == START else []
+    command = [sys.executable, *launch, __file__, "--only", arm, str(seed), "--runs", str(runs)]
     with (folder / "log.txt").open("w") as log:
         done = subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=False)
     sys.stdout.write(f"{arm} seed {seed}: {'done' if done.returncode == 0 else f'failed, see {folder}/log.txt'}\n")
@@ -185,31 +246,29 @@ def _run_apart(arm: str, seed: int, runs: Path) -> int:
 def write(arms: Sequence[str], seeds: Sequence[int], runs: Path, docs: Path) -> None:
     """Write docs/toy_grpo.md and .json of the finished runs."""
     torch.set_num_threads(1)
-    starts: dict[str, Any] = {}
+    start = json.loads((runs / START / "answers.json").read_text())
     table: dict[str, Any] = {}
     for arm in arms:
         folders = [runs / f"{arm}-{seed}" for seed in seeds]
         found = [json.loads((f / "answers.json").read_text()) for f in folders if (f / "answers.json").exists()]
         for role in found[0] if found else ():
-            if role not in starts:
-                starts[role] = answers_of("toy", role)
-            of_role = [one[role] for one in found]
+            ends = [one[role] for one in found]
             for part, name in PARTS.items():
-                if part in starts[role]:
-                    table[f"{arm}, {role}{name}"] = compare(starts[role], of_role, part) | {"seeds": len(found)}
+                if part in start[role]:
+                    table[f"{arm}, {role}{name}"] = compare(start[role], ends, part) | {"seeds": len(found)}
     lines = [
-        "# GRPO on the embedded judge, one factor at a time",
+        "# GRPO after supervision, one factor at a time",
         "",
         f"{NUM_CLIPS} held-out clips rated by the oracle. Scorers: mean rank correlation of the reasoned answers over the four",
-        f"dimensions, also on {NUM_UNSEEN} clips with kinds of damage that no training shows; comparator: accuracy on pairs at",
-        "least 0.1 apart. Start is the embedded judge's adapter; the interval",
-        "(95 %, by prompt) is of the difference, averaged over the seeds. `python scripts/run_judge_arms.py` makes this page.",
+        f"dimensions, also on {NUM_UNSEEN} clips with kinds of damage that no training shows; comparator: accuracy on",
+        f"{NUM_PAIRS} pairs at least 0.1 apart. Start is the judge after supervision; the interval (95 %, by prompt) is of the",
+        "difference, averaged over the seeds. `python scripts/run_judge_arms.py` makes this page.",
         "",
         "| arm, role | seeds | start | after GRPO | difference |",
         "|---|---|---|---|---|",
     ]
     lines += [
-        f"| {name} | {row['seeds']} | {row['start']:.3f} | {row['mean']:.3f} | {row['difference']:+.3f} "
+        f"| {name} | {row['seeds']} | {row['start']:.3f} | {row['end']:.3f} | {row['difference']:+.3f} "
         f"[{row['low']:+.3f}, {row['high']:+.3f}] |"
         for name, row in table.items()
     ]

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from reward_model.explanation import Explanation
-from reward_model.records import DIMENSIONS, Comparison, FramePlan, RewardOutput, Video, VideoError
+from reward_model.records import DIMENSIONS, Comparison, FramePlan, Ranking, RewardOutput, Video, VideoError
 
 PLAN = FramePlan((0, 4), (0.0, 0.5), ("slow", "slow"), 2.0)
 
@@ -34,6 +34,8 @@ class FakeJudge:
         *,
         readout: str = "level",
         num_samples: int = 1,
+        normalize: str = "unit",
+        batch_size: int = 16,
     ) -> RewardOutput:
         """Score videos; text alignment needs a prompt."""
         self.calls.append((list(videos), list(prompts), readout))
@@ -63,7 +65,13 @@ class FakeJudge:
         )
 
     def compare(
-        self, a: Sequence[object], b: Sequence[object], prompts: Sequence[str | None], *, swap: bool = True
+        self,
+        a: Sequence[object],
+        b: Sequence[object],
+        prompts: Sequence[str | None],
+        *,
+        swap: bool = True,
+        batch_size: int = 16,
     ) -> Comparison:
         """Prefer the higher number, by the difference."""
         pairs = [(self.value(left), self.value(right)) for left, right in zip(a, b, strict=True)]
@@ -73,12 +81,19 @@ class FakeJudge:
         )
         return Comparison(
             p_first=(1 + margin) / 2,
-            p_tie=margin * 0,
+            p_tie=margin.abs() * 0,
             margin=margin,
             valid=torch.tensor(good),
             reasons=["" if ok else "damaged: cut" for ok in good],
             consistent=torch.tensor(good),
         )
+
+    def rank(self, group: Sequence[object], prompt: str | None = None, *, batch_size: int = 16) -> Ranking:
+        """Order by the number, highest first."""
+        values = [self.value(video) for video in group]
+        readable = [place for place, value in enumerate(values) if value is not None]
+        order = tuple(sorted(readable, key=lambda place: -(values[place] or 0.0)))
+        return Ranking(order, ["" if value is not None else "damaged: cut" for value in values], len(order))
 
     def explain(self, video: object, prompt: str | None = None) -> Explanation:
         """Explain with fixed words."""

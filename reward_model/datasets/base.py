@@ -7,6 +7,7 @@ brackets state the file's own scale, which is mapped to quality in [0, 1]; witho
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import re
@@ -149,9 +150,9 @@ def read_rows(path: str | Path) -> list[dict[str, object]]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
     if path.suffix == ".csv":
-        rows: list[dict[str, object]] = list(csv.DictReader(text.splitlines(keepends=True)))
+        rows: list[dict[str, object]] = list(csv.DictReader(io.StringIO(text, newline="")))
     else:
-        rows = [_object(path, number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+        rows = [_object(path, number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     if not rows:
         raise ValueError(f"{path}: no rows")
     return rows

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 
@@ -96,21 +96,27 @@ def format_table(table: Table) -> str:
     """Lay a table out as aligned text; an undefined value is a dash."""
     if not table.rows:
         return "no dimension has both a label and a score"
-    rows = [asdict(row) for row in table.rows]
+    text = format_rows([asdict(row) for row in table.rows])
+    if isinstance(table, RatingTable) and not math.isnan(table.parse_rate):
+        text += f"\nparse rate {table.parse_rate:.3f}"
+    return text
+
+
+def format_rows(rows: Sequence[Mapping[str, object]]) -> str:
+    """Lay rows of the same names out under them, the first column to the left; an undefined value is a dash."""
     header = [name.replace("_", " ") for name in rows[0]]
     lines = [header, *([_text(value) for value in row.values()] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    text = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines]
-    if isinstance(table, RatingTable) and not math.isnan(table.parse_rate):
-        text.append(f"parse rate {table.parse_rate:.3f}")
-    return "\n".join(text)
+    return "\n".join(
+        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines
+    )
 
 
 def to_json(table: Table) -> dict[str, object]:
     """Return a table as plain values, undefined ones as None."""
-    plain: dict[str, object] = {"rows": [_nulls(asdict(row)) for row in table.rows]}
+    plain: dict[str, object] = {"rows": [nulls(asdict(row)) for row in table.rows]}
     if isinstance(table, RatingTable):
-        plain |= _nulls({"parse_rate": table.parse_rate})
+        plain |= nulls({"parse_rate": table.parse_rate})
     return plain
 
 
@@ -120,5 +126,6 @@ def _text(value: object) -> str:
     return str(value)
 
 
-def _nulls(values: Mapping[str, object]) -> dict[str, object]:
+def nulls(values: Mapping[str, object]) -> dict[str, object]:
+    """Return `values` with None for every undefined number, as JSON wants it."""
     return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in values.items()}

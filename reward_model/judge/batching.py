@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reward_model.judge.families.base import Family, Grid, grid_of, merged, patchify, prefix_positions
+from reward_model.judge.families.base import Family, Grid, Run, grid_of, merged, patchify, prefix_positions
 from reward_model.judge.motion_tokens import check_motion, motion_slots
 from reward_model.judge.shared_prefix import Branch, Rows, Tree, pack
 from reward_model.records import Clip, JudgeRequest
@@ -67,7 +67,7 @@ class TokenCache:
             self._ids[text] = tuple(self.tokenizer.encode(text, add_special_tokens=False))
         return self._ids[text]
 
-    def prefix(self, text: str, runs: list[tuple[Grid, float]], video_token_id: int) -> tuple[Tensor, Tensor, int]:
+    def prefix(self, text: str, runs: list[Run], video_token_id: int) -> tuple[Tensor, Tensor, int]:
         """Return token ids [P], positions [3, P] and the next position of a prefix with its placeholders in place."""
         key = (text, tuple(runs))
         if key not in self._prefixes:
@@ -161,8 +161,9 @@ def _identity(clip: Clip) -> tuple:
 
 def _prefix_text(
     prefix: tuple[str | int, ...], clips: Sequence[Clip], grids: Sequence[Grid], family: Family, *, motion: bool
-) -> tuple[str, list[tuple[Grid, float]]]:
-    parts, runs = [], []
+) -> tuple[str, list[Run]]:
+    parts: list[str] = []
+    runs: list[Run] = []
     for part in prefix:
         if isinstance(part, str):
             parts.append(part)

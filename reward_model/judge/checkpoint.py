@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,11 +14,14 @@ from typing import Any
 import torch
 
 from reward_model.judge.families import DEFAULT_PIXELS, family_of
+from reward_model.judge.location import CONFIG_FILE, Location, refuse_pickles
+from reward_model.judge.released import released_settings
 from reward_model.language.prompts import PROMPTS_VERSION
-from reward_model.records import DIMENSIONS, LEVELS
+from reward_model.language.styles import OWN
+from reward_model.records import CLIP_MEASURES, DIMENSIONS, LEVELS
 
-CONFIG_FILE = "judge_config.json"
 BASE_FOLDER = "base"
+SAME_FOLDER = "."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +31,13 @@ class JudgeConfig:
     family: str
     """Model type of the base, a key of `judge.families.FAMILIES`."""
     base: str = BASE_FOLDER
-    """Hub id or path of the base; "base" means the sub-folder that is saved with the judge."""
+    """Hub id or path of the base; "base" means the sub-folder that is saved with the judge, "." the judge's own folder."""
+    base_subfolder: str = ""
+    """Sub-folder of a hub base."""
     revision: str | None = None
     """Revision of a hub base."""
+    origin: Mapping[str, str | None] = field(default_factory=dict)
+    """What a merged judge was made of: "role", and "base", "base_subfolder" and "revision" of a base on the hub."""
     min_pixels: int
     """Least pixels that clips are resized to, as the family's official processor counts them."""
     max_pixels: int
@@ -38,6 +46,11 @@ class JudgeConfig:
     """Name of the family's rule for position ids; a judge is read with the rule it was trained with."""
     prompts_version: str = PROMPTS_VERSION
     """Version of the prompts that it was trained with."""
+    prompt_style: str = OWN
+    """How it is asked for reasoned answers and comparisons, a key of `language.styles.STYLES`; others than "own" are of
+    judges that were trained elsewhere."""
+    wording: Mapping[str, str] = field(default_factory=dict)
+    """Texts that replace those of its style, by their names (fields of `language.styles.Wording`)."""
     levels: tuple[str, ...] = LEVELS
     """Level words, worst first."""
     dimensions: tuple[str, ...] = DIMENSIONS
@@ -49,6 +62,8 @@ class JudgeConfig:
     "feature_size"; empty for a judge that sees frames only."""
     calibration: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Dimension -> {"mean", "std"} of its quality, for z scores."""
+    trained_range: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """Name of `CLIP_MEASURES` -> [lowest, highest] of the clips that it was trained on; what is missing is not known."""
     max_answer_tokens: int = 512
     """Longest reasoned answer."""
     trained_on: str = ""
@@ -61,7 +76,7 @@ class JudgeConfig:
         """Return the configuration of an untrained judge on a model config, with `changes` to single fields."""
         low, high = DEFAULT_PIXELS.get(config.model_type, (1, 1))
         low, high = changes.pop("min_pixels", low), changes.pop("max_pixels", high)
-        rule = family_of(config, low, high).position_rule
+        rule = family_of(config, low, high, changes.pop("position_rule", None)).position_rule
         return cls(family=config.model_type, min_pixels=low, max_pixels=high, position_rule=rule, **changes)
 
     def save(self, folder: Path) -> None:
@@ -80,6 +95,12 @@ class JudgeConfig:
         for name, mine in (("prompts_version", PROMPTS_VERSION), ("levels", LEVELS)):
             if values[name] != mine:
                 raise ValueError(f"{folder / CONFIG_FILE}: {name} is {values[name]!r}, this version speaks {mine!r}")
+        for name, bounds in values.get("trained_range", {}).items():
+            if name not in CLIP_MEASURES or len(bounds) != 2 or not bounds[0] <= bounds[1]:
+                raise ValueError(
+                    f"{folder / CONFIG_FILE}: trained_range holds [lowest, highest] of {', '.join(CLIP_MEASURES)}, "
+                    f"got {name!r}: {bounds!r}"
+                )
         return cls(**values)
 
 
@@ -98,12 +119,12 @@ def quiet() -> Iterator[None]:
 
 
 def load_parts(
-    path_or_id: str | Path, *, dtype: str | torch.dtype, device: torch.device, attn_implementation: str
+    place: Location, *, dtype: str | torch.dtype, device: torch.device, attn_implementation: str
 ) -> tuple[Any, Any, JudgeConfig]:
     """Return the base model, its tokenizer and the configuration of a judge folder or of a stock checkpoint.
 
     Args:
-        path_or_id: a folder written by `VideoJudge.save_pretrained`, or a stock checkpoint's folder or hub id.
+        place: of what `VideoJudge.save_pretrained` wrote, or of a stock checkpoint, as `locate` found it.
         dtype: of the weights; "auto" is float32 on CPU and the checkpoint's own elsewhere.
         device: where the model goes.
         attn_implementation: "sdpa" or "eager"; others cannot take the mask of a shared prefix.
@@ -112,7 +133,7 @@ def load_parts(
         Model, tokenizer, configuration.
 
     Raises:
-        ValueError: an attention implementation that cannot take masks, or a model that cannot judge.
+        ValueError: an attention implementation that cannot take masks, weights in a pickle, or a model that cannot judge.
         OSError: neither a folder nor to be had from the hub.
     """
     from transformers import AutoModelForImageTextToText, AutoTokenizer
@@ -121,52 +142,38 @@ def load_parts(
         raise ValueError(f"attn_implementation must be 'sdpa' or 'eager', got {attn_implementation!r}")
     if dtype == "auto" and device.type == "cpu":
         dtype = torch.float32
-    folder = Path(path_or_id)
-    saved = JudgeConfig.load(folder) if (folder / CONFIG_FILE).is_file() else None
-    if saved is None:
-        source, revision = str(path_or_id), None
-    else:
-        source, revision = (str(folder / BASE_FOLDER) if saved.base == BASE_FOLDER else saved.base), saved.revision
+    folder = place.folder
+    saved = JudgeConfig.load(folder) if folder is not None and (folder / CONFIG_FILE).is_file() else None
+    source = place if saved is None or folder is None else _base_of(saved, folder)
+    if source.folder is not None:
+        refuse_pickles(source.folder)
     try:
         with quiet():
             model = AutoModelForImageTextToText.from_pretrained(
-                source, revision=revision, dtype=dtype, attn_implementation=attn_implementation, use_safetensors=True
+                source.path,
+                subfolder=source.subfolder,
+                revision=source.revision,
+                dtype=dtype,
+                attn_implementation=attn_implementation,
+                use_safetensors=True,
             ).to(device)
     except OSError as error:
-        if Path(source).is_dir():
+        if source.folder is not None:
             raise
         raise OSError(f"{source} is no folder, and cannot be had from the hub: {str(error).splitlines()[0]}") from error
-    tokenizer = AutoTokenizer.from_pretrained(str(path_or_id))
-    config = saved or JudgeConfig.for_model(model.config, **_origin(path_or_id))
+    tokenizer = AutoTokenizer.from_pretrained(place.path, subfolder=place.subfolder, revision=place.revision)
+    settings = released_settings(place.name, model.config.model_type)
+    config = saved or JudgeConfig.for_model(model.config, **place.origin(), **settings)
+    if config.prompt_style != OWN:
+        warnings.warn(
+            f"{place} was trained on {config.trained_on}, and never on level words: readout='level' means nothing there; use "
+            "readout='reason', or compare for a comparator",
+            stacklevel=3,
+        )
     return model, tokenizer, config
 
 
-def local_copy(path_or_id: str | Path) -> str | Path:
-    """Return the folder of a judge: the given one, or the snapshot of a hub repository that holds a saved judge.
-
-    Args:
-        path_or_id: a folder, or a hub id.
-
-    Returns:
-        A local folder; a hub id that is no saved judge (a stock checkpoint, or nothing) as it is.
-    """
-    if Path(path_or_id).is_dir():
-        return path_or_id
-    from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
-
-    try:
-        hf_hub_download(str(path_or_id), CONFIG_FILE)
-    except (EntryNotFoundError, HFValidationError, RepositoryNotFoundError):
-        return path_or_id
-    return Path(snapshot_download(str(path_or_id), allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt"]))
-
-
-def _origin(path_or_id: str | Path) -> dict[str, str | None]:
-    """Return where a stock checkpoint came from: an absolute path, or a hub id and the commit that was loaded."""
-    if Path(path_or_id).is_dir():
-        return {"base": str(Path(path_or_id).resolve())}
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(str(path_or_id), "config.json")
-    return {"base": str(path_or_id), "revision": Path(found).parent.name if isinstance(found, str) else None}
+def _base_of(config: JudgeConfig, folder: Path) -> Location:
+    if config.base in (BASE_FOLDER, SAME_FOLDER):
+        return Location(str(folder / config.base))
+    return Location(config.base, config.base_subfolder, config.revision)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from reward_model.judge.answers import AnswerLogits, TokenLogProbs, token_log_probs
 from reward_model.judge.batching import AnswerText, Batch, TokenCache, lay_out
-from reward_model.judge.checkpoint import BASE_FOLDER, JudgeConfig, load_parts, local_copy, quiet
+from reward_model.judge.checkpoint import BASE_FOLDER, SAME_FOLDER, JudgeConfig, load_parts, quiet
 from reward_model.judge.clip_encoder import ClipEncoder
 from reward_model.judge.decoding import (
     END_TOKENS,
@@ -26,14 +26,16 @@ from reward_model.judge.decoding import (
     token_ids,
     uniforms,
 )
-from reward_model.judge.families import family_of
+from reward_model.judge.families import Family, family_of
+from reward_model.judge.location import locate
 from reward_model.judge.motion_tokens import MOTION_TOKEN, MotionProjector
 from reward_model.judge.prefix_attention import num_common, split_prefix
 from reward_model.judge.roles import Roles, base_state
+from reward_model.judge.score_head import ScoreHead, states_at
 from reward_model.judge.shared_prefix import tree_mask
 from reward_model.judge.windows import batch_windows
-from reward_model.language import prompts
-from reward_model.records import JudgeRequest
+from reward_model.language import prompts, styles
+from reward_model.records import Clip, JudgeRequest
 
 
 class VideoJudge(nn.Module):
@@ -55,15 +57,13 @@ class VideoJudge(nn.Module):
         split_prefix(model)
         self.model: Any = model
         self.tokenizer, self.config = tokenizer, config
-        self.family = family_of(model.config, config.min_pixels, config.max_pixels)
-        if config.position_rule != self.family.position_rule:
-            raise ValueError(
-                f"position rule {config.position_rule!r} is not the family's {self.family.position_rule!r}"
-            )
+        self.family = self._family(config.min_pixels, config.max_pixels)
+        self.style = styles.style_of(config.prompt_style, config.wording)
         self.level_ids = tuple(self._one_token(text) for text in prompts.level_texts())
         self.preference_ids = tuple(self._one_token(text) for text in prompts.preference_texts())
         self.banned_ids = tuple(token_ids(tokenizer, VISION_TOKENS))
         self.motion: MotionProjector | None = None
+        self.head: ScoreHead | None = None
         self._roles, self._clips = Roles(model), ClipEncoder(model)
         self._texts = TokenCache(tokenizer)
 
@@ -72,14 +72,19 @@ class VideoJudge(nn.Module):
         cls,
         path_or_id: str | Path,
         *,
+        subfolder: str = "",
+        revision: str | None = None,
         dtype: str | torch.dtype = "auto",
         device: str | torch.device | None = None,
         attn_implementation: str = "sdpa",
     ) -> VideoJudge:
-        """Load a saved judge, or a stock checkpoint as an untrained one.
+        """Load a saved judge, a judge that others released (see `judge.released`), or a stock checkpoint as an untrained one.
 
         Args:
-            path_or_id: folder or hub id of what `save_pretrained` wrote, or of a stock checkpoint.
+            path_or_id: folder or hub id of what `save_pretrained` wrote, or of a checkpoint; "owner/name/sub" names a
+                checkpoint inside a repository.
+            subfolder: where inside the folder or repository it stands.
+            revision: commit, branch or tag of a hub repository.
             dtype: of the weights; "auto" is float32 on CPU and the checkpoint's own elsewhere.
             device: None is the first CUDA device where there is one, else the CPU.
             attn_implementation: "sdpa" or "eager".
@@ -87,34 +92,39 @@ class VideoJudge(nn.Module):
         Returns:
             The judge in evaluation mode, with all its roles and none active.
         """
-        path_or_id = local_copy(path_or_id)
+        source = locate(path_or_id, subfolder=subfolder, revision=revision)
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        parts = load_parts(path_or_id, dtype=dtype, device=place, attn_implementation=attn_implementation)
-        judge = cls(*parts)
-        if judge.config.motion:
-            judge.add_motion(judge.config.motion)
-            assert judge.motion is not None
-            judge.motion.load(Path(path_or_id))
-        judge._roles.load(Path(path_or_id))
+        judge = cls(*load_parts(source, dtype=dtype, device=place, attn_implementation=attn_implementation))
+        if source.folder is not None:
+            if judge.config.motion:
+                judge.add_motion(judge.config.motion)
+                assert judge.motion is not None
+                judge.motion.load(source.folder)
+            judge._roles.load(source.folder)
+            judge.head = ScoreHead.load(source.folder, judge.tokenizer, place)
         return judge.eval()
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write configuration, tokenizer, adapters and, for a judge trained from scratch, the base."""
         place = Path(folder)
         place.mkdir(parents=True, exist_ok=True)
-        if self.config.base == BASE_FOLDER:
+        if self.config.base in (BASE_FOLDER, SAME_FOLDER):
             with quiet():
-                self.model.save_pretrained(place / BASE_FOLDER, state_dict=base_state(self.model))
+                self.model.save_pretrained(place / self.config.base, state_dict=base_state(self.model))
         if self.motion is not None:
             self.motion.save(place)
+        if self.head is not None:
+            self.head.save(place)
         self._roles.save(place)
         self.tokenizer.save_pretrained(place)
         self.config.save(place)
 
     def configure(self, **changes: Any) -> None:
-        """Replace fields of the configuration, e.g. calibration, lineage or pixel bounds."""
-        self.config = dataclasses.replace(self.config, **changes)
-        self.family = family_of(self.model.config, self.config.min_pixels, self.config.max_pixels)
+        """Replace fields of the configuration, e.g. calibration, lineage, pixel bounds or the wording of questions."""
+        config = dataclasses.replace(self.config, **changes)
+        self.style = styles.style_of(config.prompt_style, config.wording)
+        self.config = config
+        self.family = self._family(config.min_pixels, config.max_pixels)
 
     @property
     def device(self) -> torch.device:
@@ -198,9 +208,16 @@ class VideoJudge(nn.Module):
             parameter.requires_grad_(True)
         return chosen
 
-    def remember_clips(self) -> AbstractContextManager[None]:
-        """Return a context inside which the vision tower sees each clip once, unless it is trained or adapted."""
-        return self._clips.remember()
+    def remember_clips(self, num_clips: int | None = None) -> AbstractContextManager[None]:
+        """Return a context inside which the vision tower sees each clip once, unless it is trained or adapted.
+
+        Args:
+            num_clips: features kept at a time; None keeps all.
+
+        Returns:
+            The context.
+        """
+        return self._clips.remember(num_clips)
 
     @contextmanager
     def pixel_cap(self, max_pixels: int | None) -> Iterator[None]:
@@ -209,7 +226,7 @@ class VideoJudge(nn.Module):
             before = self.family
             if max_pixels is not None:
                 low = min(self.config.min_pixels, max_pixels)
-                self.family = family_of(self.model.config, low, max_pixels)
+                self.family = self._family(low, max_pixels)
             try:
                 yield
             finally:
@@ -230,6 +247,28 @@ class VideoJudge(nn.Module):
         batch = self._lay_out(requests, None)
         logits = self._head(self._hidden(batch, quantise=quantise), batch.rows.ends)[batch.branch_order]
         return list(logits.split([len(request.branches) for request in requests]))
+
+    def head_scores(self, clips: Sequence[Clip], texts: Sequence[str], *, quantise: bool = True) -> Tensor:
+        """Return what the head makes of clips, for judges that have one.
+
+        Args:
+            clips: N clips.
+            texts: N generation prompts.
+            quantise: as in `next_token_logits`.
+
+        Returns:
+            Raw scores [N, K], fp32, differentiable in weights and pixels; `head.normalise` makes z scores of them.
+
+        Raises:
+            ValueError: the judge has no head.
+        """
+        if self.head is None:
+            raise ValueError("this judge has no score head; it is read by level, reason or compare")
+        requests = [self.head.request(clip, text) for clip, text in zip(clips, texts, strict=True)]
+        batch = self._lay_out(requests, None)
+        ends = batch.rows.ends[batch.branch_order].tolist()
+        hidden = self._hidden(batch, quantise=quantise)
+        return self.head(states_at(hidden, batch.rows.tokens, batch.rows.branch, ends, self.head.token_ids)).float()
 
     def answer_logits(
         self, requests: Sequence[JudgeRequest], answers: Sequence[Sequence[str]], *, quantise: bool = True
@@ -402,6 +441,9 @@ class VideoJudge(nn.Module):
     def _head(self, hidden: Tensor, places: Tensor) -> Tensor:
         """Return fp32 logits [N, V] at flat places [N] of hidden states [R, L, D]."""
         return self.model.lm_head(hidden.flatten(0, 1)[places.to(hidden.device)]).float()
+
+    def _family(self, min_pixels: int, max_pixels: int) -> Family:
+        return family_of(self.model.config, min_pixels, max_pixels, self.config.position_rule)
 
     def _one_token(self, text: str) -> int:
         ids = self.tokenizer.encode(text, add_special_tokens=False)

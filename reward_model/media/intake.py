@@ -5,8 +5,10 @@ Shapes: B videos, T frames, C = 3, H, W pixels; a layout string names the axes o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     VideoLike = Tensor | Sequence[Image] | str | Path | bytes | Video
+
+_Item = tuple[Any, float | None, str]
+"""A video, its frame rate and its layout."""
 
 MOTION_SIDE = 256
 """Pixels of the longer side of the frames that a motion encoder gets from a file."""
@@ -57,15 +62,68 @@ def to_clips(
         ValueError: a tensor without fps, of the wrong rank, channel count, range or layout.
         TypeError: an item of a kind that is not a video.
     """
+    how = partial(_to_clip, policy=policy, allow_damaged=allow_damaged, motion=motion)
+    return [how(*item) for item in _items(videos, fps, layout)]
+
+
+def clips_ahead(
+    videos: Tensor | Sequence[VideoLike],
+    num: int,
+    *,
+    policy: FramePolicy,
+    fps: float | Sequence[float] | None = None,
+    layout: str = "BTCHW",
+    allow_damaged: bool = False,
+    motion: MotionEncoder | None = None,
+) -> tuple[int, Iterator[list[Clip | str]]]:
+    """Plan videos `num` at a time; the next files are read in a thread while the caller works on these.
+
+    Args:
+        videos: as in `to_clips`.
+        num: videos at a time.
+        policy: see `to_clips`.
+        fps: see `to_clips`.
+        layout: see `to_clips`.
+        allow_damaged: see `to_clips`.
+        motion: see `to_clips`.
+
+    Returns:
+        B, and what yields the items of `to_clips`, `num` of them at a time; errors of a video come with its items.
+
+    Raises:
+        ValueError: numbers of videos and rates differ, or a batched tensor of the wrong layout.
+    """
+    items = _items(videos, fps, layout)
+    parts = [items[start : start + num] for start in range(0, len(items), num)]
+    how = partial(_to_clip, policy=policy, allow_damaged=allow_damaged, motion=motion)
+
+    def plan(part: Sequence[_Item]) -> list[Clip | str]:
+        return [how(*item) for item in part]
+
+    if not all(isinstance(item, (str, Path, bytes)) for item, _, _ in items):
+        return len(items), map(plan, parts)  # nothing to wait for, and gradients stay with the caller's thread
+    return len(items), _ahead(plan, parts)
+
+
+def _ahead(plan: Callable[[Sequence[_Item]], list[Clip | str]], parts: Sequence[Sequence[_Item]]) -> Iterator[list]:
+    with ThreadPoolExecutor(1) as reader:
+        reading = None
+        for part in parts:
+            coming = reader.submit(plan, part)
+            if reading is not None:
+                yield reading.result()
+            reading = coming
+        if reading is not None:
+            yield reading.result()
+
+
+def _items(videos: Tensor | Sequence[VideoLike], fps: float | Sequence[float] | None, layout: str) -> list[_Item]:
     items = list(videos) if not isinstance(videos, Tensor) else _split_batch(videos, layout)
     item_layout = "TCHW" if isinstance(videos, Tensor) else layout.replace("B", "")
     rates = list(fps) if isinstance(fps, Sequence) else [fps] * len(items)
     if len(rates) != len(items):
         raise ValueError(f"fps must be one number or one per video: got {len(rates)} rates for {len(items)} videos")
-    return [
-        _to_clip(item, rate, item_layout, policy, allow_damaged, motion)
-        for item, rate in zip(items, rates, strict=True)
-    ]
+    return [(item, rate, item_layout) for item, rate in zip(items, rates, strict=True)]
 
 
 def plan_clip(
@@ -111,6 +169,7 @@ def _to_clip(
     item: VideoLike,
     fps: float | None,
     layout: str,
+    *,
     policy: FramePolicy,
     allow_damaged: bool,
     motion: MotionEncoder | None,

@@ -21,6 +21,7 @@ _READ_BY = {
     "split": ("koniq", "lsvq"),
     "scale": ("video_r1",),
     "columns": ("manifest", "pairs"),
+    "images": ("moving_shapes",),
 }
 
 
@@ -45,6 +46,8 @@ class DataConfig:
     """manifest and pairs only: our name -> the file's column (see datasets.base)."""
     clean_share: float = 0.25
     """moving_shapes only: share of clips without defects; more teach what is seen, fewer what is wrong with it."""
+    images: bool = False
+    """moving_shapes only: the middle frame of each clip, rated on visual quality alone, in the clip's place."""
     weight: float = 1.0
     """Share of a batch relative to the other data of the stage."""
 
@@ -102,7 +105,8 @@ class StageConfig:
     lora: LoraConfig = LoraConfig()
     """Size of a new adapter."""
     start: str | None = None
-    """Role whose weights (and size) a new adapter starts from; null starts at the base."""
+    """Role whose weights (and size) the adapter starts from, also where the judge has the role already; null goes on from the
+    role as it is, or starts a new one at the base."""
     grpo: GrpoSettings = GrpoSettings()
     """grpo only: how answers are drawn and learned from."""
     rewards: list[RewardConfig] = field(default_factory=list)

@@ -9,6 +9,7 @@ import hashlib
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from reward_model.training.recipe import DataConfig
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
-Source = Callable[[int, int], list[Example]]
+Source = Callable[[int, int], Sequence[Example]]
 """source(seed, num) -> examples that show about num clips, a pair counting as two; neighbouring clips share their prompt
 where the data has such clips. The same for the same arguments."""
 
@@ -62,7 +63,8 @@ def open_source(config: DataConfig, *, held_out: bool = False) -> Source:
     """
     if config.kind == "moving_shapes":
         scenes = moving_shapes.split(moving_shapes.CORE)[int(held_out)]
-        return partial(_render_pairs, scenes, config.clean_share)
+        clips = partial(_render_pairs, scenes, config.clean_share)
+        return partial(_draw_images, clips) if config.images else clips
     listed = LISTED[config.kind](config)
     chosen = [example for example in listed if is_held_out(example.source_id) == held_out]
     if not chosen:
@@ -99,8 +101,22 @@ def open_mixture(configs: Sequence[DataConfig], *, held_out: bool = False) -> So
     return draw
 
 
-def _render_pairs(scenes: Sequence[moving_shapes.Scene], clean_share: float, seed: int, num: int) -> list[Example]:
+def _render_pairs(scenes: Sequence[moving_shapes.Scene], clean_share: float, seed: int, num: int) -> list[RatedClip]:
     return [*moving_shapes.sample_rated(num, seed=seed, scenes=scenes, clean_share=clean_share, group_size=2)]
+
+
+def _draw_images(clips: Callable[[int, int], list[RatedClip]], seed: int, num: int) -> list[Example]:
+    return [middle_frame(clip) for clip in clips(seed, num)]
+
+
+def middle_frame(rated: RatedClip) -> RatedClip:
+    """Return a rendered clip's middle frame as an image without prompt, rated on visual quality alone."""
+    video = rated.video
+    assert isinstance(video, Video)
+    middle = len(video.frames) // 2
+    still = Video(video.frames[middle : middle + 1], video.fps, source=video.source)
+    quality = {"visual_quality": rated.quality["visual_quality"]}
+    return replace(rated, video=still, prompt=None, quality=quality)
 
 
 def _draw_listed(examples: Sequence[Example], seed: int, num: int) -> list[Example]:

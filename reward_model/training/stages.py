@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +17,8 @@ from torch import nn
 
 from reward_model.judge.checkpoint import BASE_FOLDER
 from reward_model.judge.model import VideoJudge
-from reward_model.records import RatedClip, VideoPair, VideoQuestion
+from reward_model.media.trained_range import widened
+from reward_model.records import Clip, RatedClip, Video, VideoPair, VideoQuestion
 from reward_model.rewards import build_rewards
 from reward_model.training.fit import Loss, fit, rank_and_world
 from reward_model.training.grpo import GrpoSteps
@@ -133,8 +134,10 @@ def _watch(judge: VideoJudge, stage: StageConfig, parameters: Sequence[nn.Parame
 
 
 def _prepare_role(judge: VideoJudge, stage: StageConfig) -> None:
-    if stage.role is None or stage.role in judge.roles:
+    if stage.role is None or (stage.role in judge.roles and stage.start in (None, stage.role)):
         return
+    if stage.role in judge.roles:
+        judge.remove_role(stage.role)
     judge.add_role(stage.role, rank=stage.lora.rank, alpha=stage.lora.alpha, copy_from=stage.start)
 
 
@@ -156,7 +159,7 @@ def _sft(judge: VideoJudge, stage: StageConfig, seed: int) -> Iterator[Loss]:
 def _grpo(judge: VideoJudge, stage: StageConfig, seed: int) -> Iterator[Loss]:
     """Yield the policy loss of each step on this process's questions; the reference is the role as it is now."""
     assert stage.role is not None
-    source, planner, (rank, world) = open_mixture(stage.data), clip_planner(judge), rank_and_world()
+    source, planner, (rank, world) = open_mixture(stage.data), _noting_planner(judge), rank_and_world()
     reference = f"{stage.role}-at-start"
     judge.add_role(reference, copy_from=stage.role)
     steps = GrpoSteps(judge, build_rewards(stage.rewards), stage.grpo, role=stage.role, reference=reference)
@@ -186,7 +189,7 @@ def layer_matrices(judge: VideoJudge, parameters: Sequence[nn.Parameter]) -> lis
 
 def draw_lessons(judge: VideoJudge, source: Source, stage: StageConfig, seed: int, num: int) -> list[Lesson]:
     """Return the lessons of one step: every clip with its tasks behind one prefix, then the comparisons."""
-    planner = clip_planner(judge)
+    planner = _noting_planner(judge)
     examples = source(seed, num)
     kinds = [kind for kind in stage.tasks if kind not in ("compare", "ask")]
     lessons = []
@@ -203,6 +206,19 @@ def draw_lessons(judge: VideoJudge, source: Source, stage: StageConfig, seed: in
     if "ask" in stage.tasks:
         lessons += [closed_lesson(e, planner) for e in examples if isinstance(e, VideoQuestion)]
     return lessons
+
+
+def _noting_planner(judge: VideoJudge) -> Callable[[Video | Path], Clip]:
+    """Return the planner of this judge's clips that widens its trained range by every one; the first process's is saved."""
+    planner = clip_planner(judge)
+
+    def plan(video: Video | Path) -> Clip:
+        clip = planner(video)
+        if (wider := widened(judge.config.trained_range, clip)) != judge.config.trained_range:
+            judge.configure(trained_range=wider)
+        return clip
+
+    return plan
 
 
 def _both_orders(examples: Sequence[Example]) -> list[VideoPair]:

@@ -11,8 +11,10 @@ from reward_model.datasets import moving_shapes
 from reward_model.judge.checkpoint import JudgeConfig
 from reward_model.judge.model import VideoJudge
 from reward_model.judge.tiny import build_tiny, build_tokenizer
+from reward_model.language.styles import OWN
 from reward_model.media.distortions import DEFECTS
 from reward_model.media.motion_encoders import build_encoder
+from reward_model.records import DIMENSIONS
 from reward_model.training.recipe import RecipeConfig, ScratchConfig
 
 WORLD_SIZE, WORLD_FRAMES = 32, 9
@@ -26,7 +28,8 @@ def start_judge(config: RecipeConfig) -> VideoJudge:
         judge = _build_judge(config.scratch, seed=config.seed)
     else:
         judge = VideoJudge.from_pretrained(config.base, dtype=getattr(torch, config.dtype))
-    judge.configure(trained_on=config.trained_on)
+    # whatever its base was asked, what is trained here is asked in this project's way
+    judge.configure(trained_on=config.trained_on, prompt_style=OWN, wording={}, dimensions=DIMENSIONS)
     if config.frame_policy is not None:
         judge.configure(frame_policy=config.frame_policy.to_dict())
     if config.max_pixels is not None:

@@ -1,12 +1,17 @@
 """video-judge from files to lines, on a tiny judge of the real architecture."""
 
+import io
 import json
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import torch
 
 from reward_model import cli
+from reward_model.commands import score_worker
+from reward_model.commands.results import Reading
+from reward_model.evaluation.sanity import clean_shapes
 from reward_model.media.video_io import write_video
 from reward_model.video_reward import VideoJudgeReward
 from tests.tiny_judge import build_judge
@@ -80,6 +85,78 @@ def test_a_judge_folder_is_loaded_by_its_path(capsys, tmp_path):
 def test_a_missing_judge_ends_with_a_line(capsys, tmp_path):
     assert cli.main(["score", "a.mp4", "--judge", str(tmp_path / "none")]) == 2
     assert "none" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_file_of_one(capsys, tmp_path):
+    clips = clean_shapes(5, seed=0)
+    rows = ["path,prompt"]
+    for place, clip in enumerate(clips):
+        # the last but one is of another rate than the judge was trained with
+        write_video(tmp_path / f"{place}.mp4", clip.video.frames, 16.0 if place == 3 else 8.0)
+        rows.append(f"{place}.mp4,{clip.prompt}")
+    (tmp_path / "half.mp4").write_bytes((tmp_path / "0.mp4").read_bytes()[:500])
+    (tmp_path / "list.csv").write_text("\n".join([*rows, "half.mp4,x"]) + "\n", encoding="utf-8")
+    argv = ["score", str(tmp_path / "list.csv"), "--batch-size", "2", "--output"]
+    assert cli.main([*argv, str(tmp_path / "one.jsonl")]) == 1
+    assert cli.main([*argv, str(tmp_path / "two.jsonl"), "--jobs", "2"]) == 1
+    one, two = ((tmp_path / name).read_text() for name in ("one.jsonl", "two.jsonl"))
+    found = [json.loads(line) for line in one.splitlines()]
+    assert one == two
+    assert [item["valid"] for item in found] == [True] * 5 + [False]
+    assert [item["warnings"] for item in found[:5]] == [[], [], [], ["16 judged frames a second (trained with 8)"], []]
+    assert all(None not in item["scores"].values() for item in found[:5])
+
+
+def test_a_process_answers_with_results_or_with_what_is_wrong(tmp_path):
+    (clip,) = clean_shapes(1, seed=0)
+    write_video(tmp_path / "good.mp4", clip.video.frames, 8.0)
+    request = json.dumps({"items": [[str(tmp_path / "good.mp4"), clip.prompt], ["none.mp4", None]]}) + "\n"
+
+    def answer(judge):
+        settings = {"judge": judge, "role": "generated", "threads": 1, "allow_damaged": False, "device": "cpu"}
+        replies = io.StringIO()
+        score_worker.serve(Namespace(**settings), Reading(), io.StringIO(request * 2), replies)
+        return [json.loads(line) for line in replies.getvalue().splitlines()]
+
+    first, second = answer("toy")
+    assert first == second
+    assert [item["valid"] for item in first["results"]] == [True, False]
+    assert first["results"][0]["judged_by"] == "toy role=generated readout=level scores=unit"
+    assert list(answer(str(tmp_path / "none"))[0]) == ["error"]
+
+
+def test_bench_times_the_batch_sizes(reward, capsys, tmp_path):
+    write_video(tmp_path / "good.mp4", torch.rand(9, 3, 32, 32), 8.0)
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    argv = ["bench", str(tmp_path), "--batch-sizes", "2", "1", "--repeats", "1", "--json"]
+    assert cli.main(argv, judge_factory=lambda args: reward) == 1
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["batch_size"] for row in found] == [1, 2]
+    assert all(row["clips_per_second"] == pytest.approx(1 / row["seconds"]) for row in found)
+    assert all(row["peak_mib"] > 100 for row in found)  # torch alone takes more
+    assert (found[0]["num_clips"], found[0]["num_failed"]) == (1, 1)
+    assert (
+        cli.main(["bench", "--num", "2", "--batch-sizes", "2", "--repeats", "1"], judge_factory=lambda a: reward) == 0
+    )
+    head, names, row = capsys.readouterr().out.splitlines()
+    assert "9 frames of 32x32" in head
+    assert names.split() == ["batch", "size", "clips", "per", "second", "seconds", "peak", "mib"]
+    assert row.split()[0] == "2"
+
+
+@pytest.mark.skipif(not CLIPS.is_dir(), reason="the real clips are not at hand")
+def test_a_list_of_real_pairs_is_compared(capsys, tmp_path):
+    head, *_, last = (CLIPS / "pairs.csv").read_text(encoding="utf-8").splitlines()
+    (tmp_path / "pairs.csv").write_text(f"{head}\n{last}\n", encoding="utf-8")
+    (tmp_path / "pair3_A.mp4").symlink_to(CLIPS / "pair3_B.mp4")  # the smaller one: what is compared does not matter
+    (tmp_path / "pair3_B.mp4").symlink_to(CLIPS / "pair3_B.mp4")
+    reward = VideoJudgeReward(build_judge("qwen2_5_vl").requires_grad_(False))
+    status = cli.main(["compare", str(tmp_path / "pairs.csv"), "--json"], judge_factory=lambda args: reward)
+    (found,) = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert (status, found["valid"], found["p_first"]) == (1, False, None)  # a random judge does not answer
+    assert "of the probability is on the answer words" in found["reason"]
+    assert found["prompt"].startswith("A first-person view of an astronaut")
 
 
 @pytest.mark.skipif(not CLIPS.is_dir(), reason="the real clips are not at hand")

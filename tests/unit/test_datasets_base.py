@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from reward_model.datasets.base import read_manifest, read_pairs
+from reward_model.datasets.base import read_manifest, read_pairs, read_rows
 from reward_model.records import RatedClip
 
 CLIPS = Path(__file__).resolve().parents[3] / "shared" / "clips"
@@ -92,3 +92,14 @@ def test_videoalign_pairs_are_read_as_published():
     assert len(pairs) == 3
     assert pairs[0].preference == {"visual_quality": 0.0, "motion_quality": 0.0, "text_alignment": 1.0}
     assert all(Path(pair.first).is_file() and Path(pair.second).is_file() for pair in pairs)
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\x85", "\x0b"])
+def test_what_only_unicode_calls_a_line_end_ends_no_row_of_a_csv(tmp_path, mark):
+    path = write(tmp_path, "list.csv", f"path,prompt\nclip.mp4,a{mark}b\n")
+    assert read_rows(path) == [{"path": "clip.mp4", "prompt": f"a{mark}b"}]
+
+
+def test_what_only_unicode_calls_a_line_end_ends_no_row_of_a_jsonl(tmp_path):
+    path = write(tmp_path, "list.jsonl", '{"path": "clip.mp4", "prompt": "a\u2028b"}\n')
+    assert read_rows(path) == [{"path": "clip.mp4", "prompt": "a\u2028b"}]

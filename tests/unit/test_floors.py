@@ -17,6 +17,7 @@ FLOORS = {
         ("datasets", "video_reward"),
         ("evaluation", "serving"),
         ("training",),
+        ("commands",),
         ("cli",),
     ),
     "generator_loop": (
@@ -81,6 +82,11 @@ def executed(tree: ast.Module, *, in_functions: bool) -> Iterator[str]:
 def room(name: str) -> str:
     """Return the room of a module: the folder or file right under its package."""
     return name.split(".")[1]
+
+
+def torchless(name: str) -> bool:
+    """Return whether a module must load in an instant: the vocabulary, and the command line up to its arguments."""
+    return name in TORCHLESS or name.startswith("reward_model.commands.")
 
 
 def floor(package: str, name: str) -> int:
@@ -157,6 +163,6 @@ def test_heavy_libraries_are_imported_inside_functions() -> None:
         f"{name} imports {target}"
         for name, tree in modules()
         for target in executed(tree, in_functions=False)
-        if target.split(".")[0] in HEAVY or (target.split(".")[0] == "torch" and name in TORCHLESS)
+        if target.split(".")[0] in HEAVY or (target.split(".")[0] in ("torch", "numpy") and torchless(name))
     ]
     assert wrong == []

@@ -151,3 +151,18 @@ def test_an_image_is_a_clip_of_one_frame(tmp_path):
 def test_settings_that_nothing_reads_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         DataConfig(**changes)
+
+
+def test_images_are_the_middle_frames_of_the_same_clips_rated_on_visual_quality_alone():
+    clips = open_source(DataConfig(kind="moving_shapes"))(3, 4)
+    images = open_source(DataConfig(kind="moving_shapes", images=True))(3, 4)
+    for clip, image in zip(clips, images, strict=True):
+        assert torch.equal(image.video.frames, clip.video.frames[4:5])
+        assert image.quality == {"visual_quality": clip.quality["visual_quality"]}
+        assert image.prompt is None
+        assert image.source_id == clip.source_id
+
+
+def test_images_of_a_file_are_refused():
+    with pytest.raises(ValueError, match=r"data\.images is read for moving_shapes only"):
+        DataConfig(kind="manifest", path="x.csv", images=True)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import threading
 
 import av
 import pytest
 import torch
 
+from reward_model.media import intake
+from reward_model.media.video_io import write_video
 from reward_model.records import DIMENSIONS
 from reward_model.video_reward import VideoJudgeReward
 from tests.tiny_judge import build_judge
@@ -248,3 +251,38 @@ def test_a_damaged_file_is_judged_by_what_is_left_only_where_that_is_asked_for(r
     out = lenient([cut], PROMPT)
     assert out.valid["overall"].item(), out.reasons
     assert 0 < len(out.frame_plan[0].indices) < len(reward([whole], PROMPT).frame_plan[0].indices)
+
+
+def test_clips_of_like_size_share_a_batch_and_results_keep_their_places(reward, monkeypatch):
+    seen = []
+    plain = reward.judge.next_token_logits
+    sizes = lambda requests: [request.clips[0].frames.shape[-1] for request in requests]  # noqa: E731
+    monkeypatch.setattr(
+        reward.judge,
+        "next_token_logits",
+        lambda requests, **how: seen.append(sizes(requests)) or plain(requests, **how),
+    )
+    shown = [
+        torch.rand(4, 3, 32, side, generator=torch.Generator().manual_seed(n)) for n, side in enumerate((64, 32) * 3)
+    ]
+    together = reward(shown, "a dog", fps=8, batch_size=3)
+    assert seen == [[32, 32, 32], [64, 64, 64]]
+    for row, clip in enumerate(shown):
+        alone = reward([clip], "a dog", fps=8)
+        torch.testing.assert_close(together.rewards[row], alone.rewards[0], rtol=0, atol=1e-5)
+
+
+def test_files_are_read_in_a_thread_beside_the_judge(reward, tmp_path, monkeypatch):
+    paths = []
+    for number in range(9):
+        paths.append(tmp_path / f"{number}.mp4")
+        write_video(paths[-1], torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(number)), fps=8)
+    expected = torch.cat([reward([path], "a dog").rewards for path in paths])
+    main, readers = threading.get_ident(), set()
+    plain = intake.plan_clip
+    monkeypatch.setattr(
+        intake, "plan_clip", lambda *how, **more: readers.add(threading.get_ident()) or plain(*how, **more)
+    )
+    found = reward(paths, "a dog", batch_size=1).rewards
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert len(readers) == 1 and main not in readers

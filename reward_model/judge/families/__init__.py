@@ -7,28 +7,44 @@ from typing import Any
 from reward_model.judge.families import qwen2_5_vl, qwen3_vl
 from reward_model.judge.families.base import Family
 from reward_model.judge.families.qwen2_5_vl import Qwen25VL
+from reward_model.judge.families.qwen2_vl import Qwen2VL
 from reward_model.judge.families.qwen3_vl import Qwen3VL
 
-FAMILIES: dict[str, type[Qwen25VL] | type[Qwen3VL]] = {"qwen2_5_vl": Qwen25VL, "qwen3_vl": Qwen3VL}
-DEFAULT_PIXELS = {"qwen2_5_vl": qwen2_5_vl.DEFAULT_PIXELS, "qwen3_vl": qwen3_vl.DEFAULT_PIXELS}
+FAMILIES: dict[str, type[Qwen25VL] | type[Qwen3VL]] = {
+    "qwen2_5_vl": Qwen25VL,
+    "qwen3_vl": Qwen3VL,
+    "qwen2_vl": Qwen2VL,
+}
+DEFAULT_PIXELS = {
+    "qwen2_5_vl": qwen2_5_vl.DEFAULT_PIXELS,
+    "qwen3_vl": qwen3_vl.DEFAULT_PIXELS,
+    "qwen2_vl": qwen2_5_vl.DEFAULT_PIXELS,
+}
 
 
-def family_of(config: Any, min_pixels: int, max_pixels: int) -> Family:
+def family_of(config: Any, min_pixels: int, max_pixels: int, position_rule: str | None = None) -> Family:
     """Return the family of a model's config.
 
     Args:
         config: a transformers config.
         min_pixels: least pixels as the family's official processor counts them (Qwen2.5-VL a frame, Qwen3-VL a clip).
         max_pixels: most pixels, counted likewise.
+        position_rule: one of the family's; None is that of the current transformers.
 
     Returns:
         The family, with the model's patch and merge sizes.
 
     Raises:
-        ValueError: a model type that cannot judge, or bounds in the wrong order.
+        ValueError: a model type that cannot judge, bounds in the wrong order, or a rule of another family.
     """
     if config.model_type not in FAMILIES:
         raise ValueError(f"model type {config.model_type!r} cannot judge, expected one of {', '.join(FAMILIES)}")
     if not 0 < min_pixels <= max_pixels:
         raise ValueError(f"pixel bounds must be 0 < min <= max, got {min_pixels} and {max_pixels}")
-    return FAMILIES[config.model_type].of(config, min_pixels, max_pixels)
+    family = FAMILIES[config.model_type]
+    rule = family.position_rules[0] if position_rule is None else position_rule
+    if rule not in family.position_rules:
+        raise ValueError(
+            f"position rule {rule!r} is not the family's, expected one of {', '.join(family.position_rules)}"
+        )
+    return family.of(config, min_pixels, max_pixels, rule)

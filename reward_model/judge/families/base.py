@@ -18,6 +18,10 @@ from reward_model.records import FramePlan
 Grid = tuple[int, int, int]
 """Frame groups, rows and columns of patches of one clip, before merging."""
 
+Run = tuple[Grid, float] | tuple[Grid, float, int]
+"""An unbroken run of video tokens: its merged grid, the position step between its frame groups and, where that is more than
+the longer side of the grid, how far behind the run's start the text goes on."""
+
 MAX_ASPECT_RATIO = 200
 
 
@@ -78,8 +82,8 @@ class Family(Protocol):
     def placeholder(self, plan: FramePlan, grid: Grid) -> str:
         """Return the text that stands for a clip, with one video token per merged patch."""
 
-    def runs(self, plan: FramePlan, grid: Grid) -> list[tuple[Grid, float]]:
-        """Return each unbroken run of video tokens: its merged grid and the position step between its frame groups."""
+    def runs(self, plan: FramePlan, grid: Grid) -> list[Run]:
+        """Return each unbroken run of video tokens; none where video tokens have positions like text."""
 
     def encode(self, model: Any, patches: Tensor, grids: Tensor) -> VisionFeatures:
         """Run the vision tower on patches [P, ...] of clips with grids [N, 3]."""
@@ -151,15 +155,15 @@ def check_aspect(height: int, width: int) -> None:
         raise ValueError(f"frames of {height}x{width} are too narrow, the sides may differ by {MAX_ASPECT_RATIO} times")
 
 
-def prefix_positions(is_video: Tensor, runs: Sequence[tuple[Grid, float]]) -> tuple[Tensor, int]:
+def prefix_positions(is_video: Tensor, runs: Sequence[Run]) -> tuple[Tensor, int]:
     """Return the positions of a prefix and the position of the text token that follows it.
 
     Text counts up by one; a run of video tokens that starts at s has (s + step * group, s + row, s + column); the text
-    after it goes on at s + max(rows, columns).
+    after it goes on at s + max(rows, columns), or further where the run says so.
 
     Args:
         is_video: bool [L].
-        runs: merged grid and position step between frame groups, in order of appearance.
+        runs: in order of appearance.
 
     Returns:
         Positions [3, L] (time, height, width) and the next position.
@@ -168,17 +172,23 @@ def prefix_positions(is_video: Tensor, runs: Sequence[tuple[Grid, float]]) -> tu
     """
     parts, place, position = [], 0, 0
     flags = is_video.tolist()
-    for (groups, rows, columns), step in runs:
+    for run in runs:
+        (groups, rows, columns), step = run[:2]
         start = flags.index(True, place)
         parts.append(text_positions(position, start - place))
         position += start - place
-        time = (torch.arange(groups) * torch.tensor(step, dtype=torch.float32)).long() + position
+        time = time_offsets(groups, step) + position
         axes = torch.meshgrid(time, torch.arange(rows) + position, torch.arange(columns) + position, indexing="ij")
         parts.append(torch.stack(axes).reshape(3, -1))
-        position += max(rows, columns)
+        position += max(rows, columns, *run[2:])
         place = start + groups * rows * columns
     parts.append(text_positions(position, len(flags) - place))
     return torch.cat(parts, dim=1), position + len(flags) - place
+
+
+def time_offsets(groups: int, step: float) -> Tensor:
+    """Return [groups] whole positions of frame groups behind their run's start."""
+    return (torch.arange(groups) * torch.tensor(step, dtype=torch.float32)).long()
 
 
 def text_positions(start: int, length: int) -> Tensor:

@@ -4,45 +4,60 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from reward_model.judge.families.base import Grid, VisionFacts, VisionFeatures, check_aspect, merged
+from reward_model.judge.families.base import (
+    Grid,
+    Run,
+    VisionFacts,
+    VisionFeatures,
+    check_aspect,
+    merged,
+    time_offsets,
+)
 from reward_model.records import FramePlan
 
 DEFAULT_PIXELS = (128 * 28 * 28, 768 * 28 * 28)
 """Least and most pixels of a frame, as the official processor has them."""
+
+RELEASED_RULE = "mrope_two_fps_then_maximum"
+"""Rule of judges that were trained by transformers 4 without telling the processor the clips' frame rate."""
+
+
+def vision_facts(config: Any) -> VisionFacts:
+    """Return the numbers of a model's vision input; the channels' mean and deviation are CLIP's."""
+    vision = config.vision_config
+    return VisionFacts(
+        patch_size=vision.patch_size,
+        merge_size=vision.spatial_merge_size,
+        temporal_patch_size=vision.temporal_patch_size,
+        mean=(0.48145466, 0.4578275, 0.40821073),
+        std=(0.26862954, 0.26130258, 0.27577711),
+        video_token_id=config.video_token_id,
+    )
 
 
 @dataclass(frozen=True)
 class Qwen25VL:
     """The family's facts and forward calls; `min_pixels` and `max_pixels` bound one resized frame."""
 
+    position_rules: ClassVar[tuple[str, ...]] = ("mrope_seconds_then_longer_side", RELEASED_RULE)
+
     facts: VisionFacts
     min_pixels: int
     max_pixels: int
     tokens_per_second: float
+    position_rule: str
+    """Time is in ticks of the clip's seconds and text goes on after the longer merged side; or every clip counts as one of
+    2 frames a second and text goes on after the largest position on any axis."""
 
     @classmethod
-    def of(cls, config: Any, min_pixels: int, max_pixels: int) -> Qwen25VL:
+    def of(cls, config: Any, min_pixels: int, max_pixels: int, position_rule: str) -> Qwen25VL:
         """Read the facts from a model's config."""
-        vision = config.vision_config
-        facts = VisionFacts(
-            patch_size=vision.patch_size,
-            merge_size=vision.spatial_merge_size,
-            temporal_patch_size=vision.temporal_patch_size,
-            mean=(0.48145466, 0.4578275, 0.40821073),
-            std=(0.26862954, 0.26130258, 0.27577711),
-            video_token_id=config.video_token_id,
-        )
-        return cls(facts, min_pixels, max_pixels, vision.tokens_per_second)
-
-    @property
-    def position_rule(self) -> str:
-        """Time in ticks of the clip's seconds; text goes on after the longer merged side."""
-        return "mrope_seconds_then_longer_side"
+        return cls(vision_facts(config), min_pixels, max_pixels, config.vision_config.tokens_per_second, position_rule)
 
     def size(self, num_frames: int, height: int, width: int) -> tuple[int, int]:
         """Return the height and width that a clip is resized to; the number of frames does not matter."""
@@ -61,11 +76,16 @@ class Qwen25VL:
         """Return start, one video token per merged patch, end."""
         return f"<|vision_start|>{'<|video_pad|>' * math.prod(merged(grid, self.facts))}<|vision_end|>"
 
-    def runs(self, plan: FramePlan, grid: Grid) -> list[tuple[Grid, float]]:
-        """Return the clip's one run; its step is the ticks between two frame groups."""
+    def runs(self, plan: FramePlan, grid: Grid) -> list[Run]:
+        """Return the clip's one run; its step is the ticks between two frame groups.
+
+        Source: get_rope_index of transformers 5.23; for the released rule that of 4.51, whose processor takes 2 Hz for granted.
+        """
+        released = self.position_rule == RELEASED_RULE
         # float32 throughout, as the library rounds its time axis in float32
-        seconds = torch.tensor(self.facts.temporal_patch_size / plan.fps, dtype=torch.float32)
-        return [(merged(grid, self.facts), float(self.tokens_per_second * seconds))]
+        seconds = torch.tensor(self.facts.temporal_patch_size / (2.0 if released else plan.fps), dtype=torch.float32)
+        shown, step = merged(grid, self.facts), float(self.tokens_per_second * seconds)
+        return [(shown, step, int(time_offsets(shown[0], step)[-1]) + 1)] if released else [(shown, step)]
 
     def encode(self, model: Any, patches: Tensor, grids: Tensor) -> VisionFeatures:
         """Run the vision tower once over all clips."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from reward_model.judge.families.base import Grid, VisionFacts, VisionFeatures, check_aspect, merged
+from reward_model.judge.families.base import Grid, Run, VisionFacts, VisionFeatures, check_aspect, merged
 from reward_model.records import FramePlan
 
 DEFAULT_PIXELS = (128 * 32 * 32, 768 * 32 * 32)
@@ -20,12 +20,16 @@ DEFAULT_PIXELS = (128 * 32 * 32, 768 * 32 * 32)
 class Qwen3VL:
     """The family's facts and forward calls; `min_pixels` and `max_pixels` bound all frames of a resized clip together."""
 
+    position_rules: ClassVar[tuple[str, ...]] = ("mrope_stamps_then_longer_side",)
+
     facts: VisionFacts
     min_pixels: int
     max_pixels: int
+    position_rule: str
+    """Each frame group is a grid of its own behind its time stamp; text goes on after the longer merged side."""
 
     @classmethod
-    def of(cls, config: Any, min_pixels: int, max_pixels: int) -> Qwen3VL:
+    def of(cls, config: Any, min_pixels: int, max_pixels: int, position_rule: str) -> Qwen3VL:
         """Read the facts from a model's config."""
         vision = config.vision_config
         facts = VisionFacts(
@@ -36,12 +40,7 @@ class Qwen3VL:
             std=(0.5, 0.5, 0.5),
             video_token_id=config.video_token_id,
         )
-        return cls(facts, min_pixels, max_pixels)
-
-    @property
-    def position_rule(self) -> str:
-        """Each frame group a grid of its own behind its time stamp; text goes on after the longer merged side."""
-        return "mrope_stamps_then_longer_side"
+        return cls(facts, min_pixels, max_pixels, position_rule)
 
     def size(self, num_frames: int, height: int, width: int) -> tuple[int, int]:
         """Return the height and width that a clip is resized to; longer clips get smaller frames."""
@@ -70,7 +69,7 @@ class Qwen3VL:
         groups = "".join(f"<{stamp:.1f} seconds><|vision_start|>{pads}<|vision_end|>" for stamp in stamps)
         return f"<|vision_start|>{groups}<|vision_end|>"
 
-    def runs(self, plan: FramePlan, grid: Grid) -> list[tuple[Grid, float]]:
+    def runs(self, plan: FramePlan, grid: Grid) -> list[Run]:
         """Return one run per frame group; time stands in the stamps, not in the positions."""
         groups, rows, columns = merged(grid, self.facts)
         return [((1, rows, columns), 1.0)] * groups

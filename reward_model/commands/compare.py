@@ -1,0 +1,110 @@
+"""`video-judge compare`: which of two videos is better, for one pair or a list of pairs."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reward_model.commands.inputs import LISTS
+from reward_model.commands.judge_options import JudgeFactory, column_map, open_judge
+from reward_model.commands.progress import progress_bar
+from reward_model.commands.results import Result, json_line, number
+
+if TYPE_CHECKING:
+    from reward_model.records import Comparison
+
+COLUMNS = {"first": "path_A", "second": "path_B", "prompt": "prompt"}
+"""Columns of a list of pairs, as VideoAlign's files name them."""
+
+EXAMPLES = """examples:
+  video-judge compare first.mp4 second.mp4 --prompt "a red ring moving up"
+  video-judge compare pairs.csv --json             columns path_A, path_B and prompt, paths relative to the file
+  video-judge compare pairs.jsonl --columns first=winner second=loser
+
+Both orders are asked and averaged. p_first is the probability that the first is better, p_tie that neither is, margin
+the lead of the first (-1 to 1); consistent says whether both orders have one winner. For whole groups see
+`video-judge rank`; for agreement with known preferences `video-judge eval --pairs`."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two videos of one prompt."""
+
+    first: str
+    second: str
+    prompt: str | None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    parser.description, parser.epilog = "Say which of two videos is better overall.", EXAMPLES
+    parser.add_argument("inputs", nargs="+", metavar="FILE", help="two video files, or one CSV or JSONL of pairs")
+    parser.add_argument("--prompt", help="generation prompt of every pair that has none in a list")
+    parser.add_argument(
+        "--columns", nargs="+", default=[], metavar="OURS=THEIRS", help="columns of a list: first, second, prompt"
+    )
+
+
+def run(args: argparse.Namespace, judge_factory: JudgeFactory) -> int:
+    """Compare all pairs in both orders, printing as results come."""
+    pairs = _pairs(args)
+    judge = open_judge(args, judge_factory, role="comparator")
+    progress, failed = progress_bar(unit="pairs", beside_output=True), False
+    for start in range(0, len(pairs), args.batch_size):
+        batch = pairs[start : start + args.batch_size]
+        for result in _compare(judge, batch):
+            failed |= not result["valid"]
+            text = (
+                _sentence(result) if len(pairs) == 1 else f"{result['first']}  {result['second']}  {_sentence(result)}"
+            )
+            print(json_line(result) if args.json else text, flush=True)
+        if progress:
+            progress(start + len(batch), len(pairs))
+    return int(failed)
+
+
+def _pairs(args: argparse.Namespace) -> list[Pair]:
+    if len(args.inputs) == 1 and Path(args.inputs[0]).suffix.lower() in LISTS:
+        return list(_listed(Path(args.inputs[0]), column_map(args.columns) or {}, args.prompt))
+    if len(args.inputs) != 2:
+        raise ValueError(f"compare takes two videos, or one CSV or JSONL of pairs; got {len(args.inputs)} files")
+    if args.columns:
+        raise ValueError("--columns describes a list of pairs; two videos have none")
+    first, second = args.inputs
+    return [Pair(first, second, args.prompt)]
+
+
+def _listed(path: Path, columns: dict[str, str], prompt: str | None) -> Iterator[Pair]:
+    from reward_model.datasets.base import read_rows
+
+    if unknown := sorted(set(columns) - set(COLUMNS)):
+        raise ValueError(f"--columns: unknown name {unknown[0]!r}; expected some of {', '.join(COLUMNS)}")
+    names = COLUMNS | columns
+    for place, row in enumerate(read_rows(path), start=1):
+        for name in ("first", "second"):
+            if not str(row.get(names[name]) or "").strip():
+                raise ValueError(f"{path}, row {place}: no video in column {names[name]!r}; see --columns")
+        first, second = (str(path.parent / str(row[names[name]]).strip()) for name in ("first", "second"))
+        yield Pair(first, second, str(row.get(names["prompt"]) or "").strip() or prompt)
+
+
+def _compare(judge: Any, pairs: Sequence[Pair]) -> Iterator[Result]:
+    sides = [pair.first for pair in pairs], [pair.second for pair in pairs]
+    output: Comparison = judge.compare(*sides, [pair.prompt for pair in pairs], batch_size=len(pairs))
+    for row, pair in enumerate(pairs):
+        valid = bool(output.valid[row])
+        values = {name: number(getattr(output, name)[row]) for name in ("p_first", "p_tie", "margin")}
+        result = {"first": pair.first, "second": pair.second, "prompt": pair.prompt, "valid": valid} | values
+        yield result | {"consistent": bool(output.consistent[row]) if valid else None, "reason": output.reasons[row]}
+
+
+def _sentence(result: Result) -> str:
+    if not result["valid"]:
+        return f"not compared: {result['reason']}"
+    p_first, p_tie, margin = (result[name] for name in ("p_first", "p_tie", "margin"))
+    winner = "neither is better" if margin == 0 else f"{result['first' if margin > 0 else 'second']} is better"
+    agreement = "both orders agree" if result["consistent"] else "the two orders disagree"
+    return f"{winner} (first {p_first:.3f}, second {1 - p_first - p_tie:.3f}, tie {p_tie:.3f}; {agreement})"

@@ -1,0 +1,95 @@
+"""`video-judge export`: a judge, or one of its roles merged, as a folder with a model card, and on to a hub."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reward_model.commands.judge_options import JudgeFactory
+
+if TYPE_CHECKING:
+    from reward_model.evaluation.card import CardFacts
+
+EXAMPLES = """examples:
+  video-judge export OUT --judge FOLDER --tables held_out.json --license apache-2.0     the judge and its card
+  video-judge export OUT --judge FOLDER --merge generated --dtype bfloat16       a stock checkpoint for transformers and vLLM
+  video-judge export OUT --judge FOLDER --push OWNER/NAME --private              and on to the hub
+
+Tables are what `video-judge eval --json` prints, each into a file of its own. A merged role is a judge as well."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    parser.description, parser.epilog = "Write a judge as a folder for others, with a model card.", EXAMPLES
+    parser.add_argument("output", type=Path, help="folder to write; new or empty for --merge")
+    parser.add_argument(
+        "--merge", metavar="ROLE", help="write this role merged, as a stock checkpoint; base: none merged"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="of the weights (default: float32)",
+    )
+    card = parser.add_argument_group("model card")
+    card.add_argument("--name", help="title and hub id (default: the repository of --push, or the folder's name)")
+    card.add_argument("--license", default="", help="licence id, such as apache-2.0")
+    card.add_argument("--tables", nargs="+", default=[], metavar="FILE", help="JSON of `video-judge eval --json`")
+    card.add_argument("--provenance", metavar="FILE", help="JSON of training stages (default: the judge's own, if any)")
+    card.add_argument("--notes", default="", help="a paragraph of yours")
+    card.add_argument("--base-id", default="", help="hub id of a base that is a folder of this machine")
+    card.add_argument("--base-revision", help="revision of --base-id")
+    hub = parser.add_argument_group("hub")
+    hub.add_argument("--push", metavar="OWNER/NAME", help="upload the folder to this repository")
+    hub.add_argument("--private", action="store_true", help="a new repository is private")
+
+
+def run(args: argparse.Namespace, _: JudgeFactory) -> int:
+    """Write the folder, upload it where asked, and say where it is; the judge is taken whole, without a role in use."""
+    from reward_model.evaluation.card import write_card
+    from reward_model.evaluation.export import export_hub_folder, push_to_hub
+    from reward_model.judge.exchange import merge_role
+    from reward_model.judge.model import VideoJudge
+
+    facts = _facts(args)
+    judge = VideoJudge.from_pretrained(_source(args), dtype=args.dtype, device=args.device or "cpu")
+    if args.merge is None:
+        export_hub_folder(judge, args.output, facts, base_id=args.base_id, base_revision=args.base_revision)
+    else:
+        merge_role(judge, None if args.merge == "base" else args.merge, args.output)
+        write_card(args.output, facts)
+    written = {"folder": str(args.output)}
+    if args.push:
+        written["url"] = push_to_hub(args.output, args.push, private=args.private)
+    sys.stdout.write(f"{json.dumps(written) if args.json else chr(10).join(written.values())}\n")
+    return 0
+
+
+def _facts(args: argparse.Namespace) -> CardFacts:
+    from reward_model.evaluation.card import CardFacts, read_tables
+
+    return CardFacts(
+        name=args.name or args.push or args.output.name,
+        license=args.license,
+        tables={title: rows for file in args.tables for title, rows in read_tables(file).items()},
+        stages=_stages(args),
+        notes=args.notes,
+    )
+
+
+def _stages(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the stages of the file that is named, or of the judge's own where it has one."""
+    own = _source(args) / "provenance.json"
+    file = Path(args.provenance) if args.provenance else own
+    if file == own and not own.is_file():
+        return {}
+    return json.loads(file.read_text(encoding="utf-8"))["stages"]
+
+
+def _source(args: argparse.Namespace) -> Path:
+    from reward_model.video_reward import TOY_JUDGE
+
+    return TOY_JUDGE if args.judge == "toy" else Path(args.judge)

@@ -1,0 +1,85 @@
+"""The options that all commands share, and the judge that they name."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import Any
+
+JudgeFactory = Callable[[argparse.Namespace], Any]
+"""Takes the parsed arguments and returns what `VideoJudgeReward` is."""
+
+TOY_WARNING = (
+    "warning: the embedded toy judge is for moving shapes, small rendered clips; its scores say nothing about real "
+    "video. Name a judge with --judge FOLDER_OR_HUB_ID."
+)
+
+
+def add_judge_options(parser: argparse.ArgumentParser, *, batches: bool) -> None:
+    """Add what every command understands: which judge, where it runs, how it answers; `batches` for those that batch."""
+    shared = parser.add_argument_group("judge")
+    shared.add_argument("--judge", default="toy", help="judge folder or hub id (default: the embedded toy judge)")
+    shared.add_argument("--role", help="adapter to use (default: generated, or comparator where clips are compared)")
+    shared.add_argument("--device", help="device such as cpu or cuda (default: the first CUDA device, else cpu)")
+    shared.add_argument("--threads", type=positive, default=1, help="CPU threads (default: 1)")
+    if batches:
+        shared.add_argument("--batch-size", type=positive, default=8, help="clips or pairs a forward pass (default: 8)")
+    shared.add_argument(
+        "--allow-damaged", action="store_true", help="judge damaged files by the frames that can be read"
+    )
+    shared.add_argument("--json", action="store_true", help="print one JSON object a line")
+
+
+def load_judge(args: argparse.Namespace) -> Any:
+    """Load the judge that the arguments name, with the thread count of this process set."""
+    import torch
+
+    from reward_model.video_reward import VideoJudgeReward
+
+    torch.set_num_threads(args.threads)
+    return VideoJudgeReward.from_pretrained(
+        args.judge, role=args.role or "generated", device=args.device, allow_damaged=args.allow_damaged
+    )
+
+
+def open_judge(
+    args: argparse.Namespace, judge_factory: JudgeFactory, *, role: str = "generated", real_clips: bool = True
+) -> Any:
+    """Make the judge of a command, after a warning where the embedded judge is set on clips it does not know.
+
+    Args:
+        args: the parsed arguments; their role is filled in where none was given.
+        judge_factory: makes the judge.
+        role: the command's default.
+        real_clips: whether the clips may be of another world than the embedded judge's.
+
+    Returns:
+        The judge.
+    """
+    if real_clips:
+        warn_of_toy(args)
+    args.role = args.role or role
+    return judge_factory(args)
+
+
+def warn_of_toy(args: argparse.Namespace) -> None:
+    """Say on stderr that the embedded judge knows moving shapes only, where it is the judge."""
+    if args.judge == "toy":
+        print(TOY_WARNING, file=sys.stderr)
+
+
+def column_map(items: list[str]) -> dict[str, str] | None:
+    """Return the map of `--columns OURS=THEIRS ...`, None where none was given; ValueError for another form."""
+    for item in items:
+        if "=" not in item:
+            raise ValueError(f"--columns takes OURS=THEIRS, got {item!r}")
+    return dict(item.split("=", 1) for item in items) or None
+
+
+def positive(text: str) -> int:
+    """Return a whole number >= 1, for argparse."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be >= 1, got {value}")
+    return value

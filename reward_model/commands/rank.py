@@ -1,0 +1,46 @@
+"""`video-judge rank`: videos of one prompt, best first."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from reward_model.commands.inputs import list_items
+from reward_model.commands.judge_options import JudgeFactory, open_judge
+from reward_model.commands.results import json_line
+
+EXAMPLES = """examples:
+  video-judge rank a.mp4 b.mp4 c.mp4 --prompt "a red ring moving up"
+  video-judge rank clips/ --prompt "..." --json
+
+N videos take at most N log2 N comparisons, each in both orders. Of two that the judge calls even the earlier one comes
+first. A video that cannot be read is named, and left out of the order."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    parser.description, parser.epilog = "Put videos of one prompt in order, best first.", EXAMPLES
+    parser.add_argument("inputs", nargs="+", help="video files or folders of them")
+    parser.add_argument("--prompt", help="generation prompt of all")
+
+
+def run(args: argparse.Namespace, judge_factory: JudgeFactory) -> int:
+    """Print the order of the group."""
+    paths = [item.path for item in list_items(args.inputs)]
+    judge = open_judge(args, judge_factory, role="comparator")
+    try:
+        ranking = judge.rank(paths, args.prompt, batch_size=args.batch_size)
+    except RuntimeError as error:
+        print(f"video-judge rank: {error}", file=sys.stderr)
+        return 1
+    failed = {path: reason for path, reason in zip(paths, ranking.reasons, strict=True) if reason}
+    order = [paths[place] for place in ranking.order]
+    if args.json:
+        found = {"order": order, "prompt": args.prompt, "valid": not failed, "reasons": failed}
+        print(json_line(found | {"num_compared": ranking.num_compared}))
+    else:
+        for place, path in enumerate(order, start=1):
+            print(f"{place:4d}  {path}")
+        for path, reason in failed.items():
+            print(f"   -  {path}: {reason}")
+    return int(bool(failed))

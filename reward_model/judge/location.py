@@ -1,0 +1,98 @@
+"""Where a judge is read from: a folder, or a repository of the hub with sub-folder and revision. No pickle is ever read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+CONFIG_FILE = "judge_config.json"
+
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+"""Weight files that run code when they are read."""
+
+
+@dataclass(frozen=True)
+class Location:
+    """A folder (`path`), or the hub repository `path` with its sub-folder and revision."""
+
+    path: str
+    subfolder: str = ""
+    revision: str | None = None
+
+    @property
+    def folder(self) -> Path | None:
+        """The local folder; None on the hub."""
+        return Path(self.path) if Path(self.path).is_dir() else None
+
+    @property
+    def name(self) -> str:
+        """The last part of its path, by which released judges are known."""
+        return (self.subfolder or self.path).rstrip("/").rpartition("/")[2]
+
+    def __str__(self) -> str:
+        """Return it as a user names it."""
+        return f"{self.path}/{self.subfolder}" if self.subfolder else self.path
+
+    def origin(self) -> dict[str, str | None]:
+        """Return where a stock checkpoint came from: an absolute path, or a hub id and the commit that was loaded."""
+        if self.folder is not None:
+            return {"base": str(self.folder.resolve())}
+        from huggingface_hub import try_to_load_from_cache
+
+        file = f"{self.subfolder}/config.json" if self.subfolder else "config.json"
+        found = try_to_load_from_cache(self.path, file, revision=self.revision)
+        place = Path(found) if isinstance(found, str) else None
+        commit = place.parents[file.count("/")].name if place else self.revision
+        return {"base": self.path, "base_subfolder": self.subfolder, "revision": commit}
+
+
+def locate(path_or_id: str | Path, *, subfolder: str = "", revision: str | None = None) -> Location:
+    """Find a judge, and download it where it is a saved judge on the hub.
+
+    Args:
+        path_or_id: a folder; a hub id "owner/name"; or "owner/name/sub/folder" for a checkpoint inside a repository.
+        subfolder: where inside the folder or repository it stands.
+        revision: commit, branch or tag of a hub repository.
+
+    Returns:
+        The folder or the snapshot of a saved judge; of a hub id that is no saved judge (a stock checkpoint, or nothing) the id.
+
+    Raises:
+        ValueError: a revision of a folder.
+    """
+    folder = Path(path_or_id) / subfolder
+    if folder.is_dir():
+        if revision is not None:
+            raise ValueError(f"revision {revision!r} is for hub repositories, {folder} is a folder; leave it out")
+        return Location(str(folder))
+    repository, inner = str(path_or_id), subfolder
+    parts = repository.split("/")
+    if len(parts) > 2 and parts[0] not in ("", ".", "..", "~"):
+        repository, inner = "/".join(parts[:2]), "/".join([*parts[2:], *([subfolder] if subfolder else [])])
+    return _snapshot(Location(repository, inner, revision))
+
+
+def refuse_pickles(folder: Path) -> None:
+    """Refuse a folder whose weights are pickles (ValueError): reading one runs whatever code is in it."""
+    if any(folder.glob("*.safetensors")):
+        return
+    found = sorted(file.name for pattern in PICKLES for file in folder.glob(pattern))
+    if found:
+        raise ValueError(
+            f"{folder} has its weights in {found[0]}, a pickle, which can run code when read; convert it to safetensors where "
+            "you trust it (load it with weights_only=True, write it with safetensors.torch.save_file)"
+        )
+
+
+def _snapshot(place: Location) -> Location:
+    """Return the downloaded folder of a saved judge, any other place as it is."""
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
+
+    start = f"{place.subfolder}/" if place.subfolder else ""
+    try:
+        hf_hub_download(place.path, f"{start}{CONFIG_FILE}", revision=place.revision)
+    except (EntryNotFoundError, HFValidationError, RepositoryNotFoundError):
+        return place
+    patterns = [f"{start}{kind}" for kind in ("*.json", "*.safetensors", "*.jinja", "*.txt")]
+    return Location(str(Path(snapshot_download(place.path, revision=place.revision, allow_patterns=patterns)) / start))

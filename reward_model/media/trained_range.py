@@ -1,0 +1,53 @@
+"""Which clips a judge was trained on: frame rate, number of frames and size, and what lies outside of them.
+
+All three are of the clip as the judge is handed it: the rate at which the planned frames follow one another, how many
+there are, and how many pixels each has before the judge's own resize.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from reward_model.records import CLIP_MEASURES, Clip
+
+Range = Mapping[str, Sequence[float]]
+"""Name of `CLIP_MEASURES` -> [lowest, highest]."""
+
+SLACK = 0.02
+"""How far outside a clip may be, as a share of the bound: containers round time stamps."""
+
+WORDS = {"fps": "judged frames a second", "frames": "judged frames", "pixels": "pixels a frame"}
+
+
+def measure(clip: Clip) -> dict[str, float]:
+    """Return each of `CLIP_MEASURES` of a clip."""
+    height, width = clip.frames.shape[-2:]
+    values = (clip.plan.fps, len(clip.plan.indices), height * width)
+    return dict(zip(CLIP_MEASURES, values, strict=True))
+
+
+def unlike_training(clip: Clip, trained: Range) -> tuple[str, ...]:
+    """Say in what a clip is unlike the clips of training.
+
+    Args:
+        clip: as the judge is handed it.
+        trained: the judge's range; a measure that it does not name is not looked at.
+
+    Returns:
+        One phrase for each measure that is out of range.
+    """
+    found = []
+    for name, value in measure(clip).items():
+        low, high = trained.get(name, (value, value))
+        if not low * (1 - SLACK) <= value <= high * (1 + SLACK):
+            known = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+            found.append(f"{value:.4g} {WORDS[name]} (trained with {known})")
+    return tuple(found)
+
+
+def widened(trained: Range, clip: Clip) -> dict[str, list[float]]:
+    """Return the range that holds a clip as well; a single frame has no rate and leaves the range as it is."""
+    if len(clip.plan.indices) < 2:
+        return {name: list(bounds) for name, bounds in trained.items()}
+    values = measure(clip)
+    return {name: [min(v, *trained.get(name, (v,))), max(v, *trained.get(name, (v,)))] for name, v in values.items()}

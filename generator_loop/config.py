@@ -59,6 +59,8 @@ class GeneratorSettings:
     """Scale of the adapter, in ranks: its output is multiplied by alpha / rank."""
     guidance_scale: float = 1.0
     """Classifier-free guidance while sampling and learning; 1 is off, halves the cost, and is what the papers use."""
+    guidance_scale_2: float | None = None
+    """Guidance of Wan 2.2 A14B's second transformer, which takes over at low noise; null takes `guidance_scale`."""
     negative_prompt: str = ""
     """What guidance leads away from."""
     max_sequence_length: int = 512
@@ -71,8 +73,14 @@ class GeneratorSettings:
     """Recompute the transformer in the backward pass: less memory, a third more time."""
     attention: Literal["native", "cudnn", "flash", "flash_3", "xformers"] = "native"
     """Attention kernel of the transformer, by diffusers' own switch; flash, flash_3 and xformers need their package."""
+    compile: bool = False
+    """Compile the transformer's blocks (torch.compile) on Wan, LTX and HunyuanVideo: meant for GPUs, costs minutes before the
+    first steps. Samples and updates then are two programs, which may round differently; Flow-GRPO's `ratio_error` shows it."""
     vae_tiling: bool = False
     """Decode tile by tile: less memory on large frames, faint seams."""
+    offload: Literal["none", "model"] = "none"
+    """model keeps text encoders and VAE in the computer's memory while they are not in use: frees their size on the GPU, costs
+    a transfer there and back for each batch of clips and each iteration with new prompts. Transformers stay. GPU only."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -80,6 +88,8 @@ class GeneratorSettings:
         _positive("generator", self, *names, "decode_batch_size")
         if self.guidance_scale < 1:
             raise ValueError(f"generator.guidance_scale must be >= 1, got {self.guidance_scale}")
+        if self.guidance_scale_2 is not None and self.guidance_scale_2 < 1:
+            raise ValueError(f"generator.guidance_scale_2 must be >= 1 or null, got {self.guidance_scale_2}")
 
 
 @dataclass(frozen=True, kw_only=True)

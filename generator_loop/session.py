@@ -174,13 +174,16 @@ def open_generator(config: JointConfig, device: torch.device) -> VideoGenerator:
         lora_alpha=settings.lora_alpha,
         lora_seed=config.run.seed,
         guidance_scale=settings.guidance_scale,
+        guidance_scale_2=settings.guidance_scale_2,
         negative_prompt=settings.negative_prompt,
         max_sequence_length=settings.max_sequence_length,
         decode_batch_size=settings.decode_batch_size,
         checkpoint_decode=settings.checkpoint_decode,
         checkpoint_transformer=settings.checkpoint_transformer,
         attention=settings.attention,
+        compile_transformer=settings.compile,
         vae_tiling=settings.vae_tiling,
+        offload=settings.offload,
     )
 
 

@@ -1,10 +1,11 @@
-"""Compares DRaFT-K's memory-flat gradient with plain and with checkpointed back-propagation through the sampler.
+"""Compares DRaFT-K's memory-flat gradient with plain and with checkpointed back-propagation through the sampler, and
+decoding a run of latent frames with decoding the whole clip.
 
-python scripts/bench_draft.py [--generator toy] [--judge toy] [--tails K ...] [--clips N]
+python scripts/bench_draft.py [--generator toy] [--judge toy] [--tails K ...] [--clips N] [--frames F] [--runs N ...]
 
-The embedded generator and judge, one thread, K = 1, 4, 16 last steps. Gradients are compared before anything is printed;
-memory is the most bytes that were held for the backward pass at any one time, weights left out. Prints a table and, last,
-one JSON line.
+The embedded generator and judge, one thread; K = 1, 4, 16 last steps, and runs of 1, 2 and 4 of 9 latent frames at the clip's
+beginning, middle and end. Results are compared before anything is printed; seconds are the processor's, memory is the most
+bytes that were held for the backward pass at any one time, weights left out. Prints two tables and, last, one JSON line.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -31,6 +33,11 @@ from generator_loop.update import actors_of
 
 TOLERANCE = 1e-5
 """Largest relative difference of the gradients."""
+
+REPEATS = 3
+"""Timings of a decode, the shortest of which counts."""
+
+Result = TypeVar("Result")
 
 RECIPE = Path(__file__).parent.parent / "configs" / "toy.yaml"
 
@@ -109,19 +116,91 @@ def _prompts(samples: Rollout) -> tuple:
     return tuple(prompt for prompt in samples.prompts for _ in range(samples.group_size))
 
 
-def measure(session: Session, action: Callable[[], None]) -> tuple[Tensor, int, float]:
-    """Return the gradient [P] that `action` adds, the bytes it held at most, and its seconds."""
+def measure(session: Session, action: Callable[[], Result]) -> tuple[Result, int, float]:
+    """Return what `action` returns, the bytes it held at most, and its seconds."""
     generator = session.generator
-    trained = list(generator.trainable_parameters().values())
     frozen = [*generator.pipeline.transformer.parameters(), *generator.pipeline.vae.parameters()]  # type: ignore[attr-defined]
     with counting([*frozen, *session.judge.judge.parameters()]) as held:
-        start = time.perf_counter()
-        action()
-        seconds = time.perf_counter() - start
+        start = time.process_time()
+        result = action()
+        seconds = time.process_time() - start
+    return result, held.peak, seconds
+
+
+def trained_gradient(session: Session, action: Callable[[], None]) -> Tensor:
+    """Return the gradient [P] that `action` adds to the trained parameters, and take it away."""
+    trained = list(session.generator.trainable_parameters().values())
+    action()
     gradient = torch.cat([p.grad.flatten() for p in trained if p.grad is not None])
     for parameter in trained:
         parameter.grad = None
-    return gradient, held.peak, seconds
+    return gradient
+
+
+def compare_sampler(session: Session, tails: Sequence[int]) -> list[dict]:
+    """Return a row for each number of steps and way to their gradient; ValueError where ways disagree."""
+    samples = sample_groups(session, session.train_prompts[:1])
+    table = []
+    for num_steps in tails:
+        ways: dict[str, Callable[[], None]] = {
+            "plain": lambda k=num_steps: through_time(session, samples, k, recompute=False),
+            "flat": lambda k=num_steps: flat(session, samples, k),
+            "checkpointed": lambda k=num_steps: through_time(session, samples, k, recompute=True),
+        }
+        found = {name: measure(session, lambda way=way: trained_gradient(session, way)) for name, way in ways.items()}
+        expected, _, plain_seconds = found["plain"]
+        for name, (gradient, held, seconds) in found.items():
+            row = {"K": num_steps, "way": name, "held_mib": held / 2**20, "difference": _same(name, gradient, expected)}
+            table.append({**row, "seconds": seconds, "seconds_ratio": seconds / plain_seconds})
+    return table
+
+
+def compare_decoder(session: Session, num_clips: int, num_frames: int, runs: Sequence[int]) -> list[dict]:
+    """Return a row for each run and way to the gradient of its reward; ValueError where ways disagree.
+
+    `cut` decodes the whole clip and shows the judge the frames of the run; `run` decodes those alone, with the same gradient in
+    the run's latent frames. `all` is a reward of the whole clip.
+    """
+    shape = session.generator.init_latents([torch.Generator().manual_seed(0)]).shape[1:]
+    noise = torch.randn(num_clips, shape[0], num_frames, *shape[2:], generator=torch.Generator().manual_seed(0))
+    prompts = session.train_prompts[:1] * num_clips
+    actors = actors_of(session.generator, session.scorer.differentiable)
+
+    def gradient(decode: Callable[[Tensor], Tensor]) -> Tensor:
+        latents = noise.clone().requires_grad_(True)
+        (found,) = torch.autograd.grad(-actors.reward(decode(latents), prompts).mean(), latents)
+        return found
+
+    def row(place: str, way: str, difference: float, action: Callable[[], Tensor]) -> dict:
+        found = [measure(session, action) for _ in range(REPEATS)]
+        held, seconds = found[0][1] / 2**20, min(seconds for _, _, seconds in found)
+        return {"run": place, "way": way, "held_mib": held, "difference": difference, "seconds": seconds}
+
+    table = [row(f"0-{num_frames}", "all", 0.0, lambda: gradient(actors.decode))]
+    for run in _places(num_frames, runs):
+        ways = {
+            "cut": lambda run=run: gradient(lambda x: actors.decode(x)[:, session.generator.frames_of(run)]),
+            "run": lambda run=run: gradient(lambda x: actors.decode(x, run)),
+        }
+        inside = slice(run.start, run.stop)
+        difference = _same("run", ways["run"]()[:, :, inside], ways["cut"]()[:, :, inside])
+        place = f"{run.start}-{run.stop}"
+        table += [row(place, "cut", 0.0, ways["cut"]), row(place, "run", difference, ways["run"])]
+    return table
+
+
+def _places(num_frames: int, runs: Sequence[int]) -> list[range]:
+    """Return runs of these lengths at the clip's beginning, middle and end."""
+    starts = [(start, num) for num in runs for start in (0, (num_frames - num) // 2, num_frames - num)]
+    return [range(start, start + num) for start, num in starts]
+
+
+def _same(name: str, found: Tensor, expected: Tensor) -> float:
+    """Return the relative difference; ValueError where it is too large."""
+    difference = float((found - expected).norm() / expected.norm())
+    if not difference <= TOLERANCE:
+        raise ValueError(f"{name} differs by {difference}, more than {TOLERANCE}")
+    return difference
 
 
 def main(argv: Sequence[str]) -> int:
@@ -131,6 +210,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--judge", default="toy", help="judge folder (default: the embedded one)")
     parser.add_argument("--tails", type=int, nargs="+", default=[1, 4, 16], help="numbers of differentiated steps K")
     parser.add_argument("--clips", type=int, default=2, help="clips in one micro-batch")
+    parser.add_argument("--frames", type=int, default=9, help="latent frames of the clips that are decoded")
+    parser.add_argument(
+        "--runs", type=int, nargs="+", default=[1, 2, 4], help="numbers of latent frames decoded of them"
+    )
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     overrides = [
@@ -144,29 +227,23 @@ def main(argv: Sequence[str]) -> int:
         f"sampling.group_size={arguments.clips}",
     ]
     session = open_session(read_config(RECIPE, overrides), Processes(device=torch.device("cpu")))
-    samples = sample_groups(session, session.train_prompts[:1])
-    table = []
-    for num_steps in arguments.tails:
-        ways = {
-            "flat": lambda k=num_steps: flat(session, samples, k),
-            "plain": lambda k=num_steps: through_time(session, samples, k, recompute=False),
-            "checkpointed": lambda k=num_steps: through_time(session, samples, k, recompute=True),
-        }
-        found = {name: measure(session, way) for name, way in ways.items()}
-        expected = found["plain"][0]
-        for name, (gradient, held, seconds) in found.items():
-            difference = float((gradient - expected).norm() / expected.norm())
-            if not difference <= TOLERANCE:
-                sys.stdout.write(f"K = {num_steps}: {name} differs from plain by {difference}\n")
-                return 1
-            row = {"K": num_steps, "way": name, "held_mib": held / 2**20, "difference": difference}
-            table.append({**row, "seconds": seconds, "seconds_ratio": seconds / found["plain"][2]})
+    try:
+        sampler = compare_sampler(session, arguments.tails)
+        decoder = compare_decoder(session, arguments.clips, arguments.frames, arguments.runs)
+    except ValueError as error:
+        sys.stdout.write(f"{error}\n")
+        return 1
     sys.stdout.write(f"{'K':>3} {'way':>12} {'held MiB':>9} {'difference':>11} {'time / plain':>12}\n")
-    for row in table:
+    for row in sampler:
         sys.stdout.write(
             f"{row['K']:>3} {row['way']:>12} {row['held_mib']:>9.1f} {row['difference']:>11.1e} {row['seconds_ratio']:>12.2f}\n"
         )
-    sys.stdout.write(json.dumps(table) + "\n")
+    sys.stdout.write(f"\n{'run':>5} {'way':>4} {'held MiB':>9} {'difference':>11} {'seconds':>8}\n")
+    for row in decoder:
+        sys.stdout.write(
+            f"{row['run']:>5} {row['way']:>4} {row['held_mib']:>9.1f} {row['difference']:>11.1e} {row['seconds']:>8.2f}\n"
+        )
+    sys.stdout.write(json.dumps({"sampler": sampler, "decoder": decoder}) + "\n")
     return 0
 
 

@@ -78,14 +78,29 @@ class VideoGenerator(Protocol):
         """
         ...
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Decode clean latents; differentiable where `latents` carry gradient.
+    def decode(self, latents: Tensor, run: range | None = None) -> Tensor:
+        """Decode clean latents; differentiable where `latents` carry gradient, and in a run's own latent frames alone.
+
+        The frames of a run equal those of the whole clip. Where the decoder is causal, latent frames after the run are left
+        out, and those before it cost no memory for the backward pass.
 
         Args:
             latents: x_0 [B, c, F, h, w], normalised.
+            run: consecutive latent frames whose pixel frames are wanted; None decodes all.
 
         Returns:
-            Float32 RGB frames [B, T, 3, H, W] in [0, 1].
+            Float32 RGB frames [B, T, 3, H, W] in [0, 1], those of `frames_of(run)` alone where a run is given.
+        """
+        ...
+
+    def frames_of(self, run: range) -> slice:
+        """Return the pixel frames that a run of latent frames becomes.
+
+        Args:
+            run: consecutive latent frames.
+
+        Returns:
+            Their part of the clip's T frames.
         """
         ...
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from generator_loop.adapters.partial_decode import constant_calls
 from generator_loop.adapters.pipeline import PipelineGenerator
 
 if TYPE_CHECKING:
@@ -82,6 +83,27 @@ class CogVideoXGenerator(PipelineGenerator):
     def _pixels(self, latents: Tensor) -> Tensor:
         vae = self.pipeline.vae
         return vae.decode((latents / self.pipeline.vae_scaling_factor_image).to(vae.dtype)).sample
+
+    def _pixels_of(self, latents: Tensor, run: range) -> Tensor:
+        """Decode up to the batch of latent frames in which a run ends; the batches before the run need no gradient.
+
+        The decoder takes two latent frames at a time (the first time three where their number is odd) and mixes them by norms
+        over time; a run that shares a batch with its neighbours costs what the whole batch does.
+        """
+        vae, num_frames = self.pipeline.vae, latents.shape[2]
+        batch = vae.num_latent_frames_batch_size
+        ends = [batch * (i + 1) + num_frames % batch for i in range(max(num_frames // batch, 1))]
+        stop = min(end for end in ends if end >= run.stop)
+        num_before = sum(end <= run.start for end in ends)
+        with constant_calls(vae.decoder, num_before, begins=lambda how: how["conv_cache"] is None):
+            return self._pixels(latents[:, :, :stop])[:, :, self.frames_of(run)]
+
+    def frames_of(self, run: range) -> slice:
+        """Return the pixel frames of a run; in clips of an even number of latent frames the first is as long as the others."""
+        if self._shape[1] % 2:
+            return super().frames_of(run)
+        _, temporal, _ = self._factors()
+        return slice(temporal * run.start, temporal * run.stop)
 
     def _normalise(self, latents: Tensor) -> Tensor:
         return latents * self.pipeline.vae_scaling_factor_image

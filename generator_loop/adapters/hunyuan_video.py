@@ -2,7 +2,8 @@
 
 Model facts kept here: the prompt goes through a language model (embeddings and padding mask) and through CLIP (one pooled
 vector); guidance is a number that the distilled model is told, so that one prediction does and no negative prompt is read;
-latents are multiplied by the VAE's scaling factor; T pixel frames are 4 F - 3.
+latents are multiplied by the VAE's scaling factor; T pixel frames are 4 F - 3; the decoder is not causal: clips of more than 4
+latent frames are decoded in overlapping tiles of 5, each as a whole.
 
 Shape legend: B batch, T pixel frames, F latent frames, c latent channels, h, w latent height and width, L text tokens.
 """
@@ -29,7 +30,7 @@ class HunyuanVideoGenerator(PipelineGenerator):
     pipeline_name = "HunyuanVideoPipeline"
 
     @torch.no_grad()
-    def encode_prompts(self, texts: Sequence[str]) -> Conditioning:
+    def _encode_prompts(self, texts: Sequence[str]) -> Conditioning:
         """Encode prompts to [B, L, d] with their masks [B, L], and to pooled vectors [B, p]."""
         text, pooled, mask = self.pipeline.encode_prompt(
             list(texts), max_sequence_length=self.max_sequence_length, device=self.device
@@ -63,6 +64,23 @@ class HunyuanVideoGenerator(PipelineGenerator):
     def _pixels(self, latents: Tensor) -> Tensor:
         vae = self.pipeline.vae
         return vae.decode((latents / vae.config.scaling_factor).to(vae.dtype), return_dict=False)[0]
+
+    def _pixels_of(self, latents: Tensor, run: range) -> Tensor:
+        """Decode the tiles of time that reach into a run.
+
+        The decoder's norms run over time, so that each frame of a tile depends on all of its latent frames, which therefore
+        are all in the graph; a short clip is one tile. The library decodes the beginning of the next tile as well.
+        """
+        vae, frames = self.pipeline.vae, self.frames_of(run)
+        factor = vae.temporal_compression_ratio
+        size, stride = vae.tile_sample_min_num_frames // factor, vae.tile_sample_stride_num_frames // factor
+        if latents.shape[2] <= size:
+            return super()._pixels_of(latents, run)
+        overlap = size - stride  # latent frames whose pixels are blended with those of the tile before
+        first, last = max(run.start - 1 - overlap, 0) // stride, max(run.stop - 2, 0) // stride
+        pixels = self._pixels(latents[:, :, first * stride : last * stride + size + 1])
+        skipped = first * vae.tile_sample_stride_num_frames
+        return pixels[:, :, frames.start - skipped : frames.stop - skipped]
 
     def _normalise(self, latents: Tensor) -> Tensor:
         return latents * self.pipeline.vae.config.scaling_factor

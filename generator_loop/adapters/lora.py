@@ -6,9 +6,11 @@ stays trainable and the base stays frozen whatever happens inside.
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -142,9 +144,23 @@ class LoraWeights:
         named = self.weights(POLICY).items()
         return {self._own_name(name): t.contiguous() for name, t in named if self._part_of(name) == part}, settings
 
-    def from_peft(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """Return component -> tensors of `to_peft` as one set of weights."""
-        return {self._prefixes[part] + name: t for part, named in tensors.items() for name, t in named.items()}
+    def read(self, paths: Mapping[str, Path]) -> dict[str, Tensor]:
+        """Return what diffusers wrote of `to_peft` as one set of weights.
+
+        Args:
+            paths: component of the pipeline -> its LoRA file.
+
+        Returns:
+            Parameter name to tensor.
+
+        Raises:
+            ValueError: if a file's rank or alpha is not the attached LoRA's.
+        """
+        return {
+            self._prefixes[part] + name: tensor
+            for part, path in paths.items()
+            for name, tensor in _read(path, self.to_peft(part)[1]).items()
+        }
 
     def _part_of(self, name: str) -> str:
         first, *others = self._prefixes
@@ -174,6 +190,21 @@ class LoraWeights:
 def _prefixes(models: Mapping[str, object]) -> dict[str, str]:
     """Return what stands before the parameter names of each model: nothing for the first."""
     return {part: "" if place == 0 else f"{part}." for place, part in enumerate(models)}
+
+
+def _read(path: Path, settings: Mapping[str, object]) -> dict[str, Tensor]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        written = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
+        tensors = {name.removeprefix("transformer."): file.get_tensor(name) for name in file.keys()}
+    for key in ("r", "lora_alpha"):
+        if written.get(f"transformer.{key}") != settings[key]:
+            raise ValueError(
+                f"{path} has lora {key} {written.get(f'transformer.{key}')}, the attached one has "
+                f"{settings[key]}; set generator.lora_rank and generator.lora_alpha to the file's"
+            )
+    return tensors
 
 
 def _copy(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

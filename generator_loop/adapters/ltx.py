@@ -2,7 +2,8 @@
 
 Model facts kept here: the transformer takes latents as packed tokens, with the text's padding mask and the clip's rate;
 the schedule's shift grows with the number of tokens; latents are normalised by the VAE's own mean, deviation and scale;
-T pixel frames are 8 (F - 1) + 1. A VAE that is conditioned on a time is given 0, as the pipeline's default is.
+T pixel frames are 8 (F - 1) + 1. A VAE that is conditioned on a time is given 0, as the pipeline's default is. The decoder's
+convolutions look ahead as far as back, so that a run of latent frames is decoded with the whole clip, and only cut out of it.
 
 Shape legend: B batch, T pixel frames, F latent frames, c latent channels, h, w latent height and width, L text tokens.
 """

@@ -2,18 +2,21 @@
 
 Model facts kept here: its time runs from noise at 0 to the clip at 1000 and its velocity points the other way, so both are
 turned round; the schedule is linear at high noise and quadratic below; latents are normalised by the VAE's mean, deviation
-and scale; T pixel frames are 6 (F - 1) + 1.
+and scale; T pixel frames are 6 (F - 1) + 1; the decoder is causal and decodes a clip at once.
 
 Shape legend: B batch, T pixel frames, F latent frames, c latent channels, h, w latent height and width, L text tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from generator_loop.adapters.pipeline import PipelineGenerator
 
@@ -55,6 +58,15 @@ class MochiGenerator(PipelineGenerator):
         mean, std = self._latent_statistics()
         return vae.decode((latents * std + mean).to(vae.dtype), return_dict=False)[0]
 
+    def _pixels_of(self, latents: Tensor, run: range) -> Tensor:
+        """Decode up to the end of a run; a first call without gradient covers what is before it."""
+        with self._stream.split(run.start):
+            return self._pixels(latents[:, :, : run.stop])[:, :, self.frames_of(run)]
+
+    @cached_property
+    def _stream(self) -> _Stream:
+        return _Stream(self.pipeline.vae.decoder)
+
     def _normalise(self, latents: Tensor) -> Tensor:
         mean, std = self._latent_statistics()
         return (latents - mean) / std
@@ -80,3 +92,52 @@ class MochiGenerator(PipelineGenerator):
         from diffusers import FlowMatchEulerDiscreteScheduler
 
         return FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)
+
+
+class _Stream:
+    """Lets the decoder be called for the beginning of a clip, and then for what follows.
+
+    Its causal convolutions are handed a cache that they do not read, because they repeat the frame at the clip's edge; here
+    they go on from a cache where there is one.
+    """
+
+    def __init__(self, decoder: nn.Module) -> None:
+        from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXCausalConv3d
+
+        self._decoder, self._keeps = decoder, False
+        for conv in decoder.modules():
+            if isinstance(conv, CogVideoXCausalConv3d):
+                conv.forward = partial(self._convolve, conv, conv.forward)
+
+    def _convolve(
+        self, conv: Any, forward: Callable[..., Any], inputs: Tensor, conv_cache: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        if conv_cache is None:
+            output, _ = forward(inputs)
+        else:
+            joined = torch.cat([conv_cache, inputs], dim=2)
+            output = conv.conv(pad(joined, (*conv.time_causal_padding[:4], 0, 0), mode="replicate"))
+        if not self._keeps:
+            return output, None
+        last = inputs[:, :, -conv.time_pad :]
+        return output, torch.cat([inputs[:, :, :1]] * (conv.time_pad - last.shape[2]) + [last], dim=2)
+
+    @contextmanager
+    def split(self, num_frames: int) -> Iterator[None]:
+        """Run the first latent frames of each clip or tile in a call of their own, without gradient."""
+        forward = self._decoder.forward
+
+        def in_two(inputs: Tensor) -> tuple[Tensor, None]:
+            self._keeps = True
+            with torch.no_grad():
+                early, cache = forward(inputs[:, :, :num_frames])
+            self._keeps = False
+            late, _ = forward(inputs[:, :, num_frames:], conv_cache=cache)
+            return torch.cat([early, late], dim=2), None
+
+        if num_frames:
+            self._decoder.forward = in_two
+        try:
+            yield
+        finally:
+            self._keeps, self._decoder.forward = False, forward

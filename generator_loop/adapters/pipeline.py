@@ -8,10 +8,9 @@ Shape legend: B batch, T pixel frames, F latent frames, c latent channels, h, w 
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -20,7 +19,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from generator_loop.adapters.base import POLICY
+from generator_loop.adapters.kernels import Attention, compile_blocks, use_attention
 from generator_loop.adapters.lora import LoraWeights
+from generator_loop.adapters.offload import Offloading, offload_of
+from generator_loop.adapters.partial_decode import check_run, held_outside
 from generator_loop.records import Conditioning
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -30,16 +32,11 @@ Precision = Literal["auto", "float32", "bfloat16", "float16"]
 """Precision of transformer and text encoder; `auto` is float32 on the CPU and bfloat16 elsewhere."""
 
 
-Attention = Literal["native", "cudnn", "flash", "flash_3", "xformers"]
-"""Attention kernels with a gradient; all but the first two need a package."""
-
-_BACKENDS = {"cudnn": "_native_cudnn", "flash": "flash", "flash_3": "_flash_3", "xformers": "xformers"}
-
-
 class PipelineGenerator(ABC):
     """A frozen pipeline with LoRA on its transformers; see `VideoGenerator` for the contract.
 
-    Families fill in `_check`, `_factors`, `_schedule_of`, `sigmas`, `_velocity`, `_pixels` and `_normalise`.
+    Families fill in `_check`, `_factors`, `_schedule_of`, `sigmas`, `_velocity`, `_pixels` and `_normalise`, and `_pixels_of`
+    where their decoder can leave latent frames out.
     """
 
     name: str
@@ -62,13 +59,16 @@ class PipelineGenerator(ABC):
         lora_targets: Sequence[str] | None = None,
         lora_seed: int = 0,
         guidance_scale: float = 1.0,
+        guidance_scale_2: float | None = None,
         negative_prompt: str = "",
         max_sequence_length: int = 512,
         decode_batch_size: int = 1,
         checkpoint_decode: bool = False,
         checkpoint_transformer: bool = False,
         attention: Attention = "native",
+        compile_transformer: bool = False,
         vae_tiling: bool = False,
+        offload: Offloading = "none",
     ) -> None:
         """Freeze the pipeline and attach LoRA to its transformers.
 
@@ -82,25 +82,29 @@ class PipelineGenerator(ABC):
             lora_targets: endings of module names; None takes the family's.
             lora_seed: seed of LoRA's first state.
             guidance_scale: classifier-free guidance; 1 is off and saves half of every prediction.
+            guidance_scale_2: guidance of a second transformer; None takes the first one's.
             negative_prompt: what guidance leads away from.
             max_sequence_length: text tokens L; shorter prompts are padded.
             decode_batch_size: clips decoded or encoded at once.
             checkpoint_decode: recompute the decoder in the backward pass instead of keeping its activations.
             checkpoint_transformer: likewise for the transformer's blocks.
             attention: kernel of the transformers' attention.
+            compile_transformer: compile the transformers' blocks at their first call.
             vae_tiling: decode and encode large frames tile by tile.
+            offload: what becomes of text encoders and VAE while they are not in use.
 
         Raises:
-            ValueError: if the pipeline is of a kind that is not supported, the clip's shape does not fit it, or the attention
-                kernel is not installed.
+            ValueError: if the pipeline is of a kind that is not supported, or the clip's shape or a setting does not fit it.
         """
         height, width = size
         self.num_frames, self.size, self.fps = num_frames, (height, width), fps
-        self.guidance_scale, self.negative_prompt = guidance_scale, negative_prompt
+        self.guidance_scale, self.guidance_scale_2 = guidance_scale, guidance_scale_2
+        self.negative_prompt = negative_prompt
         self.max_sequence_length = max_sequence_length
         self.decode_batch_size = decode_batch_size
         self.pipeline = pipeline
         self._check()
+        self._check_guidance()
         self._shape = self._latent_shape()
         for part in pipeline.components.values():
             if isinstance(part, nn.Module):
@@ -122,8 +126,10 @@ class PipelineGenerator(ABC):
         for transformer in self._transformers.values():
             if checkpoint_transformer:
                 transformer.enable_gradient_checkpointing()
-            if attention != "native":
-                _use_attention(transformer, attention)
+            use_attention(transformer, attention)
+            if compile_transformer:
+                compile_blocks(transformer)
+        self._offload = offload_of(pipeline, offload)
 
     @classmethod
     def from_pretrained(
@@ -133,6 +139,7 @@ class PipelineGenerator(ABC):
         revision: str | None = None,
         dtype: Precision = "auto",
         device: torch.device | None = None,
+        offload: Offloading = "none",
         **settings: Any,
     ) -> Self:
         """Load a pipeline folder or hub id and attach LoRA.
@@ -142,6 +149,7 @@ class PipelineGenerator(ABC):
             revision: hub revision.
             dtype: precision of the frozen transformer and text encoder; the VAE and LoRA are always float32.
             device: where the models live; None is the CPU.
+            offload: what becomes of text encoders and VAE while they are not in use.
             **settings: the constructor's, by name.
 
         Returns:
@@ -154,7 +162,10 @@ class PipelineGenerator(ABC):
             dtype = "float32" if device.type == "cpu" else "bfloat16"
         dtypes = {"default": getattr(torch, dtype), "vae": torch.float32}
         pipeline = getattr(diffusers, cls.pipeline_name).from_pretrained(path_or_id, revision=revision, dtype=dtypes)
-        return cls(pipeline.to(device), **settings)
+        for name, part in pipeline.components.items():
+            if isinstance(part, nn.Module) and (offload == "none" or name.startswith("transformer")):
+                part.to(device)
+        return cls(pipeline, offload=offload, **settings)
 
     def init_latents(self, generators: Sequence[torch.Generator]) -> Tensor:
         """Draw unit Gaussian noise [B, c, F, h, w], one row from each CPU generator."""
@@ -163,23 +174,46 @@ class PipelineGenerator(ABC):
 
     def predict(self, latents: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         """Predict the velocity [B, c, F, h, w], guided where the conditioning holds a negative prompt."""
+        if self._offload is not None:
+            self._offload.end_text()
         velocity = self._velocity(latents, sigma, _side(cond, "positive"))
         if "negative" not in cond.tensors:
             return velocity
         unguided = self._velocity(latents, sigma, _side(cond, "negative"))
-        return unguided + self.guidance_scale * (velocity - unguided)
+        return unguided + self._guidance(sigma) * (velocity - unguided)
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Decode latents [B, c, F, h, w] to frames [B, T, 3, H, W] in [0, 1], a few clips at a time."""
-        return torch.cat([self._decode(part) for part in latents.split(self.decode_batch_size)])
+    def _guidance(self, sigma: Tensor) -> float | Tensor:
+        """Return the scale of guidance, one for all rows or as [B, 1, 1, 1, 1]."""
+        return self.guidance_scale
 
-    def _decode(self, latents: Tensor) -> Tensor:
-        pixels = self._pixels(latents)
+    def decode(self, latents: Tensor, run: range | None = None) -> Tensor:
+        """Decode latents [B, c, F, h, w], or a run of them, to frames [B, T, 3, H, W] in [0, 1], a few clips at a time."""
+        if run is not None:
+            check_run(run, latents.shape[2])
+        with self._vae_for(latents) as inputs:
+            return torch.cat([self._decode(part, run) for part in inputs.split(self.decode_batch_size)])
+
+    def _decode(self, latents: Tensor, run: range | None) -> Tensor:
+        pixels = self._pixels(latents) if run is None else self._pixels_of(held_outside(latents, run), run)
         return (pixels.float().transpose(1, 2) * 0.5 + 0.5).clamp(0, 1)
 
-    @torch.no_grad()
+    def frames_of(self, run: range) -> slice:
+        """Return the pixel frames that a run of latent frames becomes: one for the first of the clip, r for every other."""
+        _, temporal, _ = self._factors()
+        return slice(max(temporal * (run.start - 1) + 1, 0), temporal * (run.stop - 1) + 1)
+
+    def _pixels_of(self, latents: Tensor, run: range) -> Tensor:
+        """Decode the frames of a run: the whole clip, and the rest is thrown away; for decoders that mix all frames."""
+        return self._pixels(latents)[:, :, self.frames_of(run)]
+
     def encode_prompts(self, texts: Sequence[str]) -> Conditioning:
         """Encode prompts, and the negative prompt where guidance is on, to `text_tensors` with B rows each."""
+        if self._offload is not None:
+            self._offload.begin_text()
+        return self._encode_prompts(texts)
+
+    @torch.no_grad()
+    def _encode_prompts(self, texts: Sequence[str]) -> Conditioning:
         found = self.pipeline.encode_prompt(
             list(texts),
             [self.negative_prompt] * len(texts),
@@ -200,8 +234,12 @@ class PipelineGenerator(ABC):
         """Encode frames [B, T, 3, H, W] in [0, 1] to the mode of their latents [B, c, F, h, w], a few clips at a time."""
         vae = self.pipeline.vae
         pixels = (frames.to(self.device) * 2 - 1).transpose(1, 2).to(vae.dtype)
-        modes = [vae.encode(part).latent_dist.mode().float() for part in pixels.split(self.decode_batch_size)]
+        with self._vae_for(pixels):
+            modes = [vae.encode(part).latent_dist.mode().float() for part in pixels.split(self.decode_batch_size)]
         return self._normalise(torch.cat(modes))
+
+    def _vae_for(self, inputs: Tensor) -> AbstractContextManager[Tensor]:
+        return nullcontext(inputs) if self._offload is None else self._offload.vae(inputs)
 
     def _checkpoint_decoder(self) -> None:
         """Recompute the decoder in the backward pass: as a whole, unless a family knows its parts."""
@@ -212,6 +250,14 @@ class PipelineGenerator(ABC):
     @abstractmethod
     def _check(self) -> None:
         """Refuse pipelines of this class that are not supported (ValueError)."""
+
+    def _check_guidance(self) -> None:
+        num_transformers = len(self._parts())
+        if self.guidance_scale_2 is not None and (num_transformers == 1 or self.guidance_scale <= 1):
+            raise ValueError(
+                f"generator.guidance_scale_2 guides the second of two transformers beside guidance_scale > 1; {self.name} has "
+                f"{num_transformers} here and guidance_scale is {self.guidance_scale}: set generator.guidance_scale_2=null"
+            )
 
     def _parts(self) -> tuple[str, ...]:
         """Return the names of the pipeline's transformers, all of which are trained."""
@@ -276,36 +322,11 @@ class PipelineGenerator(ABC):
 
     def load(self, folder: Path) -> None:
         """Read a policy that `save` wrote, exactly; a LoRA of another rank or alpha raises ValueError."""
-        tensors = {part: self._read(part, self._folder_of(part, folder) / LORA_FILE) for part in self._transformers}
-        self.set_weights(POLICY, self._lora.from_peft(tensors))
-
-    def _read(self, part: str, path: Path) -> dict[str, Tensor]:
-        from safetensors import safe_open
-
-        with safe_open(path, framework="pt") as file:
-            written = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
-            tensors = {name.removeprefix("transformer."): file.get_tensor(name) for name in file.keys()}
-        _, settings = self._lora.to_peft(part)
-        for key in ("r", "lora_alpha"):
-            if written.get(f"transformer.{key}") != settings[key]:
-                raise ValueError(
-                    f"{path} has lora {key} {written.get(f'transformer.{key}')}, the attached one has "
-                    f"{settings[key]}; set generator.lora_rank and generator.lora_alpha to the file's"
-                )
-        return tensors
+        paths = {part: self._folder_of(part, folder) / LORA_FILE for part in self._transformers}
+        self.set_weights(POLICY, self._lora.read(paths))
 
     def _folder_of(self, part: str, folder: Path) -> Path:
         return folder if part == next(iter(self._transformers)) else folder / part
-
-
-def _use_attention(transformer: Any, name: str) -> None:
-    from diffusers import attention_backend
-
-    try:
-        with attention_backend("native"):  # the switch would otherwise hold for every model of the process
-            transformer.set_attention_backend(_BACKENDS[name])
-    except (RuntimeError, ImportError) as error:
-        raise ValueError(f"generator.attention={name} cannot be had here: {error}") from error
 
 
 def _side(cond: Conditioning, side: str) -> dict[str, Tensor]:

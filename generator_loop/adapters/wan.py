@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from generator_loop.adapters.partial_decode import constant_calls
 from generator_loop.adapters.pipeline import PipelineGenerator
 
 if TYPE_CHECKING:
@@ -40,12 +41,22 @@ class WanGenerator(PipelineGenerator):
         time = sigma.float() * self._schedule.config.num_train_timesteps
         if len(self._transformers) == 1:
             return self._call("transformer", latents, time, cond["text"])
-        early = time >= self.pipeline.config.boundary_ratio * self._schedule.config.num_train_timesteps
+        early = self._is_early(sigma)
         velocity = torch.empty_like(latents, dtype=torch.float32)
         for part, rows in (("transformer", early), ("transformer_2", ~early)):
             if rows.any():
                 velocity[rows] = self._call(part, latents[rows], time[rows], cond["text"][rows])
         return velocity
+
+    def _is_early(self, sigma: Tensor) -> Tensor:
+        """Return where [B] the first of two transformers predicts."""
+        num_times = self._schedule.config.num_train_timesteps
+        return sigma.float() * num_times >= self.pipeline.config.boundary_ratio * num_times
+
+    def _guidance(self, sigma: Tensor) -> float | Tensor:
+        if self.guidance_scale_2 is None:
+            return self.guidance_scale
+        return torch.where(self._is_early(sigma), self.guidance_scale, self.guidance_scale_2).view(-1, 1, 1, 1, 1)
 
     def _call(self, part: str, latents: Tensor, time: Tensor, text: Tensor) -> Tensor:
         transformer = self._transformers[part]
@@ -83,6 +94,12 @@ class WanGenerator(PipelineGenerator):
         vae = self.pipeline.vae
         mean, inverse_std = self._latent_statistics()
         return vae.decode((latents / inverse_std + mean).to(vae.dtype), return_dict=False)[0]
+
+    def _pixels_of(self, latents: Tensor, run: range) -> Tensor:
+        """Decode up to the end of a run; the decoder takes one latent frame at a time, so those before it need no gradient."""
+        decoder = self.pipeline.vae.decoder
+        with constant_calls(decoder, run.start, begins=lambda how: how.get("first_chunk", False)):
+            return self._pixels(latents[:, :, : run.stop])[:, :, self.frames_of(run)]
 
     def _normalise(self, latents: Tensor) -> Tensor:
         mean, inverse_std = self._latent_statistics()

@@ -5,7 +5,7 @@ policy (`backward`). Objectives that learn from samples put their formula into a
 walks the sampler backwards. Random numbers are keyed by prompt and sample, so that ranks with disjoint prompts
 together draw what one process would draw.
 
-Shape legend: B rollout rows, N micro-batch rows.
+Shape legend: B rollout rows, N micro-batch rows, F latent frames, T pixel frames.
 """
 
 from __future__ import annotations
@@ -26,6 +26,12 @@ Reward = Callable[[Tensor, Sequence[Prompt]], Tensor]
 """reward(frames [N, T, C, H, W], N prompts) -> [N] with gradient to the frames, NaN where it could not be had."""
 
 
+class Decode(Protocol):
+    """decode(latents [N, c, F, h, w], run of latent frames or None for all) -> frames [N, T, C, H, W]."""
+
+    def __call__(self, latents: Tensor, run: range | None = None) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class Actors:
     """What an objective may call: the three policies, the decoder and the differentiable reward.
@@ -36,8 +42,12 @@ class Actors:
     policy: Predict
     old: Predict
     reference: Predict
-    decode: Callable[[Tensor], Tensor]
+    decode: Decode
     reward: Reward
+
+    def frames(self, latents: Tensor, run: range | None) -> Tensor:
+        """Decode latents, or those of a run alone; a decoder that knows no runs serves where none is asked for."""
+        return self.decode(latents) if run is None else self.decode(latents, run)
 
 
 class Batch(Protocol):
@@ -131,6 +141,38 @@ def backward_of(output: LossOutput, *, scale: float) -> Mapping[str, float]:
     """
     (output.loss * scale).backward()
     return {"loss": float(output.loss.detach()), **output.metrics}
+
+
+def drawn_run(num_latent_frames: int | None, latents: Tensor, draw: Draw) -> range | None:
+    """Draw which latent frames are decoded: one run for all samples of an optimiser step, on every rank.
+
+    Args:
+        num_latent_frames: length of the run; None decodes all frames.
+        latents: clips [B, c, F, h, w].
+        draw: random streams of the optimiser step.
+
+    Returns:
+        The run, each place of it as likely as any other; None for all frames.
+
+    Raises:
+        ValueError: if the clips are shorter.
+    """
+    if num_latent_frames is None:
+        return None
+    num_places = latents.shape[2] - num_latent_frames + 1
+    if num_places < 1:
+        raise ValueError(
+            f"objective.decode_latent_frames must be at most the clip's {latents.shape[2]} latent frames, got "
+            f"{num_latent_frames}; set it to null to decode all"
+        )
+    start = int(torch.randint(num_places, (), generator=draw.fork("decode").generator(0, 0)))
+    return range(start, start + num_latent_frames)
+
+
+def check_decoded(num_latent_frames: int | None) -> None:
+    """Refuse (ValueError) a setting of fewer than one decoded latent frame."""
+    if num_latent_frames is not None and num_latent_frames < 1:
+        raise ValueError(f"objective.decode_latent_frames must be >= 1 or null, got {num_latent_frames}")
 
 
 def keyed_noise(draw: Draw, keys: Sequence[tuple[int, int]], like: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from generator_loop.advantages import Credit
-from generator_loop.objectives.base import Actors, mean_square
+from generator_loop.objectives.base import Actors, check_decoded, drawn_run, mean_square
 from generator_loop.records import Conditioning, Draw, Prompt, Rollout, Scored, Tail
 
 
@@ -40,22 +40,32 @@ class DraftConfig:
     kl_coef: float = 0.0
     """Weight of the mean squared velocity difference to the reference over the tail; 0 skips its forward passes."""
 
+    decode_latent_frames: int | None = None
+    """Latent frames in a row that are decoded and judged, at a place drawn anew for each optimiser step; null decodes all.
+
+    Fewer cost less memory and time, as frames after the run are not decoded and those before it carry no gradient, but on
+    LTX (and in part HunyuanVideo and CogVideoX), whose decoders mix frames. The judge sees a short excerpt, so that faults
+    which need time to show are missed. VADER decodes one frame.
+    """
+
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         if not 0 < self.tail_span <= 1:
             raise ValueError(f"objective.tail_span must be in (0, 1], got {self.tail_span}")
         if self.kl_coef < 0:
             raise ValueError(f"objective.kl_coef must be >= 0, got {self.kl_coef}")
+        check_decoded(self.decode_latent_frames)
 
 
 @dataclass(frozen=True)
 class DraftBatch:
-    """Clean `latents` [N, ...] and the tail [K, N, ...] that led to them."""
+    """Clean `latents` [N, ...] and the tail [K, N, ...] that led to them; `run` is the latent frames judged, None for all."""
 
     prompts: tuple[Prompt, ...]
     latents: Tensor
     tail: Tail
     cond: Conditioning
+    run: range | None = None
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -82,7 +92,9 @@ class Draft:
         self, rollout: Rollout, scored: Scored, credit: Credit, *, draw: Draw, micro_batch_size: int
     ) -> Iterator[Iterator[DraftBatch]]:
         """Yield one optimiser step over all usable samples; see `Objective.plan`."""
-        yield _micro_batches(rollout, credit.usable.nonzero().flatten().tolist(), micro_batch_size)
+        rows = credit.usable.nonzero().flatten().tolist()
+        run = drawn_run(self.config.decode_latent_frames, rollout.latents, draw)
+        yield _micro_batches(rollout, rows, run, micro_batch_size)
 
     def backward(self, batch: DraftBatch, actors: Actors, *, scale: float) -> Mapping[str, float]:
         """Add the gradient of one micro-batch; see `Objective.backward`.
@@ -91,7 +103,7 @@ class Draft:
         here adds nothing and lowers `valid`.
         """
         latents = batch.latents.detach().requires_grad_(True)
-        rewards = actors.reward(actors.decode(latents), batch.prompts)
+        rewards = actors.reward(actors.frames(latents, batch.run), batch.prompts)
         valid = rewards.isfinite()
         loss = -torch.where(valid, rewards, 0.0).mean()
         (gradient,) = torch.autograd.grad(loss, latents)
@@ -141,7 +153,9 @@ def backward_through_tail(
     return kl
 
 
-def _micro_batches(rollout: Rollout, rows: Sequence[int], micro_batch_size: int) -> Iterator[DraftBatch]:
+def _micro_batches(
+    rollout: Rollout, rows: Sequence[int], run: range | None, micro_batch_size: int
+) -> Iterator[DraftBatch]:
     assert rollout.tail is not None, "the rollout must be drawn with the objective's tail_span"
     for start in range(0, len(rows), micro_batch_size):
         part = rows[start : start + micro_batch_size]
@@ -151,4 +165,5 @@ def _micro_batches(rollout: Rollout, rows: Sequence[int], micro_batch_size: int)
             latents=rollout.latents[index],
             tail=Tail(states=rollout.tail.states[:, index], sigmas=rollout.tail.sigmas),
             cond=rollout.cond.select(index),
+            run=run,
         )

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from generator_loop.advantages import Credit
-from generator_loop.objectives.base import Actors, LossObjective, mean_square
+from generator_loop.objectives.base import Actors, LossObjective, check_decoded, drawn_run, mean_square
 from generator_loop.records import Conditioning, Draw, LossOutput, Prompt, Rollout, Scored
 
 
@@ -40,6 +40,14 @@ class ReFLConfig:
     kl_coef: float = 0.0
     """Weight of the mean squared velocity difference to the reference; 0 skips its forward pass."""
 
+    decode_latent_frames: int | None = None
+    """Latent frames in a row that are decoded and judged, at a place drawn anew for each optimiser step; null decodes all.
+
+    Fewer cost less memory and time, as frames after the run are not decoded and those before it carry no gradient, but on
+    LTX (and in part HunyuanVideo and CogVideoX), whose decoders mix frames. The judge sees a short excerpt, so that faults
+    which need time to show are missed. VADER decodes one frame.
+    """
+
     num_updates: int = 1
     """Optimiser steps on one rollout, each from other random steps."""
 
@@ -52,16 +60,18 @@ class ReFLConfig:
                 "objective.kl_coef must be >= 0 and objective.num_updates >= 1, got "
                 f"{self.kl_coef} and {self.num_updates}"
             )
+        check_decoded(self.decode_latent_frames)
 
 
 @dataclass(frozen=True)
 class LateBatch:
-    """States [N, ...] of the sampler at `sigma` [N], each sample's own."""
+    """States [N, ...] of the sampler at `sigma` [N], each sample's own; `run` is the latent frames judged, None for all."""
 
     prompts: tuple[Prompt, ...]
     states: Tensor
     sigma: Tensor
     cond: Conditioning
+    run: range | None = None
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -88,7 +98,9 @@ class ReFL(LossObjective[LateBatch]):
         """Yield optimiser steps over all usable samples, each from other steps; see `Objective.plan`."""
         rows = credit.usable.nonzero().flatten().tolist()
         for update in range(self.num_updates):
-            yield _micro_batches(rollout, rows, draw.fork(f"refl {update}"), micro_batch_size)
+            streams = draw.fork(f"refl {update}")
+            run = drawn_run(self.config.decode_latent_frames, rollout.latents, streams)
+            yield _micro_batches(rollout, rows, run, streams, micro_batch_size)
 
     def loss(self, batch: LateBatch, actors: Actors) -> LossOutput:
         """Compute the loss of one micro-batch.
@@ -103,7 +115,7 @@ class ReFL(LossObjective[LateBatch]):
         """
         velocity = actors.policy(batch.states, batch.sigma, batch.cond)
         level = batch.sigma.view(-1, *[1] * (velocity.ndim - 1))
-        rewards = actors.reward(actors.decode(batch.states - level * velocity), batch.prompts)
+        rewards = actors.reward(actors.frames(batch.states - level * velocity, batch.run), batch.prompts)
         valid = rewards.isfinite()
         known = torch.where(valid, rewards, 0.0)
         short = -known if self.config.target is None else (self.config.target - known).relu()
@@ -116,7 +128,9 @@ class ReFL(LossObjective[LateBatch]):
         return LossOutput(loss, {name: float(value) for name, value in metrics.items()})
 
 
-def _micro_batches(rollout: Rollout, rows: list[int], draw: Draw, micro_batch_size: int) -> Iterator[LateBatch]:
+def _micro_batches(
+    rollout: Rollout, rows: list[int], run: range | None, draw: Draw, micro_batch_size: int
+) -> Iterator[LateBatch]:
     assert rollout.tail is not None, "the rollout must be drawn with the objective's tail_span"
     size, device, tail = rollout.group_size, rollout.latents.device, rollout.tail
     for start in range(0, len(rows), micro_batch_size):
@@ -130,4 +144,5 @@ def _micro_batches(rollout: Rollout, rows: list[int], draw: Draw, micro_batch_si
             states=tail.states[steps, index],
             sigma=tail.sigmas[steps],
             cond=rollout.cond.select(index),
+            run=run,
         )

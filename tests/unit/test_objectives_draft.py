@@ -1,5 +1,7 @@
 """DRaFT's stepwise backward pass against plain back-propagation through time."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -145,32 +147,94 @@ def test_plan_is_one_step_over_the_usable_samples_with_their_own_tails():
     assert torch.equal(torch.cat([batch.tail.states for batch in batches], dim=1), rollout.tail.states[:, [0, 2, 3]])
 
 
-@pytest.mark.parametrize("setting", [{"tail_span": 0.0}, {"tail_span": 1.1}, {"kl_coef": -0.1}])
+def planned_runs(config, *, draw=None, num_latent_frames=6, micro_batch_size=3):
+    """Return the run of each micro-batch of one optimiser step over eight clips."""
+    rollout = toy_rollout(num_kept=2)
+    rollout = dataclasses.replace(rollout, latents=torch.zeros(8, 1, num_latent_frames, 1, 1))
+    rewards = torch.linspace(0, 1, 8)
+    credit, size = group_advantages(rewards, group_size=4), micro_batch_size
+    steps = Draft(config).plan(rollout, toy_scores(rewards), credit, draw=draw or Draw(0, 0), micro_batch_size=size)
+    (batches,) = [list(step) for step in steps]
+    return [batch.run for batch in batches]
+
+
+def test_all_clips_of_a_step_are_decoded_at_one_place_drawn_for_the_step():
+    config = DraftConfig(decode_latent_frames=2)
+    drawn = [planned_runs(config, draw=Draw(seed=0, step=step)) for step in range(60)]
+    assert all(len(runs) == 3 and len(set(runs)) == 1 for runs in drawn)
+    places = [runs[0] for runs in drawn]
+    assert {(run.start, run.stop) for run in places} == {(0, 2), (1, 3), (2, 4), (3, 5), (4, 6)}
+    assert planned_runs(config, draw=Draw(0, 7), micro_batch_size=8) == [places[7]]
+    assert planned_runs(DraftConfig(decode_latent_frames=6)) == [range(6)] * 3
+    assert planned_runs(DraftConfig()) == [None] * 3
+
+
+def test_more_latent_frames_than_the_clip_has_are_refused():
+    with pytest.raises(ValueError, match="objective.decode_latent_frames must be at most the clip's 6 .* got 7"):
+        planned_runs(DraftConfig(decode_latent_frames=7))
+
+
+def test_the_reward_sees_the_frames_of_the_run_and_teaches_its_latent_frames_alone():
+    """Frame t is latent frame t, so that r = sum of frames 1 and 2 has the gradient (0, -1, -1, 0) / N."""
+    seen = []
+
+    def some(latents, run=None):
+        seen.append(run)
+        return latents[:, :, slice(run.start, run.stop)]
+
+    def flat_reward(frames, _prompts):
+        assert frames.shape[2] == 2
+        return frames.flatten(1).sum(1)
+
+    velocity = torch.nn.Parameter(torch.zeros(2, 1, 4, 1, 1))
+    who = dataclasses.replace(
+        actors(LinearField(), decode=some, reward=flat_reward), policy=lambda _x, _sigma, _cond: velocity + 0
+    )
+    tail = Tail(torch.zeros(1, 2, 1, 4, 1, 1), torch.tensor([0.5, 0.0]))
+    batch = DraftBatch(toy_rollout().prompts, torch.zeros(2, 1, 4, 1, 1), tail, toy_rollout().cond, run=range(1, 3))
+    Draft(DraftConfig(detach_input=True)).backward(batch, who, scale=1.0)
+    assert seen == [range(1, 3)]
+    # x_0 = x - 0.5 velocity, two clips
+    assert velocity.grad[0].flatten().tolist() == [0.0, 0.25, 0.25, 0.0]
+
+
+@pytest.mark.parametrize(
+    "setting", [{"tail_span": 0.0}, {"tail_span": 1.1}, {"kl_coef": -0.1}, {"decode_latent_frames": 0}]
+)
 def test_settings_out_of_range_are_refused(setting):
     with pytest.raises(ValueError, match=f"objective.{next(iter(setting))} must be"):
         DraftConfig(**setting)
 
 
-def test_gradient_of_a_real_generator_equals_back_propagation_through_sampler_and_decoder():
+@pytest.mark.parametrize("num_decoded", [None, 1])
+def test_gradient_of_a_real_generator_equals_back_propagation_through_sampler_and_decoder(num_decoded):
     from generator_loop.adapters.base import POLICY
     from generator_loop.records import Prompt
     from generator_loop.sampling.rollout import PromptEncoder, rollout
     from generator_loop.update import actors_of
     from tests.tiny_wan import build_generator, randomise_lora
 
-    generator = build_generator(decode_batch_size=2)
+    generator = build_generator(decode_batch_size=2, num_frames=9)
     randomise_lora(generator)
+    draw = Draw(0, 1)
     settings = dict(encoder=PromptEncoder(generator), group_size=2, num_steps=4, batch_size=2, policy=POLICY)
-    samples = rollout(generator, [Prompt(0, "a red ball")], draw=Draw(0, 0), tail_span=0.9, **settings)
+    samples = rollout(generator, [Prompt(0, "a red ball")], draw=draw, tail_span=0.9, **settings)
     assert len(samples.tail.states) > 2
     x, _ = walk(generator.predict, samples.tail.states[0], samples.tail.sigmas, samples.cond)
     parameters = list(generator.trainable_parameters().values())
-    expected = torch.autograd.grad(-generator.decode(x).square().mean(), parameters)
     rewards = torch.zeros(2)
     credit = group_advantages(rewards, group_size=2)
-    objective = Draft(DraftConfig())
+    objective = Draft(DraftConfig(decode_latent_frames=num_decoded))
+    frames = generator.decode(x)
+    if num_decoded:
+        (batch,) = next(objective.plan(samples, toy_scores(rewards), credit, draw=draw, micro_batch_size=2))
+        assert batch.run.start > 0
+        before, inside, after = x.split((batch.run.start, 1, 2 - batch.run.start), dim=2)
+        held = torch.cat([before.detach(), inside, after], dim=2)
+        frames = generator.decode(held)[:, 4 * batch.run.start - 3 : 4 * batch.run.start + 1]
+    expected = torch.autograd.grad(-frames.square().mean(), parameters)
     who = actors_of(generator, lambda frames, _prompts: frames.square().flatten(1).mean(1))
-    for batches in objective.plan(samples, toy_scores(rewards), credit, draw=Draw(0, 0), micro_batch_size=1):
+    for batches in objective.plan(samples, toy_scores(rewards), credit, draw=draw, micro_batch_size=1):
         for batch in batches:
             objective.backward(batch, who, scale=0.5)
     scale = max(gradient.abs().max() for gradient in expected)

@@ -79,7 +79,34 @@ def test_each_sample_is_taken_up_at_a_kept_step_of_its_own_whatever_the_micro_ba
     assert not torch.equal(first, second)
 
 
-@pytest.mark.parametrize("setting", [{"tail_span": 0.0}, {"kl_coef": -1.0}, {"num_updates": 0}])
+def test_each_update_judges_a_run_of_its_own():
+    rollout = dataclasses.replace(toy_rollout(num_kept=4), latents=torch.zeros(8, 1, 6, 1, 1))
+    rewards = torch.linspace(0, 1, 8)
+    objective = ReFL(ReFLConfig(decode_latent_frames=2, num_updates=20))
+    credit = group_advantages(rewards, group_size=4)
+    plan = objective.plan(rollout, toy_scores(rewards), credit, draw=Draw(0, 0), micro_batch_size=3)
+    runs = [[batch.run for batch in batches] for batches in plan]
+    assert all(len(step) == 3 and len(set(step)) == 1 for step in runs)
+    assert {(step[0].start, len(step[0])) for step in runs} == {(start, 2) for start in range(5)}
+
+
+def test_the_reward_sees_the_frames_of_the_run():
+    field, seen = LinearField(), []
+
+    def first_two(latents, run=None):
+        seen.append(run)
+        return latents[:, run.start : run.stop]
+
+    one = dataclasses.replace(batch(), run=range(0, 2))
+    output = ReFL(ReFLConfig()).loss(one, actors(field, decode=first_two))
+    clean = one.states - SIGMA[:, None] * field(one.states, SIGMA, one.cond)
+    assert seen == [range(0, 2)]
+    assert float(output.loss) == pytest.approx(-float(clean[:, :2].sum(1).mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "setting", [{"tail_span": 0.0}, {"kl_coef": -1.0}, {"num_updates": 0}, {"decode_latent_frames": 0}]
+)
 def test_settings_out_of_range_are_refused(setting):
     with pytest.raises(ValueError, match="objective"):
         ReFLConfig(**setting)

@@ -62,10 +62,12 @@ def open_video(source: Source) -> Iterator[tuple[InputContainer, VideoStream]]:
     # The file: prefix keeps names such as "concat:a|b" from being read as protocols.
     handle = io.BytesIO(source) if isinstance(source, bytes) else f"file:{source}"
     try:
-        with av.open(handle, options={"format_whitelist": CONTAINERS}) as container:
+        with av.open(handle, options={"format_whitelist": CONTAINERS}, metadata_errors="replace") as container:
             streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
             if not streams:
                 raise VideoError("no video stream in the file")
+            if streams[0].codec_context is None:
+                raise VideoError("damaged or not a video: its codec is unknown")
             # One thread: callers decode several files at a time, and errors stay with the frame that caused them.
             streams[0].codec_context.thread_count = 1
             yield container, streams[0]

@@ -313,3 +313,17 @@ def test_the_same_frames_are_always_encoded_to_the_same_bytes(codec):
     for _ in range(60 if codec == "h264" else 12):  # decoding in between brought other bytes one time in ten
         read_video(first)
         assert encode_video(frames, 8.0, codec=codec, crf=30) == first
+
+
+def test_a_file_whose_codec_is_unknown_is_refused():
+    whole = encode_video(torch.rand(8, 3, 32, 32), fps=8)
+    assert whole.count(b"avc1") >= 1
+    with pytest.raises(VideoError, match="codec is unknown"):
+        read_video(whole.replace(b"avc1", b"av\x00\x01"))
+
+
+def test_metadata_that_is_no_text_harms_nothing():
+    whole = encode_video(torch.rand(8, 3, 32, 32), fps=8)
+    broken = whole.replace(b"Lavf", b"\xff\xfe\xef\xfd")
+    assert broken != whole
+    assert torch.equal(read_video(broken)[0].frames, read_video(whole)[0].frames)

@@ -92,18 +92,26 @@ class GeneratorSettings:
             raise ValueError(f"generator.guidance_scale_2 must be >= 1 or null, got {self.guidance_scale_2}")
 
 
+def is_address(path: str) -> bool:
+    """Return whether a judge's path is the address of a server."""
+    return path.startswith(("http://", "https://"))
+
+
 @dataclass(frozen=True, kw_only=True)
 class JudgeSettings:
     """The judge that rewards, and the one that audits."""
 
     path: str
-    """Judge folder, hub id of a judge or of a stock checkpoint, or "toy" for the embedded judge."""
+    """Judge folder, hub id of a judge or of a stock checkpoint, "toy" for the embedded judge, or the http(s) address of a
+    `video-judge serve`, which scores sampled clips but can be neither refreshed nor differentiated."""
+    token_file: str | None = None
+    """File with the bearer token of served judges; null sends none."""
     role: str = "generated"
     """Adapter that scores; refreshed where `refresh.every` is set."""
     audit_path: str | None = None
     """Second judge, of another family and seed, that only watches; "toy" for the embedded one, null for none."""
     ensemble: list[str] = field(default_factory=list)
-    """Further judges (folders, hub ids) that score beside this one for `reward.pessimism`; never refreshed."""
+    """Further judges (folders, hub ids, addresses) that score beside this one for `reward.pessimism`; never refreshed."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Dtype of the judges' weights; auto keeps the stored one."""
     attention: Literal["sdpa", "eager"] = "sdpa"
@@ -114,6 +122,11 @@ class JudgeSettings:
     def __post_init__(self) -> None:
         """Check ranges."""
         _positive("judge", self, "batch_size")
+
+    @property
+    def is_served(self) -> bool:
+        """Whether the rewarding judge answers over HTTP."""
+        return is_address(self.path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -342,6 +355,10 @@ class JointConfig:
 
     def __post_init__(self) -> None:
         """Check what concerns several sections."""
+        if self.refresh.every and self.judge.is_served:
+            raise ValueError(
+                "a served judge cannot be refreshed from here: set refresh.every=0, or load it by its folder"
+            )
         if self.refresh.every and self.prompts.world is None and self.refresh.anchors.path is None:
             raise ValueError(
                 "refresh.every > 0 needs labelled clips of your domain: set refresh.anchors.path, or refresh.every=0"

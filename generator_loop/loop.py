@@ -31,7 +31,7 @@ from generator_loop.tracking.metric_log import is_distributed
 from generator_loop.tracking.model_card import write_model_card
 from generator_loop.tracking.report import write_report
 from generator_loop.update import actors_of, all_sum
-from reward_model import write_video
+from reward_model import VideoJudgeReward, write_video
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +158,7 @@ def check_monitors(
 def refresh_judge(session: Session) -> dict[str, float]:
     """Teach the judge that the newest best clips beat this round's first losers; keep it if the anchors agree."""
     config, progress = session.config, session.progress
-    assert session.anchors is not None
+    assert session.anchors is not None and isinstance(session.judge, VideoJudgeReward)
     losers = list(progress.losers.values())[: config.refresh.num_prompts]
     progress.losers = {}
     mine = losers[session.processes.rank :: session.processes.count]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from generator_loop.records import Draw, Prompt, Rollout, Scored
+from reward_model import VideoJudgeClient
 
 if TYPE_CHECKING:
     from reward_model.records import RewardOutput
@@ -36,6 +37,35 @@ class Judge(Protocol):
         differentiable: bool = False,
         batch_size: int = 16,
     ) -> RewardOutput: ...
+
+
+class ServedJudge:
+    """A judge that another process serves; it is shown clips of 8 bits a channel."""
+
+    def __init__(self, url: str, *, token: str | None) -> None:
+        """Name the server; nothing is sent yet.
+
+        Args:
+            url: its http or https address.
+            token: bearer token; None sends none.
+        """
+        self._client = VideoJudgeClient(url, token=token)
+
+    def __call__(
+        self,
+        videos: Tensor,
+        prompts: Sequence[str],
+        *,
+        fps: float,
+        weights: Mapping[str, float] | None = None,
+        differentiable: bool = False,
+        batch_size: int = 16,
+    ) -> RewardOutput:
+        """Score clips; see `Judge`. ValueError where a gradient is asked for, RuntimeError where the server fails."""
+        shown = (videos.detach().clamp(0, 1) * 255).round().to(torch.uint8)
+        return self._client.score(
+            shown, prompts, fps=fps, weights=weights, differentiable=differentiable, batch_size=batch_size
+        )
 
 
 def load_term(name: str) -> Term:

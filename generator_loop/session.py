@@ -13,7 +13,7 @@ import torch
 from generator_loop import world
 from generator_loop.adapters import GENERATORS
 from generator_loop.adapters.base import VideoGenerator
-from generator_loop.config import JointConfig
+from generator_loop.config import JointConfig, is_address
 from generator_loop.evaluation import AUDIT, CURRENT, INITIAL, Evaluation, Evaluator, Probes
 from generator_loop.judge_refresh import (
     Affine,
@@ -25,15 +25,17 @@ from generator_loop.judge_refresh import (
     reanchor,
 )
 from generator_loop.launch import Processes
-from generator_loop.objectives import OBJECTIVE_CONFIGS, OBJECTIVES
+from generator_loop.objectives import DIFFERENTIATING, OBJECTIVE_CONFIGS, OBJECTIVES
 from generator_loop.objectives.base import Objective
 from generator_loop.records import Draw, Prompt
-from generator_loop.rewards import Scorer, load_term, weighted
+from generator_loop.rewards import Scorer, ServedJudge, load_term, weighted
 from generator_loop.sampling.rollout import PromptEncoder, rollout
 from generator_loop.tracking.metric_log import MetricLog, ProgressBar
 from generator_loop.update import Updater
 from reward_model import VideoJudgeReward
 from reward_model.config import load_config
+
+RewardingJudge = VideoJudgeReward | ServedJudge
 
 TOY = "toy"
 """Path that stands for the embedded models."""
@@ -82,8 +84,8 @@ class Session:
     updater: Updater
     encoder: PromptEncoder
     train_prompts: tuple[Prompt, ...]
-    judge: VideoJudgeReward
-    initial_judge: VideoJudgeReward
+    judge: RewardingJudge
+    initial_judge: RewardingJudge
     scorer: Scorer
     evaluator: Evaluator
     probes: Probes
@@ -194,9 +196,22 @@ def _load_judge(config: JointConfig, path: Path | str, device: torch.device) -> 
     )
 
 
-def _open_judge(config: JointConfig, device: torch.device) -> tuple[VideoJudgeReward, VideoJudgeReward]:
-    """Return the judge that learns and a frozen view of what it is now; both share the base."""
+def _served(config: JointConfig, url: str) -> ServedJudge:
+    if config.objective.name in DIFFERENTIATING and url != config.judge.audit_path:
+        raise ValueError(
+            f"objective.name={config.objective.name} needs the judge's gradient, which a served judge does not send: load "
+            f"{url}'s judge by its folder"
+        )
+    file = config.judge.token_file
+    return ServedJudge(url, token=None if file is None else Path(file).read_text(encoding="utf-8").strip())
+
+
+def _open_judge(config: JointConfig, device: torch.device) -> tuple[RewardingJudge, RewardingJudge]:
+    """Return the judge that learns and a frozen view of what it is now; both share the base, or the server."""
     path = config.judge.path
+    if config.judge.is_served:
+        served = _served(config, path)
+        return served, served
     base = _load_judge(config, embedded("reward_model", "toy_judge") if path == TOY else path, device)
     role = config.judge.role
     if role in base.judge.roles:
@@ -211,7 +226,7 @@ def _open_judge(config: JointConfig, device: torch.device) -> tuple[VideoJudgeRe
     return base.with_role(role), initial
 
 
-def _scorer(config: JointConfig, judge: VideoJudgeReward, processes: Processes) -> Scorer:
+def _scorer(config: JointConfig, judge: RewardingJudge, processes: Processes) -> Scorer:
     return Scorer(
         others=[_watcher(config, path, processes) for path in config.judge.ensemble],
         pessimism=config.reward.pessimism,
@@ -223,8 +238,10 @@ def _scorer(config: JointConfig, judge: VideoJudgeReward, processes: Processes) 
     )
 
 
-def _watcher(config: JointConfig, path: str | Path, processes: Processes) -> VideoJudgeReward:
+def _watcher(config: JointConfig, path: str | Path, processes: Processes) -> RewardingJudge:
     """Return another judge in the role that scores, or without one where it has no such role; it is never trained."""
+    if is_address(str(path)):
+        return _served(config, str(path))
     other = _load_judge(config, path, processes.device)
     other.judge.requires_grad_(False)
     return other.with_role(config.judge.role if config.judge.role in other.judge.roles else None)
@@ -233,12 +250,12 @@ def _watcher(config: JointConfig, path: str | Path, processes: Processes) -> Vid
 def _evaluator(
     config: JointConfig,
     held_out: tuple[Prompt, ...],
-    judge: VideoJudgeReward,
-    initial_judge: VideoJudgeReward,
+    judge: RewardingJudge,
+    initial_judge: RewardingJudge,
     encoder: PromptEncoder,
     processes: Processes,
 ) -> Evaluator:
-    judges = {INITIAL: initial_judge, CURRENT: judge}
+    judges: dict[str, RewardingJudge] = {INITIAL: initial_judge, CURRENT: judge}
     if config.judge.audit_path is not None:
         path = config.judge.audit_path
         judges[AUDIT] = _watcher(config, embedded("reward_model", "toy_audit") if path == TOY else path, processes)
@@ -292,9 +309,10 @@ def _renderer(config: JointConfig, held_out: tuple[Prompt, ...], draw: Draw) -> 
     )
 
 
-def _anchor_rewards(config: JointConfig, judge: VideoJudgeReward, anchors: Anchors | None) -> torch.Tensor | None:
+def _anchor_rewards(config: JointConfig, judge: RewardingJudge, anchors: Anchors | None) -> torch.Tensor | None:
     if anchors is None:
         return None
+    assert isinstance(judge, VideoJudgeReward), "only a judge that is refreshed has anchors"
     return weighted(anchor_scores(judge, anchors.held_out), config.reward.weights)
 
 
@@ -302,6 +320,7 @@ def anchored(session: Session) -> tuple[Affine, float]:
     """Return the current judge's map to the initial scale, and its accuracy on the held-out anchors (NaN without)."""
     if session.anchors is None or session.initial_anchor_rewards is None:
         return Affine(), float("nan")
+    assert isinstance(session.judge, VideoJudgeReward)
     scores = anchor_scores(session.judge, session.anchors.held_out)
     rewards = weighted(scores, session.config.reward.weights)
     accuracy = anchor_accuracy(scores, session.anchors.held_out)

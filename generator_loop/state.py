@@ -21,6 +21,7 @@ from generator_loop.evaluation import INITIAL, Evaluation
 from generator_loop.judge_refresh import Loser, adapter_tensors, load_adapter_tensors
 from generator_loop.session import Progress, Session, read_config
 from generator_loop.tracking import checkpoint
+from reward_model import VideoJudgeReward
 from reward_model.config import save_config
 
 log = logging.getLogger(__name__)
@@ -50,14 +51,15 @@ def _writer(session: Session) -> Callable[[Path], None]:
 
     def write(folder: Path) -> None:
         session.generator.save(folder / "generator")
-        session.judge.save_pretrained(folder / "judge")
-        shutil.rmtree(folder / "judge" / "adapters" / INITIAL, ignore_errors=True)
         state = folder / "state"
         state.mkdir()
+        if isinstance(session.judge, VideoJudgeReward):
+            session.judge.save_pretrained(folder / "judge")
+            shutil.rmtree(folder / "judge" / "adapters" / INITIAL, ignore_errors=True)
+            checkpoint.write_tensors(state / "judge.safetensors", adapter_tensors(session.judge))
         for name in (POLICY, OLD, REFERENCE):
             checkpoint.write_tensors(state / f"{name}.safetensors", session.generator.weights(name))
         checkpoint.write_tensors(state / "optimizer.safetensors", session.updater.state())
-        checkpoint.write_tensors(state / "judge.safetensors", adapter_tensors(session.judge))
         checkpoint.write_tensors(state / "rng.safetensors", {"torch": torch.get_rng_state()})
         # the place keeps their order, in which the refresh takes them
         losers = {f"{place:06d}.{key}": item.latents for place, (key, item) in enumerate(progress.losers.items())}
@@ -97,7 +99,8 @@ def restore(session: Session) -> None:
     for name in (POLICY, OLD, REFERENCE):
         session.generator.set_weights(name, checkpoint.read_tensors(state / f"{name}.safetensors"))
     session.updater.load_state(checkpoint.read_tensors(state / "optimizer.safetensors"))
-    load_adapter_tensors(session.judge, checkpoint.read_tensors(state / "judge.safetensors"))
+    if isinstance(session.judge, VideoJudgeReward):
+        load_adapter_tensors(session.judge, checkpoint.read_tensors(state / "judge.safetensors"))
     torch.set_rng_state(checkpoint.read_tensors(state / "rng.safetensors")["torch"])
     saved = json.loads((state / "progress.json").read_text(encoding="utf-8"))
     prompts = {prompt.prompt_id: prompt for prompt in session.train_prompts}

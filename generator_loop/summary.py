@@ -118,7 +118,7 @@ def summary(
         "valid_fraction": valid_fraction(after),
         "alarms": list(alarms),
         "generator_checkpoint": str(Path("checkpoints") / checkpoint.name / "generator"),
-        "judge_checkpoint": str(Path("checkpoints") / checkpoint.name / "judge"),
+        "judge_checkpoint": None if config.judge.is_served else str(Path("checkpoints") / checkpoint.name / "judge"),
         "config": plain(config),
         "commit": commit_of(Path(__file__).parent),
     }

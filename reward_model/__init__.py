@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     from reward_model.datasets import moving_shapes, oracle
     from reward_model.evaluation.metrics import bootstrap_interval, pair_accuracy, pairs_within_groups, srcc
     from reward_model.media.video_io import read_video, write_video
+    from reward_model.serving.client import VideoJudgeClient
     from reward_model.video_reward import VideoJudgeReward
 
 __all__ = [
+    "VideoJudgeClient",
     "VideoJudgeReward",
     "bootstrap_interval",
     "load_config",
@@ -29,6 +31,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "VideoJudgeClient": "reward_model.serving.client",
     "VideoJudgeReward": "reward_model.video_reward",
     "bootstrap_interval": "reward_model.evaluation.metrics",
     "load_config": "reward_model.config",

@@ -9,6 +9,9 @@ from generator_loop.objectives.rwr import RWR, RWRConfig
 
 OBJECTIVES = {"nft": NFT, "dpo": DiffusionDPO, "draft": Draft, "refl": ReFL, "flow_grpo": FlowGRPO, "rwr": RWR}
 
+DIFFERENTIATING = ("draft", "refl")
+"""Objectives that need the reward's gradient."""
+
 OBJECTIVE_CONFIGS = {
     "nft": NFTConfig,
     "dpo": DiffusionDPOConfig,

@@ -35,7 +35,7 @@ FLOORS = {
     ),
 }
 PUBLIC = {"VideoJudgeReward", "read_video", "write_video", "srcc", "bootstrap_interval", "moving_shapes", "oracle"}
-PUBLIC |= {"load_config", "pair_accuracy", "pairs_within_groups"}
+PUBLIC |= {"VideoJudgeClient", "load_config", "pair_accuracy", "pairs_within_groups"}
 VOCABULARY = ("reward_model.config", "reward_model.records")
 HEAVY = {"transformers", "diffusers", "peft", "av", "trl", "accelerate", "datasets", "decord", "torchcodec"}
 TORCHLESS = {"reward_model.__init__", "reward_model.config", "reward_model.records", "reward_model.cli"}

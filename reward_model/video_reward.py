@@ -5,7 +5,6 @@ Shapes: B videos, D dimensions, K = 5 levels; frames are float32 RGB [B, T, C, H
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,16 +14,13 @@ from torch import Tensor, nn
 
 from reward_model.comparing import compare_clips, rank_clips
 from reward_model.explanation import Explanation, explain_clip
-from reward_model.judge import readouts
 from reward_model.judge.model import VideoJudge
-from reward_model.language import prompts as language
 from reward_model.media.frame_sampling import FramePolicy
 from reward_model.media.intake import clips_ahead, to_clips
 from reward_model.media.motion_encoders import encoder_of
 from reward_model.media.trained_range import unlike_training
 from reward_model.pixel_loss import pixel_loss
 from reward_model.records import (
-    DIMENSIONS,
     Clip,
     Comparison,
     FramePlan,
@@ -33,6 +29,7 @@ from reward_model.records import (
     VideoError,
 )
 from reward_model.score_sheet import ScoreSheet
+from reward_model.scoring import align_rows, check_asked, score_rows
 
 if TYPE_CHECKING:
     from reward_model.media.intake import VideoLike
@@ -42,8 +39,6 @@ TOY_JUDGE = Path(__file__).parent / "assets" / "toy_judge"
 
 WINDOW = 4
 """Batches that are planned at a time: the next are read meanwhile, and clips of like size go into one batch."""
-
-_ALIGN_NAMES = {"VQ": "visual_quality", "MQ": "motion_quality", "TA": "text_alignment"}
 
 
 class VideoJudgeReward(nn.Module):
@@ -164,7 +159,14 @@ class VideoJudgeReward(nn.Module):
         Raises:
             ValueError: wrong shapes, ranges, unknown dimensions, weights or readout, missing fps or constants.
         """
-        dims = self._check(dimensions, weights, readout, differentiable, num_samples)
+        dims = check_asked(
+            self.judge,
+            dimensions=dimensions,
+            weights=weights,
+            readout=readout,
+            num_samples=num_samples,
+            differentiable=differentiable,
+        )
         num, windows = clips_ahead(
             videos,
             WINDOW * batch_size,
@@ -183,7 +185,7 @@ class VideoJudgeReward(nn.Module):
             rows.sort(key=lambda item: _size(item[1]))  # clips of like size pad each other least
             with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()), self.judge.use_role(self.role):
                 for start in range(0, len(rows), batch_size):
-                    self._read(sheet, rows[start : start + batch_size], readout, num_samples)
+                    score_rows(self.judge, sheet, rows[start : start + batch_size], readout, num_samples)
             plans += [None if isinstance(clip, str) else clip.plan for clip in clips]
             known = self.judge.config.trained_range
             warnings += [() if isinstance(clip, str) else unlike_training(clip, known) for clip in clips]
@@ -196,60 +198,6 @@ class VideoJudgeReward(nn.Module):
 
     def _plan(self, videos: Any, policy: FramePolicy, **rest: Any) -> list[Clip | str]:
         return to_clips(videos, policy=policy, allow_damaged=self.allow_damaged, motion=self._motion, **rest)
-
-    def _check(
-        self,
-        dimensions: Sequence[str] | None,
-        weights: Mapping[str, float] | None,
-        readout: str,
-        differentiable: bool,
-        num_samples: int,
-    ) -> tuple[str, ...]:
-        if self.judge.head is not None:
-            raise ValueError("this judge scores by a head at special tokens: call reward(video_paths, prompts)")
-        known = tuple(self.judge.config.dimensions)
-        asked = tuple(dimensions) if dimensions is not None else known
-        for name in (*asked, *(weights or ())):
-            if name not in known:
-                raise ValueError(f"unknown dimension {name!r}; this judge has {', '.join(known)}")
-        if not asked:
-            raise ValueError("dimensions must name at least one dimension")
-        missing = set(weights or ()) - set(asked)
-        if missing:
-            raise ValueError(f"weights name dimensions that are not scored: {sorted(missing)}; add them to dimensions")
-        if readout not in ("level", "reason"):
-            raise ValueError(f"readout must be 'level' or 'reason', got {readout!r}")
-        if num_samples < 1 or (num_samples > 1 and readout != "reason"):
-            raise ValueError(f"num_samples must be >= 1, and 1 for readout='level', got {num_samples}")
-        if differentiable and readout != "level":
-            raise ValueError("differentiable=True needs readout='level': generated text has no gradient")
-        return tuple(name for name in DIMENSIONS if name in asked)
-
-    def _read(
-        self, sheet: ScoreSheet, batch: Sequence[tuple[int, Clip | str, str | None]], readout: str, num_samples: int = 1
-    ) -> None:
-        """Enter the scores of (row, clip, prompt) triples."""
-        readable = [
-            (row, clip, prompt, asked)
-            for row, clip, prompt in batch
-            if (asked := sheet.refuse(row, clip, prompt)) and isinstance(clip, Clip)
-        ]
-        if not readable:
-            return
-        if readout == "level":
-            requests = [language.score_request(clip, prompt, asked) for _, clip, prompt, asked in readable]
-            logits = self.judge.next_token_logits(requests)
-            for (row, _, _, asked), branches in zip(readable, logits, strict=True):
-                sheet.put_levels(row, asked, readouts.read_levels(branches, self.judge.level_ids))
-            return
-        answers = self.judge.generate(
-            [self.judge.style.reason_request(clip, prompt) for _, clip, prompt, _ in readable],
-            max_new_tokens=self.judge.config.max_answer_tokens,
-            num_samples=num_samples,
-            temperature=1.0 if num_samples > 1 else 0.0,
-        )
-        for (row, _, _, asked), (texts,) in zip(readable, answers, strict=True):
-            sheet.put_answers(row, asked, texts, [self.judge.style.parse_reason(text, asked) for text in texts])
 
     def compare(
         self,
@@ -372,30 +320,7 @@ class VideoJudgeReward(nn.Module):
             policy = FramePolicy(mode="uniform", num_frames=num_frames)
         clips = self._plan(list(video_paths), policy)
         texts = _one_prompt_each(prompts, len(clips))
-        if self.judge.head is not None:
-            with self.judge.pixel_cap(max_pixels):
-                return [self._by_head(clip, text, use_norm) for clip, text in zip(clips, texts, strict=True)]
-        dims = tuple(_ALIGN_NAMES.values())
-        sheet = ScoreSheet(dims, len(clips), self.judge.device)
-        with torch.no_grad(), self.judge.use_role(self.role), self.judge.pixel_cap(max_pixels):
-            for row in range(len(clips)):
-                self._read(sheet, [(row, clips[row], texts[row])], "level")
-        out = sheet.output([None] * len(clips), None, "z" if use_norm else "raw", self.judge.config.calibration)
-        rows = [{key: out.scores[name][row].item() for key, name in _ALIGN_NAMES.items()} for row in range(len(clips))]
-        return [{**row, "Overall": sum(row.values())} for row in rows]
-
-    @torch.no_grad()
-    def _by_head(self, clip: Clip | str, prompt: str | None, normalise: bool) -> dict[str, float]:
-        """Return one row of `reward` from a judge's score head."""
-        head = self.judge.head
-        assert head is not None
-        found = dict.fromkeys(_ALIGN_NAMES.values(), math.nan)
-        if isinstance(clip, Clip) and prompt is not None:
-            scores = self.judge.head_scores([clip], [prompt])
-            values = head.normalise(scores) if normalise else scores
-            found |= dict(zip(head.settings.dimensions, values[0].tolist(), strict=True))
-        row = {key: found[name] for key, name in _ALIGN_NAMES.items()}
-        return {**row, "Overall": sum(row.values())}
+        return align_rows(self.judge, self.role, clips, texts, max_pixels=max_pixels, use_norm=use_norm)
 
     def as_loss(
         self,

@@ -13,7 +13,7 @@ FLOORS = {
         ("language",),
         ("media", "rewards", "judge"),
         ("score_sheet",),
-        ("comparing", "explanation", "pixel_loss"),
+        ("comparing", "explanation", "pixel_loss", "scoring"),
         ("datasets", "video_reward"),
         ("evaluation", "serving"),
         ("training",),

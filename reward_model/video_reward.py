@@ -38,7 +38,7 @@ TOY_JUDGE = Path(__file__).parent / "assets" / "toy_judge"
 """The embedded judge of the moving-shapes world; `from_pretrained("toy")` loads it."""
 
 WINDOW = 4
-"""Batches that are planned at a time: the next are read meanwhile, and clips of like size go into one batch."""
+"""Batches that are planned at a time, so that clips of like size go into one batch."""
 
 
 class VideoJudgeReward(nn.Module):
@@ -170,6 +170,7 @@ class VideoJudgeReward(nn.Module):
         num, windows = clips_ahead(
             videos,
             WINDOW * batch_size,
+            read_ahead=self.judge.device.type != "cpu",
             policy=self.frame_policy,
             fps=fps,
             layout=layout,

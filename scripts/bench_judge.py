@@ -4,8 +4,8 @@
 
 Three dimensions of a clip by the level readout, against (a) three forward passes of the library's own model, with and without
 its own processor (which needs torchvision), and (b) the library's `generate` of a reasoned answer. Then 16 clips at a time
-against one, features that are remembered against encoded, and the command line on two one-thread processes against one, by the
-time that more files take. One thread. Prints tables and, last, one JSON line.
+against one, features that are remembered against encoded, and the command line on two one-thread processes against one,
+by the time that more files take. One thread. Prints tables and, last, one JSON line.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from reward_model.video_reward import VideoJudgeReward
 
 ASKED = ("visual_quality", "motion_quality", "text_alignment")
 TOLERANCE = 1e-4
-ANSWER_TOKENS = 64
-"""Tokens that `generate` writes; reasoned answers are rather longer."""
+ANSWER_TOKENS = (64, 512)
+"""Tokens that `generate` writes: a terse reasoned answer and the longest that a judge may give by default."""
 
 PROMPT = "a large red circle moving left slowly over a plain floor"
 
@@ -97,10 +97,10 @@ class Stock:
         clip, family = request.clips[0], self.judge.family
         return f"{before}{family.placeholder(clip.plan, clip_grid(clip, family))}{after}"
 
-    def generate(self, request: JudgeRequest, patches: tuple[Tensor, Tensor]) -> None:
-        """Let the library write a reasoned answer of `ANSWER_TOKENS` tokens."""
+    def generate(self, request: JudgeRequest, patches: tuple[Tensor, Tensor], num_tokens: int) -> None:
+        """Let the library write a reasoned answer of a length."""
         clip, text = request.clips[0], self.prefix(request) + request.branches[0]
-        how = {"max_new_tokens": ANSWER_TOKENS, "min_new_tokens": ANSWER_TOKENS, "do_sample": False}
+        how = {"max_new_tokens": num_tokens, "min_new_tokens": num_tokens, "do_sample": False}
         self.judge.model.generate(**self.inputs(clip, text, patches), **how)
 
 
@@ -152,7 +152,7 @@ def bench(judge: VideoJudge, clips: Sequence[Clip], repeats: int) -> dict[str, f
         level = seconds(lambda: judge.next_token_logits([request]), repeats)
         forward = seconds(lambda: stock.logits(request, patches), repeats)
         with_processor = None if processed is None else seconds(lambda: processed.logits(request, patches), repeats)
-        generate = seconds(lambda: stock.generate(reason, patches), repeats)
+        generate = {n: seconds(lambda n=n: stock.generate(reason, patches, n), 1) for n in ANSWER_TOKENS}  # type: ignore[misc]
         many = [prompts.score_request(clip, PROMPT, ASKED) for clip in clips]
         batched = seconds(lambda: judge.next_token_logits(many), 1) / len(many)
         with judge.remember_clips():
@@ -168,7 +168,7 @@ def bench(judge: VideoJudge, clips: Sequence[Clip], repeats: int) -> dict[str, f
         "against_processor_and_forwards": None if with_processor is None else with_processor / level,
         "predicted_against_forwards": goal,
         "share_of_prediction": forward / level / goal,
-        "against_generate": generate / level,
+        **{f"against_generate_{num}": took / level for num, took in generate.items()},
         "batch_16_against_1": level / batched,
         "remembered_against_encoded": level / cached,
     }
@@ -206,7 +206,12 @@ def command_line(num_files: int) -> dict[str, float]:
             inputs = [str(Path(folder) / part) for part in parts]
             command = [sys.executable, "-m", "reward_model.cli", "score", *inputs, "--json", "--jobs", str(jobs)]
             start = time.perf_counter()
-            subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+            subprocess.run(
+                command,
+                check=True,
+                capture_output=True,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
             return time.perf_counter() - start
 
         one, two = (took(jobs, "few", "more") - took(jobs, "few") for jobs in (1, 2))
@@ -216,7 +221,7 @@ def command_line(num_files: int) -> dict[str, float]:
 def main(argv: Sequence[str]) -> int:
     """Compare, time and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", choices=("toy", "10m"), default=["toy", "10m"], help="judges")
+    parser.add_argument("--sizes", nargs="*", choices=("toy", "10m"), default=["toy", "10m"], help="judges")
     parser.add_argument("--frames", type=int, default=16, help="frames of the 10 M judge's clips")
     parser.add_argument("--side", type=int, default=308, help="their side in pixels, a multiple of 28")
     parser.add_argument("--repeats", type=int, default=3, help="runs of which the shortest counts")

@@ -24,17 +24,21 @@ from reward_model.serving.server_settings import ServerSettings
 
 
 class MeanJudge:
-    """Scores a clip by its mean pixel; a file is never readable. Notes the batches that it answers."""
+    """Scores a clip by its mean pixel; a file is never readable. Notes the batches that it answers.
+
+    Reading a clip takes `reading` seconds, answering a batch `seconds`.
+    """
 
     dimensions = DIMENSIONS
     roles = ("generated",)
 
-    def __init__(self, seconds: float = 0.0, fail: BaseException | None = None) -> None:
-        self.seconds, self.fail = seconds, fail
+    def __init__(self, seconds: float = 0.0, *, reading: float = 0.0, fail: BaseException | None = None) -> None:
+        self.seconds, self.reading, self.fail = seconds, reading, fail
         self.batches: list[tuple[Work, int]] = []
 
     def read(self, video: FileVideo | FramesVideo) -> Clip | str:
         """Return the clip of frames, and no clip of a file."""
+        time.sleep(self.reading)
         if isinstance(video, FileVideo):
             return "damaged: cut"
         frames = wire.decode_frames(video.frames).float()

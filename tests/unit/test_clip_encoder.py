@@ -106,3 +106,13 @@ def test_a_ranking_sees_each_clip_once(judge, monkeypatch):
     clips, seen = [make_clip(4, 32, 32, seed=seed) for seed in range(5)], count_encodings(judge, monkeypatch)
     rank_clips(judge, None, clips, "a dog", batch_size=4)
     assert sum(seen) == 5
+
+
+def test_clips_encoded_in_parts_are_the_same(judge, monkeypatch):
+    clips = [make_clip(4, 32, side, seed=seed) for seed, side in enumerate((32, 64, 32, 32))]
+    whole = ask(judge, *clips)
+    passes, plain = [], type(judge.family).encode
+    monkeypatch.setattr("reward_model.judge.clip_encoder.CACHED_PATCHES", 1)
+    monkeypatch.setattr(type(judge.family), "encode", lambda *how: passes.append(1) or plain(*how))
+    torch.testing.assert_close(ask(judge, *clips), whole, rtol=0, atol=1e-5)
+    assert len(passes) == 4

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from reward_model.media import intake
+from reward_model.media.frame_sampling import FramePolicy
 from reward_model.media.video_io import write_video
 from reward_model.records import DIMENSIONS
 from reward_model.video_reward import VideoJudgeReward
@@ -272,17 +273,24 @@ def test_clips_of_like_size_share_a_batch_and_results_keep_their_places(reward, 
         torch.testing.assert_close(together.rewards[row], alone.rewards[0], rtol=0, atol=1e-5)
 
 
-def test_files_are_read_in_a_thread_beside_the_judge(reward, tmp_path, monkeypatch):
+def test_files_are_read_in_a_thread_where_the_caller_waits_for_a_device(tmp_path, monkeypatch):
     paths = []
-    for number in range(9):
+    for number in range(5):
         paths.append(tmp_path / f"{number}.mp4")
         write_video(paths[-1], torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(number)), fps=8)
-    expected = torch.cat([reward([path], "a dog").rewards for path in paths])
     main, readers = threading.get_ident(), set()
     plain = intake.plan_clip
     monkeypatch.setattr(
         intake, "plan_clip", lambda *how, **more: readers.add(threading.get_ident()) or plain(*how, **more)
     )
-    found = reward(paths, "a dog", batch_size=1).rewards
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-    assert len(readers) == 1 and main not in readers
+    policy = FramePolicy(mode="all", max_frames=8)
+    expected = intake.to_clips(paths, policy=policy)
+    assert readers == {main}
+    for read_ahead in (False, True):
+        readers.clear()
+        num, parts = intake.clips_ahead(paths, 2, read_ahead=read_ahead, policy=policy)
+        parts = list(parts)
+        assert num == 5 and [len(part) for part in parts] == [2, 2, 1]
+        for clip, other in zip([clip for part in parts for clip in part], expected, strict=True):
+            assert torch.equal(clip.frames, other.frames) and clip.plan == other.plan
+        assert len(readers) == 1 and (main in readers) != read_ahead

@@ -1,0 +1,267 @@
+"""A judge that is served elsewhere, with the calls and records of `VideoJudgeReward`; the light base is all it needs.
+
+Shapes: B videos; frames are RGB [T, C, H, W], float in [0, 1] or uint8.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, suppress
+from http.client import HTTPConnection, HTTPSConnection, IncompleteRead
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from torch import Tensor
+
+from reward_model.explanation import Explanation
+from reward_model.records import Comparison, RewardOutput, Video, VideoError
+from reward_model.serving import wire
+
+VideoLike = Tensor | str | Path | bytes | Video
+"""Frames, a file of this machine, its bytes, or decoded frames with their rate."""
+
+AGAIN = (429, 503)
+"""Statuses of a server that is busy, after which a request is sent again."""
+
+FIRST_DELAY, LONGEST_DELAY = 0.1, 5.0
+"""Seconds before the first retry, doubled for each further one, and their end."""
+
+
+class VideoJudgeClient:
+    """Asks a `video-judge serve`; one client may be used by several threads.
+
+    Files are read here and sent whole; those that the server calls damaged, or beyond its limits, come back as NaN with
+    that reason, as from a local judge. Frames cross the wire as they are: uint8 takes a quarter of float32's bytes.
+    """
+
+    def __init__(self, url: str, *, token: str | None = None, timeout: float = 150.0, retries: int = 8) -> None:
+        """Name the server; nothing is sent yet.
+
+        Args:
+            url: such as "http://127.0.0.1:8000".
+            token: what the server's token file holds.
+            timeout: seconds that one attempt may wait for the network or the answer.
+            retries: further attempts after a busy answer or a lost connection, up to 5 s apart.
+
+        Raises:
+            ValueError: no http or https address.
+        """
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"url must be like 'http://host:8000', got {url!r}")
+        self._kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
+        self._host, self._port, self._path = parts.hostname, parts.port, parts.path.rstrip("/")
+        self._headers = {"Content-Type": "application/json"}
+        if token is not None:
+            self._headers["Authorization"] = f"Bearer {token}"
+        self._timeout, self._retries = timeout, retries
+        self._jitter = random.Random()
+
+    def score(
+        self,
+        videos: Tensor | Sequence[VideoLike],
+        prompts: str | Sequence[str | None] | None = None,
+        *,
+        fps: float | Sequence[float] | None = None,
+        layout: str = "BTCHW",
+        dimensions: Sequence[str] | None = None,
+        weights: Mapping[str, float] | None = None,
+        readout: Literal["level", "reason"] = "level",
+        num_samples: int = 1,
+        normalize: Literal["unit", "raw", "z"] = "unit",
+        differentiable: bool = False,
+        batch_size: int = 8,
+    ) -> RewardOutput:
+        """Score B videos; see `VideoJudgeReward.forward`, whose arguments these are.
+
+        Args:
+            videos: tensor [B, T, C, H, W], or a sequence of tensors, paths, bytes or `Video` records.
+            prompts: the generation prompts, one each (one string serves all); None where there is none.
+            fps: frame rate in Hz; required for tensors.
+            layout: axes of tensors.
+            dimensions: what to score; None for all of the judge's.
+            weights: dimension -> weight of `rewards`; None makes `rewards` the overall score.
+            readout: "level" or "reason".
+            num_samples: reason only: answers to average.
+            normalize: "unit", "raw" or "z".
+            differentiable: must be False: no gradient crosses the wire.
+            batch_size: videos of one request, which the server's limits bound.
+
+        Returns:
+            `RewardOutput` on the CPU.
+
+        Raises:
+            ValueError: no videos, differentiable=True, or what the server refuses.
+            OSError: a file that cannot be read; no connection.
+            RuntimeError: the server failed, or stayed busy.
+        """
+        if differentiable:
+            raise ValueError("a served judge has no gradient; load it with VideoJudgeReward.from_pretrained instead")
+        items = _items(videos, fps, layout)
+        settings = {
+            "dimensions": None if dimensions is None else list(dimensions),
+            "weights": None if weights is None else dict(weights),
+            "readout": readout,
+            "num_samples": num_samples,
+            "normalize": normalize,
+        }
+        rows = self._in_batches("/score", {"videos": items}, prompts, settings, batch_size)
+        return wire.reward_output(rows)
+
+    __call__ = score
+
+    def compare(
+        self,
+        a: Tensor | Sequence[VideoLike],
+        b: Tensor | Sequence[VideoLike],
+        prompts: str | Sequence[str | None] | None = None,
+        *,
+        swap: bool = True,
+        fps: float | Sequence[float] | None = None,
+        layout: str = "BTCHW",
+        batch_size: int = 8,
+    ) -> Comparison:
+        """Say which of two videos is better overall; the server compares in its comparator role.
+
+        Args:
+            a: B first videos, as in `score`.
+            b: B second videos.
+            prompts: the generation prompts of the pairs.
+            swap: ask in both orders and average.
+            fps: frame rate in Hz of tensors.
+            layout: axes of tensors.
+            batch_size: pairs of one request.
+
+        Returns:
+            `Comparison` on the CPU.
+
+        Raises:
+            ValueError: different numbers of videos, or what the server refuses.
+        """
+        first, second = _items(a, fps, layout), _items(b, fps, layout)
+        if len(first) != len(second):
+            raise ValueError(f"compare needs as many first as second videos, got {len(first)} and {len(second)}")
+        videos = {"first": first, "second": second}
+        return wire.comparison(self._in_batches("/compare", videos, prompts, {"swap": swap}, batch_size))
+
+    def explain(
+        self, video: VideoLike, prompt: str | None = None, *, fps: float | None = None, layout: str = "TCHW"
+    ) -> Explanation:
+        """Explain one video's scores.
+
+        Args:
+            video: one video, as an item of `score`.
+            prompt: its generation prompt.
+            fps: frame rate in Hz of a tensor.
+            layout: axes of a tensor.
+
+        Returns:
+            `Explanation` on the CPU.
+
+        Raises:
+            VideoError: the server cannot read the video.
+        """
+        row = self._post("/explain", {"video": _item(video, fps, layout), "prompt": prompt})
+        if row["text"] is None:
+            raise VideoError(row["reason"])
+        return wire.explanation(row)
+
+    def _in_batches(
+        self,
+        route: str,
+        videos: Mapping[str, Sequence[object]],
+        prompts: str | Sequence[str | None] | None,
+        settings: Mapping[str, object],
+        batch_size: int,
+    ) -> list[wire.Row]:
+        """Return the rows of lists of videos that run side by side, a request at a time."""
+        num = len(next(iter(videos.values())))
+        if num == 0 or batch_size < 1:
+            raise ValueError(f"expected videos and a batch_size >= 1, got {num} and {batch_size}")
+        if isinstance(prompts, Sequence) and not isinstance(prompts, str) and len(prompts) != num:
+            raise ValueError(f"prompts must be one each: got {len(prompts)} for {num} videos")
+        rows = []
+        for start in range(0, num, batch_size):
+            part = slice(start, start + batch_size)
+            asked = prompts if prompts is None or isinstance(prompts, str) else list(prompts[part])
+            body = {name: column[part] for name, column in videos.items()} | {"prompts": asked} | dict(settings)
+            rows += self._post(route, body)["results"]
+        return rows
+
+    def _post(self, route: str, body: Mapping[str, object]) -> Any:
+        """Return the answer to a request, sent again while the server is busy or cannot be reached."""
+        payload = json.dumps(body).encode()
+        for attempt in range(self._retries + 1):
+            delay = min(FIRST_DELAY * 2**attempt, LONGEST_DELAY) * self._jitter.uniform(0.5, 1.0)
+            try:
+                status, wait, text = self._send(self._path + route, payload)
+            except (ConnectionError, IncompleteRead):
+                if attempt == self._retries:
+                    raise
+            else:
+                if status == 200:
+                    return json.loads(text)
+                if status not in AGAIN or attempt == self._retries:
+                    raise _failure(route, status, text)
+                delay = max(delay, wait)
+            time.sleep(delay)
+        raise AssertionError("the last attempt returns or raises")
+
+    def _send(self, path: str, payload: bytes) -> tuple[int, float, bytes]:
+        """Return status, seconds to wait before another attempt, and body of one attempt."""
+        with closing(self._kind(self._host, self._port, timeout=self._timeout)) as connection:
+            # a server that refuses a body may answer and hang up before all of it is sent
+            with suppress(BrokenPipeError, ConnectionResetError):
+                connection.request("POST", path, payload, self._headers)
+            response = connection.getresponse()
+            return response.status, _seconds(response.headers["Retry-After"]), response.read()
+
+
+def _items(
+    videos: Tensor | Sequence[VideoLike], fps: float | Sequence[float] | None, layout: str
+) -> list[dict[str, object]]:
+    if isinstance(videos, Tensor):
+        if videos.ndim != 5 or sorted(layout) != sorted("BTCHW"):
+            raise ValueError(f"videos must have the 5 axes {layout}, got shape {list(videos.shape)}")
+        videos, layout = list(videos.movedim(layout.index("B"), 0)), layout.replace("B", "")
+    rates = list(fps) if isinstance(fps, Sequence) else [fps] * len(videos)
+    if len(rates) != len(videos):
+        raise ValueError(f"fps must be one number or one per video: got {len(rates)} rates for {len(videos)} videos")
+    return [_item(video, rate, layout.replace("B", "")) for video, rate in zip(videos, rates, strict=True)]
+
+
+def _item(video: VideoLike, fps: float | None, layout: str) -> dict[str, object]:
+    if isinstance(video, (str, Path)):
+        video = Path(video).read_bytes()
+    if isinstance(video, bytes):
+        return {"file": wire.encode_bytes(video)}
+    if isinstance(video, Video):
+        return {"frames": wire.encode_frames(video.frames), "fps": video.fps}
+    if not isinstance(video, Tensor):
+        raise TypeError(f"a video is a tensor, a path, bytes or a Video, got {type(video).__name__}")
+    if video.ndim != 4 or sorted(layout) != sorted("TCHW"):
+        raise ValueError(f"each video must have the axes {layout}, got shape {list(video.shape)}")
+    if fps is None:
+        raise ValueError("fps is required for videos given as tensors (frames per second, in Hz)")
+    frames = video.permute(*(layout.index(axis) for axis in "TCHW"))
+    return {"frames": wire.encode_frames(frames), "fps": float(fps)}
+
+
+def _failure(route: str, status: int, text: bytes) -> Exception:
+    """Return what to raise for a status: ValueError where the request is at fault, RuntimeError where the server is."""
+    try:
+        reason = json.loads(text)["error"]
+    except (ValueError, KeyError, TypeError):
+        # not our server's words: a proxy's, or uvicorn's own
+        reason = text[:200].decode("utf-8", "replace")
+    kind: Callable[[str], Exception] = ValueError if 400 <= status < 500 and status not in AGAIN else RuntimeError
+    return kind(f"{route} was answered {status}: {reason}")
+
+
+def _seconds(header: str | None) -> float:
+    """Return the seconds of a Retry-After header; 0 without one, or where it names a date."""
+    return float(header) if header is not None and header.isdigit() else 0.0

@@ -25,7 +25,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from bench_judge import stock_logits
+from bench_judge import Stock
 
 from generator_loop.adapters.base import OLD, POLICY, REFERENCE
 from generator_loop.adapters.wan import WanGenerator
@@ -232,11 +232,12 @@ def measure_judge(family: str, size: str, device: torch.device, repeats: int) ->
     requests = [prompts.score_request(noise_clip(size, seed), PROMPT, DIMENSIONS) for seed in range(8)]
     found = {"parameters": float(sum(p.numel() for p in judge.parameters()))}
     with torch.inference_mode():
-        ours, stock = judge.next_token_logits(requests[:1])[0], stock_logits(judge, requests[0])
+        stock_way = Stock(judge, processed=False)
+        ours, stock = judge.next_token_logits(requests[:1])[0], stock_way.logits(requests[0])
         found["logits: difference from stock over their deviation"] = float(
             (ours.float() - stock.float()).abs().max() / stock.float().std()
         )
-        stock_seconds, _ = timed(lambda: stock_logits(judge, requests[0]), device, repeats)
+        stock_seconds, _ = timed(lambda: stock_way.logits(requests[0]), device, repeats)
         for num in (1, 8):
             spent, peak = timed(lambda n=num: judge.next_token_logits(requests[:n]), device, repeats)  # type: ignore[misc]
             found[f"level readout, batch {num}: clips/s"] = num / spent

@@ -70,7 +70,7 @@ class Stock:
             found = self.processor([clip.frames], return_tensors="pt", do_sample_frames=False, do_rescale=True)
             patches = found["pixel_values_videos"], found["video_grid_thw"]
         assert patches is not None
-        ids = torch.tensor([self.judge.tokenizer.encode(text)])
+        ids = torch.tensor([self.judge.tokenizer.encode(text)], device=self.judge.device)
         return {
             "input_ids": ids,
             "attention_mask": torch.ones_like(ids),
@@ -80,8 +80,10 @@ class Stock:
             "second_per_grid_ts": torch.tensor([facts.temporal_patch_size / clip.plan.fps]),
         }
 
-    def logits(self, request: JudgeRequest, patches: tuple[Tensor, Tensor]) -> Tensor:
-        """Return the last logits [D, V] by one forward pass per question."""
+    def logits(self, request: JudgeRequest, patches: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Return the last logits [D, V] by one forward pass per question; without `patches` they are made here, once."""
+        if patches is None and self.processor is None:
+            patches = patches_of(request.clips, self.judge.family, quantise=True, device=self.judge.device)
         clip, text = request.clips[0], self.prefix(request)
         found = [
             self.judge.model(**self.inputs(clip, text + branch, patches), logits_to_keep=1, use_cache=False).logits[

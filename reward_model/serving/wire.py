@@ -9,7 +9,6 @@ Shapes: B videos, T frames, C = 3, H, W pixels, K = 5 levels.
 from __future__ import annotations
 
 import base64
-import binascii
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -47,7 +46,7 @@ def decode_bytes(text: str) -> bytes:
     """
     try:
         return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
+    except ValueError as error:
         raise ValueError("not base64; send the bytes of the video, no path and no URL") from error
 
 

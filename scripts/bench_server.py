@@ -29,7 +29,6 @@ import torch
 from reward_model.datasets import moving_shapes
 from reward_model.media.video_io import encode_video
 from reward_model.records import Video
-from reward_model.serving import server
 from reward_model.serving.client import VideoJudgeClient
 from reward_model.video_reward import VideoJudgeReward
 
@@ -57,23 +56,12 @@ class Tally:
     memory: list[float] = field(default_factory=list)
 
 
-def serve(argv: Sequence[str]) -> int:
-    """Serve the embedded judge on a free port; what the server's process runs."""
-    parser = argparse.ArgumentParser()
-    server.add_arguments(parser)
-    args = parser.parse_args([*argv, "--port", "0"])
-    torch.set_num_threads(1)
-    options = argparse.Namespace(**vars(args), batch_size=8, json=True)
-    return server.run(options, lambda _: VideoJudgeReward.from_pretrained("toy"))
-
-
 @contextmanager
 def server_process() -> Iterator[tuple[str, int]]:
     """Yield address and process id of a server, and end it by SIGTERM."""
-    command = [sys.executable, __file__, "--serve"]
+    command = [sys.executable, "-m", "reward_model.cli", "serve", "--port", "0", "--json"]
     root = Path(__file__).resolve().parents[1]
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) as process:
         try:
             assert process.stdout is not None
             yield json.loads(process.stdout.readline())["url"], process.pid
@@ -185,4 +173,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(serve(sys.argv[2:]) if sys.argv[1:2] == ["--serve"] else main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))

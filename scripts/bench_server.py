@@ -68,7 +68,7 @@ def server_process() -> Iterator[tuple[str, int]]:
         finally:
             process.terminate()
             if process.wait(timeout=300) != 0:
-                sys.stdout.write(f"the server ended with status {process.returncode}\n")
+                raise RuntimeError(f"the server ended with status {process.returncode}")
 
 
 def questions(num: int) -> list[Question]:

@@ -11,34 +11,8 @@ import pytest
 import torch
 
 from reward_model.media.video_io import encode_video, write_video
-from reward_model.serving.hosts.core import load_judge
 from reward_model.serving.hosts.unirl import JudgeBackend, JudgeScorer
-from reward_model.video_reward import VideoJudgeReward
-from tests.tiny_judge import build_judge
-
-FPS = 8.0
-PROMPTS = ["a red circle moving left", "a blue square moving right", "a green circle moving up"]
-
-
-@pytest.fixture(scope="module")
-def judge():
-    """The embedded judge, as hosts load it."""
-    return load_judge("toy", device="cpu")
-
-
-@pytest.fixture(scope="module")
-def mute():
-    """A random judge, which puts little probability on its answer words: none of its scores counts."""
-    return VideoJudgeReward(build_judge().requires_grad_(False))
-
-
-def clips(num=3, seed=0):
-    return torch.rand(num, 5, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
-
-
-def expected(judge, videos=None, prompts=PROMPTS, **how):
-    videos = clips() if videos is None else videos
-    return pytest.approx(judge(videos, prompts, fps=FPS, **how).rewards.tolist(), abs=1e-5)
+from tests.host_clips import FPS, PROMPTS, clips, expected
 
 
 @dataclass

@@ -11,21 +11,10 @@ import pytest
 import torch
 from torchmetrics import Metric, MetricCollection
 
-from reward_model.serving.hosts.core import load_judge
 from reward_model.serving.hosts.torchmetrics import VideoJudgeMetric
+from tests.host_clips import FPS, clips
 
-FPS = 8.0
 PROMPT = "a red circle moving left"
-
-
-@pytest.fixture(scope="module")
-def judge():
-    """The embedded judge, as hosts load it."""
-    return load_judge("toy", device="cpu")
-
-
-def clips(num=3, seed=0):
-    return torch.rand(num, 5, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
 
 
 def test_means_run_over_all_updates_and_start_anew_after_a_reset(judge):

@@ -8,21 +8,14 @@ import pytest
 import torch
 
 from reward_model.media.video_io import write_video
-from reward_model.serving.hosts.core import load_judge
 from reward_model.serving.hosts.trl import in_thread, video_reward
 from reward_model.video_reward import VideoJudgeReward
+from tests.host_clips import FPS
 from tests.tiny_judge import build_judge
 
-FPS = 8.0
 PROMPT = "a red circle moving left"
 TEXTS = ["a red circle moving left", "a blue square moving right"]
 ALIGNMENT = {"text_alignment": 1.0}
-
-
-@pytest.fixture(scope="module")
-def judge():
-    """The embedded judge, as hosts load it."""
-    return load_judge("toy", device="cpu")
 
 
 def clips(num=2):

@@ -9,28 +9,13 @@ import pytest
 import torch
 
 from reward_model.media.video_io import write_video
-from reward_model.serving.hosts.core import load_judge
 from reward_model.serving.hosts.ddpo import tuple_reward
 from reward_model.serving.hosts.pyiqa import create_judge, list_judges
 from reward_model.serving.hosts.vader import reward_loss
 from reward_model.serving.hosts.videox_fun import JudgeFrames
-from reward_model.video_reward import VideoJudgeReward
-from tests.tiny_judge import build_judge
+from tests.host_clips import FPS
 
-FPS = 8.0
 PROMPTS = ["a red circle moving left", "a blue square moving right"]
-
-
-@pytest.fixture(scope="module")
-def judge():
-    """The embedded judge, as hosts load it."""
-    return load_judge("toy", device="cpu")
-
-
-@pytest.fixture(scope="module")
-def mute():
-    """A random judge, which puts little probability on its answer words: none of its scores counts."""
-    return VideoJudgeReward(build_judge().requires_grad_(False))
 
 
 def clips(num=2):

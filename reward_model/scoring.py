@@ -57,6 +57,8 @@ def check_asked(
             raise ValueError(f"unknown dimension {name!r}; this judge has {', '.join(known)}")
     if not asked:
         raise ValueError("dimensions must name at least one dimension")
+    if weights is not None and not weights:
+        raise ValueError("weights must name at least one dimension, got none; leave them out for the overall score")
     missing = set(weights or ()) - set(asked)
     if missing:
         raise ValueError(f"weights name dimensions that are not scored: {sorted(missing)}; add them to dimensions")

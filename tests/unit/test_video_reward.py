@@ -294,3 +294,8 @@ def test_files_are_read_in_a_thread_where_the_caller_waits_for_a_device(tmp_path
         for clip, other in zip([clip for part in parts for clip in part], expected, strict=True):
             assert torch.equal(clip.frames, other.frames) and clip.plan == other.plan
         assert len(readers) == 1 and (main in readers) != read_ahead
+
+
+def test_weights_of_nothing_are_refused(reward):
+    with pytest.raises(ValueError, match="weights must name at least one dimension"):
+        reward(clips(1), PROMPT, fps=8.0, weights={})

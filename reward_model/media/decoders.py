@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from reward_model.media.containers import check_index
 from reward_model.records import VideoError
 
 if TYPE_CHECKING:
@@ -54,11 +55,12 @@ def open_video(source: Source) -> Iterator[tuple[InputContainer, VideoStream]]:
         The open container and its first video stream.
 
     Raises:
-        VideoError: if FFmpeg cannot read the file, now or while the context is open, or there is no video in it.
+        VideoError: if the file's header is out of proportion, if FFmpeg cannot read it, now or while the context is open, or there is no video in it.
     """
     import av
     from av.stream import Disposition
 
+    check_index(source)
     # The file: prefix keeps names such as "concat:a|b" from being read as protocols.
     handle = io.BytesIO(source) if isinstance(source, bytes) else f"file:{source}"
     try:

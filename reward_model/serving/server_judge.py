@@ -10,6 +10,7 @@ import torch
 
 from reward_model.comparing import compare_clips
 from reward_model.explanation import explain_clip
+from reward_model.media.containers import is_container
 from reward_model.media.intake import MOTION_SIDE, to_clips
 from reward_model.media.trained_range import unlike_training
 from reward_model.media.video_io import MediaLimits, read_video
@@ -17,7 +18,6 @@ from reward_model.records import Clip, RewardOutput, VideoError
 from reward_model.score_sheet import ScoreSheet
 from reward_model.scoring import check_asked, score_rows
 from reward_model.serving import wire
-from reward_model.serving.server_media import check_container
 from reward_model.serving.server_schema import FileVideo, FramesVideo
 from reward_model.serving.server_settings import ServerSettings
 from reward_model.video_reward import VideoJudgeReward
@@ -159,7 +159,10 @@ class _ClipReader(VideoJudgeReward):
 
     def read_file(self, video: FileVideo, settings: ServerSettings) -> Clip:
         data = wire.decode_bytes(video.file)
-        check_container(data)
+        if not is_container(data):
+            raise ValueError(
+                "not a video file: expected MP4, MOV, Matroska, WebM, AVI, MPEG, FLV, Ogg, ASF or GIF bytes"
+            )
         limits = MediaLimits(
             max_frame_pixels=settings.max_frame_pixels,
             max_frames=settings.max_frames,

@@ -5,10 +5,10 @@ import struct
 import pytest
 import torch
 
-from reward_model.media.video_io import encode_video
+from reward_model.media import containers
+from reward_model.media.containers import check_index, is_container
+from reward_model.media.video_io import encode_video, read_video
 from reward_model.records import VideoError
-from reward_model.serving import server_media
-from reward_model.serving.server_media import check_container
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +28,20 @@ def sizes(num: int, name: bytes = b"stsz") -> bytes:
 FTYP = box(b"ftyp", b"isom\0\0\0\0")
 
 
-def test_an_mp4_is_let_through(mp4):
-    check_container(mp4)
+def test_an_mp4_is_let_through(mp4, tmp_path):
+    assert is_container(mp4)
+    check_index(mp4)
+    (tmp_path / "clip.mp4").write_bytes(mp4)
+    check_index(tmp_path / "clip.mp4")
+
+
+@pytest.mark.parametrize("as_file", [True, False])
+def test_the_reader_refuses_a_false_index_before_ffmpeg_believes_it(mp4, tmp_path, as_file):
+    place = mp4.index(b"stsz") + 12
+    false = mp4[:place] + struct.pack(">I", 2**23 + 1) + mp4[place + 4 :]
+    (tmp_path / "clip.mp4").write_bytes(false)
+    with pytest.raises(VideoError, match="the header names 8388609 samples"):
+        read_video(tmp_path / "clip.mp4" if as_file else false)
 
 
 @pytest.mark.parametrize(
@@ -45,14 +57,12 @@ def test_an_mp4_is_let_through(mp4):
     ],
 )
 def test_other_containers_are_known_by_their_first_bytes(start):
-    check_container(start + bytes(32))
+    assert is_container(start + bytes(32))
 
 
 @pytest.mark.parametrize("data", [b"", b"abc", b"root:x:0:0:root", b"\x89PNG\r\n\x1a\n", b"#EXTM3U\nhttp://host/a.ts"])
 def test_bytes_that_are_no_video_are_refused(data):
-    with pytest.raises(ValueError, match="not a video file") as caught:
-        check_container(data)
-    assert not isinstance(caught.value, VideoError)
+    assert not is_container(data)
 
 
 @pytest.mark.parametrize(
@@ -70,15 +80,15 @@ def test_a_table_of_samples_that_are_not_there_is_refused_wherever_it_stands(pat
     for folder in reversed(path):
         content = box(folder, content)
     with pytest.raises(VideoError, match="the header names 8388609 samples"):
-        check_container(FTYP + content)
-    check_container(FTYP + content.replace(struct.pack(">I", 2**23 + 1), struct.pack(">I", 2**23)))
+        check_index(FTYP + content)
+    check_index(FTYP + content.replace(struct.pack(">I", 2**23 + 1), struct.pack(">I", 2**23)))
 
 
 def test_fragments_count_together():
     run = box(b"trun", struct.pack(">II", 0, 2**22))  # codespell:ignore trun
-    check_container(FTYP + 2 * box(b"moof", box(b"traf", run)))
+    check_index(FTYP + 2 * box(b"moof", box(b"traf", run)))
     with pytest.raises(VideoError, match="names 12582912 samples"):
-        check_container(FTYP + 3 * box(b"moof", box(b"traf", run)))
+        check_index(FTYP + 3 * box(b"moof", box(b"traf", run)))
 
 
 def test_samples_count_once_an_edit():
@@ -86,9 +96,9 @@ def test_samples_count_once_an_edit():
         edits = box(b"edts", box(b"elst", struct.pack(">II", 0, num_edits)))
         return box(b"moov", box(b"trak", edits + sizes(2**20)))
 
-    check_container(FTYP + moov(8))
+    check_index(FTYP + moov(8))
     with pytest.raises(VideoError, match="1048576 samples in 9 edits"):
-        check_container(FTYP + moov(9))
+        check_index(FTYP + moov(9))
 
 
 @pytest.mark.parametrize("size", [0, 1, 2**31])
@@ -98,27 +108,27 @@ def test_sizes_that_lie_hide_no_table(size):
     if size == 1:
         table[8:8] = struct.pack(">Q", len(table) + 8)
     with pytest.raises(VideoError, match="samples"):
-        check_container(FTYP + box(b"moov", bytes(table)))
+        check_index(FTYP + box(b"moov", bytes(table)))
 
 
 def test_a_header_in_a_box_that_is_to_be_skipped_is_found():
     hidden = box(b"mvhd", bytes(100)) + box(b"trak", sizes(2**24))
     with pytest.raises(VideoError, match="samples"):
-        check_container(FTYP + box(b"free", hidden))
+        check_index(FTYP + box(b"free", hidden))
 
 
 def test_a_compressed_header_is_refused():
     with pytest.raises(VideoError, match="compressed"):
-        check_container(FTYP + box(b"moov", box(b"cmov", bytes(8))))
+        check_index(FTYP + box(b"moov", box(b"cmov", bytes(8))))
 
 
 def test_names_in_media_and_texts_are_no_tables():
     text = b"a truncated cone and a trunk" + sizes(2**30)
-    check_container(FTYP + box(b"uuid", text) + box(b"mdat", text) + box(b"moov", box(b"udta", box(b"name", text))))
+    check_index(FTYP + box(b"uuid", text) + box(b"mdat", text) + box(b"moov", box(b"udta", box(b"name", text))))
 
 
 def test_the_number_of_boxes_is_bounded(monkeypatch):
-    monkeypatch.setattr(server_media, "MAX_BOXES", 10)
-    check_container(FTYP + box(b"free", b"") * 8)
+    monkeypatch.setattr(containers, "MAX_BOXES", 10)
+    check_index(FTYP + box(b"free", b"") * 8)
     with pytest.raises(VideoError, match="10 boxes"):
-        check_container(FTYP + box(b"free", b"") * 9)
+        check_index(FTYP + box(b"free", b"") * 9)

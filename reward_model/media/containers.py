@@ -1,4 +1,4 @@
-"""What the decoder may be handed: a video file of a known container whose header promises no more than a clip can hold.
+"""What FFmpeg may be handed: video containers, whose headers promise no more than a clip can hold.
 
 FFmpeg builds its index of an MP4 from counts that the file states, before anybody can ask how many frames there are; a
 file of two kilobytes can make it fill gigabytes that way. So those counts are read first.
@@ -6,10 +6,14 @@ file of two kilobytes can make it fill gigabytes that way. So those counts are r
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 
 from reward_model.records import VideoError
+
+Bytes = bytes | mmap.mmap
 
 MAX_INDEX = 2**23
 """Entries of FFmpeg's index, some 70 bytes each while it is built; 2**23 admits two minutes of uncompressed sound."""
@@ -27,26 +31,32 @@ _SAMPLES = {b"stsz": 8, b"stz2": 8, b"trun": 4}  # codespell:ignore trun
 _EDITS = {b"elst": 4}
 
 
-def check_container(data: bytes) -> None:
-    """Refuse bytes that are no video file at all, and files whose header is out of proportion.
-
-    Args:
-        data: a whole file.
-
-    Raises:
-        ValueError: no container that is known by its first bytes.
-        VideoError: an MP4 whose header names more samples, over all its edits, than `MAX_INDEX`.
-    """
-    if data[4:8] in _MP4_BOXES:
-        _check_header(data)
-        return
+def is_container(data: bytes) -> bool:
+    """Return whether bytes begin as a video file does: MP4, MOV, Matroska, WebM, AVI, MPEG, FLV, Ogg, ASF or GIF."""
     is_ts = data[:1] == b"\x47" and data[_TS_PACKET : _TS_PACKET + 1] in (b"", b"\x47")
     is_avi = data[:4] == b"RIFF" and data[8:12] == b"AVI "
-    if not (is_ts or is_avi or data.startswith(_MAGICS)):
-        raise ValueError("not a video file: expected MP4, MOV, Matroska, WebM, AVI, MPEG, FLV, Ogg, ASF or GIF bytes")
+    return data[4:8] in _MP4_BOXES or is_ts or is_avi or data.startswith(_MAGICS)
 
 
-def _check_header(data: bytes) -> None:
+def check_index(source: str | Path | bytes) -> None:
+    """Refuse a file whose header is out of proportion; one that is no MP4 has none of the kind.
+
+    Args:
+        source: path of a file that is not empty, or a whole file's bytes.
+
+    Raises:
+        VideoError: an MP4 whose header names more samples, over all its edits, than `MAX_INDEX`, or hides them.
+    """
+    if isinstance(source, bytes):
+        _check_header(source)
+        return
+    with open(source, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        _check_header(data)
+
+
+def _check_header(data: Bytes) -> None:
+    if data[4:8] not in _MP4_BOXES:
+        return
     boxes = list(islice(_boxes(data), MAX_BOXES))
     if len(boxes) == MAX_BOXES:
         raise VideoError(f"not read: the file has {MAX_BOXES} boxes or more")
@@ -62,7 +72,7 @@ def _check_header(data: bytes) -> None:
         raise VideoError(f"too long: the header names {num_samples} samples{edits}")
 
 
-def _boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+def _boxes(data: Bytes) -> Iterator[tuple[bytes, bytes]]:
     """Yield name and first bytes of the content of every box of an MP4, nested ones too."""
     pending = [(0, len(data))]
     while pending:

@@ -23,7 +23,7 @@ COMMANDS = {
     "sanity": ("reward_model.commands.sanity", "damage clips on purpose: do the scores fall as they must?"),
     "bench": ("reward_model.commands.bench", "measure clips a second and peak memory"),
     "export": ("reward_model.commands.export", "write a judge, or one role merged, with a model card"),
-    "serve": ("reward_model.serving.server", "answer requests over HTTP"),
+    "serve": ("reward_model.commands.serve", "answer requests over HTTP"),
 }
 """Command -> its module and one line of help."""
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 DIMENSIONS = ("visual_quality", "motion_quality", "text_alignment", "overall")
 """The four rated dimensions, in the order in which the judge is asked for them."""
 
+NO_PROMPT = "no prompt"
+"""Reason of a text alignment that nobody can have."""
+
 LEVELS = ("bad", "poor", "fair", "good", "excellent")
 """The five rating words, worst first; level k stands for quality k / 4."""
 

@@ -12,8 +12,11 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
+from reward_model.judge.checkpoint import JudgeConfig
+from reward_model.media.trained_range import unlike_training
 from reward_model.records import (
     LEVELS,
+    NO_PROMPT,
     Clip,
     Comparison,
     FramePlan,
@@ -26,23 +29,25 @@ from reward_model.records import (
 MIN_LEVEL_MASS = 0.5
 """Below this probability on the answer words the judge is not answering the question."""
 
-NO_PROMPT = "no prompt"
-"""Reason of a text alignment that nobody can have."""
-
 
 class ScoreSheet:
     """Scores under construction: dimension -> one tensor, spread, reason per row."""
 
-    def __init__(self, dims: tuple[str, ...], num_rows: int, device: torch.device) -> None:
-        self.dims, self.num_rows, self.device = dims, num_rows, device
+    def __init__(self, dims: tuple[str, ...], num_rows: int, config: JudgeConfig, device: torch.device) -> None:
+        self.dims, self.num_rows, self.config, self.device = dims, num_rows, config, device
         self.levels: dict[tuple[int, str], tuple[Tensor, ...]] = {}
         self.reasons = {name: [""] * num_rows for name in dims}
         self.texts: list[str | None] = [None] * num_rows
         self.prompted = [True] * num_rows
+        self.plans: list[FramePlan | None] = [None] * num_rows
+        self.warnings: list[tuple[str, ...]] = [()] * num_rows
 
-    def refuse(self, row: int, clip: Clip | str, prompt: str | None) -> tuple[str, ...]:
-        """Note why dimensions cannot be had for this row; return those that can."""
+    def enter(self, row: int, clip: Clip | str, prompt: str | None) -> tuple[str, ...]:
+        """Note a row's frames, in what they are unlike training, and why dimensions cannot be had; return those that can."""
         self.prompted[row] = prompt is not None
+        if isinstance(clip, Clip):
+            self.plans[row] = clip.plan
+            self.warnings[row] = unlike_training(clip, self.config.trained_range)
         for name in self.dims:
             if isinstance(clip, str):
                 self.reasons[name][row] = clip
@@ -82,15 +87,9 @@ class ScoreSheet:
                 many = f"only {len(values)} of {len(answers)} answers can be read: " if len(answers) > 1 else ""
                 self.reasons[name][row] = many + reason
 
-    def output(
-        self,
-        plans: Sequence[FramePlan | None],
-        weights: Mapping[str, float] | None,
-        normalize: str,
-        calibration: Mapping[str, Mapping[str, float]],
-        warnings: Sequence[tuple[str, ...]] = (),
-    ) -> RewardOutput:
+    def output(self, weights: Mapping[str, float] | None, normalize: str) -> RewardOutput:
         """Assemble the `RewardOutput`."""
+        calibration = self.config.calibration
         nan = torch.tensor(math.nan, device=self.device)
         empty = (nan, nan.expand(len(LEVELS)), nan, nan)
         columns = {name: [self.levels.get((row, name), empty) for row in range(self.num_rows)] for name in self.dims}
@@ -120,9 +119,9 @@ class ScoreSheet:
             valid={name: self._mask(good[name]) for name in self.dims},
             reasons=self.reasons,
             texts=None if all(text is None for text in self.texts) else [text or "" for text in self.texts],
-            frame_plan=plans,
+            frame_plan=self.plans,
             overall_from=overall_from,
-            warnings=warnings,
+            warnings=self.warnings,
         )
 
     def _mask(self, good: Sequence[bool]) -> Tensor:

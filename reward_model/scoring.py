@@ -84,7 +84,7 @@ def score_rows(judge: VideoJudge, sheet: ScoreSheet, rows: Sequence[Row], readou
     readable = [
         (row, clip, prompt, asked)
         for row, clip, prompt in rows
-        if (asked := sheet.refuse(row, clip, prompt)) and isinstance(clip, Clip)
+        if (asked := sheet.enter(row, clip, prompt)) and isinstance(clip, Clip)
     ]
     if not readable:
         return
@@ -131,10 +131,10 @@ def align_rows(
         if judge.head is not None:
             found = [_head_scores(judge, clip, text, use_norm) for clip, text in zip(clips, prompts, strict=True)]
         else:
-            sheet = ScoreSheet(tuple(ALIGN_NAMES.values()), len(clips), judge.device)
+            sheet = ScoreSheet(tuple(ALIGN_NAMES.values()), len(clips), judge.config, judge.device)
             for row, (clip, text) in enumerate(zip(clips, prompts, strict=True)):
                 score_rows(judge, sheet, [(row, clip, text)], "level")
-            out = sheet.output([None] * len(clips), None, "z" if use_norm else "raw", judge.config.calibration)
+            out = sheet.output(None, "z" if use_norm else "raw")
             found = [{name: out.scores[name][row].item() for name in out.scores} for row in range(len(clips))]
     rows = [{key: scores[name] for key, name in ALIGN_NAMES.items()} for scores in found]
     return [{**row, "Overall": sum(row.values())} for row in rows]

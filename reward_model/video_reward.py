@@ -18,12 +18,10 @@ from reward_model.judge.model import VideoJudge
 from reward_model.media.frame_sampling import FramePolicy
 from reward_model.media.intake import clips_ahead, to_clips
 from reward_model.media.motion_encoders import encoder_of
-from reward_model.media.trained_range import unlike_training
 from reward_model.pixel_loss import pixel_loss
 from reward_model.records import (
     Clip,
     Comparison,
-    FramePlan,
     Ranking,
     RewardOutput,
     VideoError,
@@ -178,19 +176,16 @@ class VideoJudgeReward(nn.Module):
             motion=self._motion,
         )
         texts = _one_prompt_each(prompts, num)
-        sheet = ScoreSheet(dims, num, self.judge.device)
-        plans: list[FramePlan | None] = []
-        warnings: list[tuple[str, ...]] = []
+        sheet = ScoreSheet(dims, num, self.judge.config, self.judge.device)
+        done = 0
         for clips in windows:
-            rows = [(row, clip, texts[row]) for row, clip in enumerate(clips, start=len(plans))]
+            rows = [(row, clip, texts[row]) for row, clip in enumerate(clips, start=done)]
+            done += len(clips)
             rows.sort(key=lambda item: _size(item[1]))  # clips of like size pad each other least
             with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()), self.judge.use_role(self.role):
                 for start in range(0, len(rows), batch_size):
                     score_rows(self.judge, sheet, rows[start : start + batch_size], readout, num_samples)
-            plans += [None if isinstance(clip, str) else clip.plan for clip in clips]
-            known = self.judge.config.trained_range
-            warnings += [() if isinstance(clip, str) else unlike_training(clip, known) for clip in clips]
-        return sheet.output(plans, weights, normalize, self.judge.config.calibration, warnings)
+        return sheet.output(weights, normalize)
 
     def _clips(
         self, videos: Tensor | Sequence[VideoLike], fps: float | Sequence[float] | None, layout: str

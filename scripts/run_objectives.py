@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import json
 import math
+import shutil
 import subprocess
 import sys
 import time
@@ -31,7 +32,7 @@ import torch  # noqa: E402
 from generator_loop.evaluation import INITIAL, Evaluation  # noqa: E402
 from generator_loop.launch import Processes  # noqa: E402
 from generator_loop.loop import iterate  # noqa: E402
-from generator_loop.session import open_session, read_config  # noqa: E402
+from generator_loop.session import Session, open_session, read_config  # noqa: E402
 from generator_loop.state import begin  # noqa: E402
 from generator_loop.summary import difference, diversity  # noqa: E402
 from generator_loop.tracking.metric_log import read_log  # noqa: E402
@@ -70,45 +71,61 @@ ARMS: Mapping[str, Arm] = {
 }
 
 
-def run(name: str, seed: int, folder: Path, *, rate: float, seconds: float, num_marks: int) -> None:
-    """Train one arm for `seconds` of processor time and write what was measured at each of the marks."""
+def open_arm(name: str, seed: int, folder: Path, rate: float) -> Session:
+    """Return the started loop of one arm: configs/toy.yaml with the arm's settings, the judge fixed."""
     torch.set_num_threads(1)
     options = [*ARMS[name].settings, f"run.seed={seed}", f"run.output={folder}/run", "refresh.every=0"]
     options += ["judge.audit_path=null", f"update.learning_rate={rate}", "evaluation.num_seeds=2"]
     session = open_session(read_config(ROOT / "configs" / "toy.yaml", options), Processes(device=torch.device("cpu")))
     begin(session)
-    evaluator, generator, frozen = session.evaluator, session.generator, name == "frozen"
-    everything = len(evaluator.prompts)
-    marks: list[dict[str, Any]] = []
+    return session
+
+
+def train(session: Session, seconds: float) -> float:
+    """Iterate for about `seconds` of processor time and return how many they were."""
+    clock = 0.0
+    while clock < seconds:
+        started = time.process_time()
+        iterate(session)
+        session.progress.iteration += 1
+        clock += time.process_time() - started
+    return clock
+
+
+def tune(name: str, rate: float, folder: Path) -> None:
+    """Train one arm at one learning rate and write the judge's rewards, iteration by iteration."""
+    train(open_arm(name, TUNE_SEED, folder, rate), TUNE_SECONDS)
+    rows = [row for row in read_log(folder / "run" / "metrics.jsonl") if row["kind"] == "iteration"]
+    (folder / "rewards.json").write_text(json.dumps([row["reward"] for row in rows]) + "\n")
+
+
+def run(name: str, seed: int, folder: Path, rate: float) -> None:
+    """Train one arm for SECONDS and write what was measured before and at each of the marks."""
+    session = open_arm(name, seed, folder, rate)
+    evaluator, everything, marks = session.evaluator, len(session.evaluator.prompts), list[dict[str, Any]]()
     before: Evaluation | None = None
-    clock, num_iterations = 0.0, 0
-    for mark in range(num_marks + 1):
-        while clock < seconds * mark / num_marks and not frozen:
-            started = time.process_time()
-            iterate(session)
-            session.progress.iteration += 1
-            clock += time.process_time() - started
-            num_iterations += 1
-        if frozen and mark not in (0, num_marks):
-            continue
-        if frozen and mark:
-            evaluator = dataclasses.replace(evaluator, draw=evaluator.draw.fork("again"))
-        found = evaluator.evaluate(generator, everything, judge_is_initial=True)
+    clock = 0.0
+    for mark in range(NUM_MARKS + 1):
+        if mark and name == "frozen":
+            evaluator = dataclasses.replace(session.evaluator, draw=session.evaluator.draw.fork("again"))
+            clock = SECONDS
+        elif mark:
+            clock += train(session, SECONDS * mark / NUM_MARKS - clock)
+        found = evaluator.evaluate(session.generator, everything, judge_is_initial=True)
         before = before or found
+        columns = {key: found.columns[key] for key in found.columns if key.split("/")[0] in (INITIAL, "oracle")}
         marks.append(
             {
                 "seconds": clock,
-                "iterations": num_iterations,
-                "columns": {
-                    key: found.columns[key] for key in found.columns if key.split("/")[0] in (INITIAL, "oracle")
-                },
+                "iterations": session.progress.iteration,
+                "columns": columns,
                 "diversity": diversity(found, before, session.renderer),
                 "flow_loss": session.probes.measure()["flow_loss"],
             }
         )
-    log = [] if frozen else read_log(folder / "run" / "metrics.jsonl")
-    rewards = [row["reward"] for row in log if row["kind"] == "iteration"]
-    done = {"prompt_ids": found.prompt_ids, "marks": marks, "rewards": rewards, "learning_rate": rate}
+        if mark and name == "frozen":
+            break
+    done = {"prompt_ids": found.prompt_ids, "marks": marks, "learning_rate": rate}
     (folder / "marks.json").write_text(json.dumps(done) + "\n")
 
 
@@ -121,16 +138,17 @@ def tuned_rate(name: str, runs: Path) -> float:
 
 
 def choose_rates(names: Sequence[str], runs: Path) -> None:
-    """Write the learning rate of each objective under which the judge's reward on training prompts rose most."""
+    """Write the learning rate of each objective with the highest rewards of training prompts in its second half.
+
+    All rates of an objective meet the same prompts and noise; the first iterations that all of them reached are compared.
+    """
     found = {}
     for name in names:
-        gains = {}
-        for rate in RATES:
-            rewards = json.loads((runs / "tune" / f"{name}-{rate:g}" / "marks.json").read_text())["rewards"]
-            part = max(1, len(rewards) // 4)
-            gains[f"{rate:g}"] = float(np.mean(rewards[-part:]) - np.mean(rewards[:part]))
-        best = max(gains, key=lambda rate: gains[rate])
-        found[name] = {"rate": float(best), "gains": gains}
+        files = {rate: runs / "tune" / f"{name}-{rate:g}" / "rewards.json" for rate in RATES}
+        rewards = {f"{rate:g}": json.loads(file.read_text()) for rate, file in files.items()}
+        num = min(map(len, rewards.values()))
+        means = {rate: float(np.mean(row[num // 2 : num])) for rate, row in rewards.items()}
+        found[name] = {"rate": float(max(means, key=lambda rate: means[rate])), "rewards": means}
     (runs / RATES_FILE).write_text(json.dumps(found, indent=1) + "\n")
     sys.stdout.write(json.dumps(found, indent=1) + "\n")
 
@@ -221,7 +239,7 @@ def write(arms: Sequence[str], seeds: Sequence[int], runs: Path, docs: Path) -> 
         "same fixed judge; 64 held-out prompts x 2 clips a seed, the same noise before and after; 95 % bootstrap intervals by",
         "prompt over all seeds. The oracle only measures. Learning rates were chosen from "
         + ", ".join(f"{rate:g}" for rate in RATES),
-        "by the judge's reward on training prompts. Sooner: how many times earlier than reweighted Flow-GRPO an arm reaches the",
+        "by the judge's reward on training prompts (toy_objectives.json). Sooner: how many times earlier than reweighted Flow-GRPO an arm reaches the",
         "oracle score where that ends (0: never). `python scripts/run_objectives.py` makes this page.",
         "",
         "![oracle and judge by seconds](toy_objectives.svg)",
@@ -287,11 +305,9 @@ def main(argv: Sequence[str]) -> int:
     if options.only:
         name, seed, rate = options.only[0], int(options.only[1]), float(options.only[2])
         if rate:
-            place = options.runs / "tune" / f"{name}-{rate:g}"
-            run(name, seed, place, rate=rate, seconds=TUNE_SECONDS, num_marks=1)
+            tune(name, rate, options.runs / "tune" / f"{name}-{rate:g}")
         else:
-            place = options.runs / f"{name}-{seed}"
-            run(name, seed, place, rate=tuned_rate(name, options.runs), seconds=SECONDS, num_marks=NUM_MARKS)
+            run(name, seed, options.runs / f"{name}-{seed}", tuned_rate(name, options.runs))
         return 0
     tuned = [name for name in options.arms if name != "frozen" and ARMS[name].tuned_as is None]
     todo = [(name, TUNE_SEED, rate) for name in tuned for rate in RATES] if options.tune else []
@@ -307,9 +323,10 @@ def main(argv: Sequence[str]) -> int:
 
 def _run_apart(name: str, seed: int, rate: float, runs: Path) -> int:
     folder = runs / "tune" / f"{name}-{rate:g}" if rate else runs / f"{name}-{seed}"
-    if (folder / "marks.json").exists():
+    if (folder / ("rewards.json" if rate else "marks.json")).exists():
         return 0
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     command = [sys.executable, __file__, "--only", name, str(seed), str(rate), "--runs", str(runs)]
     with (folder / "log.txt").open("w") as log:
         status = subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, check=False).returncode

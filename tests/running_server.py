@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import torch
 
 from reward_model.records import DIMENSIONS, Clip, Comparison, FramePlan, RewardOutput
+from reward_model.rows import comparison_rows, output_rows, unexplained_row
 from reward_model.serving import wire
 from reward_model.serving.server import make_server
 from reward_model.serving.server_app import create_app
@@ -54,13 +55,13 @@ class MeanJudge:
             raise self.fail
         prompts = [question.prompt for question in questions]
         if isinstance(work, Scoring):
-            return wire.score_rows(_output([found[0] for found in values], questions), prompts)
+            return output_rows(_output([found[0] for found in values], questions), prompts)
         if isinstance(work, Comparing):
             margin = torch.tensor([first - second for first, second in values])
             good = ~margin.isnan()
             reasons = ["" if ok else "damaged: cut" for ok in good]
-            return wire.comparison_rows(Comparison((1 + margin) / 2, margin * 0, margin, good, reasons, good), prompts)
-        return [wire.unexplained_row("damaged: cut", prompt) for prompt in prompts]
+            return comparison_rows(Comparison((1 + margin) / 2, margin * 0, margin, good, reasons, good), prompts)
+        return [unexplained_row("damaged: cut", prompt) for prompt in prompts]
 
 
 def _output(values: list[float], questions: Sequence[Question]) -> RewardOutput:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from reward_model.commands.inputs import LISTS
 from reward_model.commands.judge_options import JudgeFactory, column_map, open_judge
 from reward_model.commands.progress import progress_bar
-from reward_model.commands.results import Result, json_line, number
+from reward_model.commands.results import Result, json_line
+from reward_model.rows import comparison_rows
 
 if TYPE_CHECKING:
     from reward_model.records import Comparison
@@ -94,11 +95,8 @@ def _listed(path: Path, columns: dict[str, str], prompt: str | None) -> Iterator
 def _compare(judge: Any, pairs: Sequence[Pair]) -> Iterator[Result]:
     sides = [pair.first for pair in pairs], [pair.second for pair in pairs]
     output: Comparison = judge.compare(*sides, [pair.prompt for pair in pairs], batch_size=len(pairs))
-    for row, pair in enumerate(pairs):
-        valid = bool(output.valid[row])
-        values = {name: number(getattr(output, name)[row]) for name in ("p_first", "p_tie", "margin")}
-        result = {"first": pair.first, "second": pair.second, "prompt": pair.prompt, "valid": valid} | values
-        yield result | {"consistent": bool(output.consistent[row]) if valid else None, "reason": output.reasons[row]}
+    for pair, row in zip(pairs, comparison_rows(output, [pair.prompt for pair in pairs]), strict=True):
+        yield {"first": pair.first, "second": pair.second, **row}
 
 
 def _sentence(result: Result) -> str:

@@ -6,7 +6,8 @@ import argparse
 from typing import Any
 
 from reward_model.commands.judge_options import JudgeFactory, open_judge
-from reward_model.commands.results import Result, json_line, number
+from reward_model.commands.results import json_line
+from reward_model.rows import explanation_row, unexplained_row
 
 EXAMPLES = """examples:
   video-judge explain clip.mp4
@@ -28,22 +29,18 @@ def run(args: argparse.Namespace, judge_factory: JudgeFactory) -> int:
     from reward_model.records import VideoError
 
     judge = open_judge(args, judge_factory)
-    result: Result = {"path": args.video, "prompt": args.prompt, "valid": False}
     try:
-        found = judge.explain(args.video, args.prompt)
+        row = explanation_row(judge.explain(args.video, args.prompt), args.prompt)
     except VideoError as error:
-        result["reason"] = str(error)
-        print(json_line(result) if args.json else f"not explained: {error}")
-        return 1
-    result |= {"valid": not found.reason, "reason": found.reason, "text": found.text, "levels": dict(found.levels)}
-    result["scores"] = {name: number(value) for name, value in found.quality.items()}
-    result["labels"] = {name: list(labels) for name, labels in found.labels.items()}
-    result["saliency"] = {name: [number(share) for share in shares] for name, shares in found.saliency.items()}
+        row = unexplained_row(str(error), args.prompt)
+    result = {"path": args.video, **row}
     print(json_line(result) if args.json else _text(result))
     return int(not result["valid"])
 
 
 def _text(result: dict[str, Any]) -> str:
+    if result["text"] is None:
+        return f"not explained: {result['reason']}"
     lines = [result["text"], ""]
     for name, level in result["levels"].items():
         shares = result["saliency"].get(name, [])

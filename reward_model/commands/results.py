@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from reward_model.commands.inputs import Item
-from reward_model.records import DIMENSIONS
-
-if TYPE_CHECKING:
-    from reward_model.records import RewardOutput
+from reward_model.records import DIMENSIONS, NO_PROMPT
+from reward_model.rows import output_rows, unscored_row
 
 Result = dict[str, Any]
 """What is written of one video; JSON values only."""
 
 SHORT = {"visual_quality": "visual", "motion_quality": "motion", "text_alignment": "text", "overall": "overall"}
-NO_PROMPT = "no prompt"
 
 CSV_COLUMNS = (
     *("path", "prompt", "valid"),
@@ -55,44 +51,13 @@ def score_items(judge: Any, items: Sequence[Item], reading: Reading, maker: str)
         normalize=reading.normalize,
         batch_size=len(items),
     )
-    return [_result(output, row, item, maker) for row, item in enumerate(items)]
+    rows = output_rows(output, [item.prompt for item in items])
+    return [{"path": item.path, **row, "judged_by": maker} for item, row in zip(items, rows, strict=True)]
 
 
 def unscored(item: Item, reason: str, maker: str) -> Result:
     """Return the result of a video that no judge has answered for."""
-    nothing = dict.fromkeys(DIMENSIONS)
-    return {
-        "path": item.path,
-        "prompt": item.prompt,
-        "valid": False,
-        "scores": nothing,
-        "std": nothing,
-        "reasons": dict.fromkeys(DIMENSIONS, reason),
-        "overall_from": [],
-        "warnings": [],
-        "text": None,
-        "frames": None,
-        "judged_by": maker,
-    }
-
-
-def _result(output: RewardOutput, row: int, item: Item, maker: str) -> Result:
-    """Return one item's JSON object; valid unless more than a prompt was missing."""
-    reasons = {name: found[row] for name, found in output.reasons.items() if found[row]}
-    plan = output.frame_plan[row]
-    return {
-        "path": item.path,
-        "prompt": item.prompt,
-        "valid": all(reason == NO_PROMPT for reason in reasons.values()),
-        "scores": {name: number(values[row]) for name, values in output.scores.items()},
-        "std": {name: number(values[row]) for name, values in output.std.items()},
-        "reasons": reasons,
-        "overall_from": list(output.overall_from[row]),
-        "warnings": list(output.warnings[row]) if output.warnings else [],
-        "text": output.texts[row] if output.texts is not None else None,
-        "frames": None if plan is None else {"indices": list(plan.indices), "times": list(plan.times)},
-        "judged_by": maker,
-    }
+    return {"path": item.path, **unscored_row(reason, item.prompt), "judged_by": maker}
 
 
 def table_head(width: int) -> str:
@@ -138,12 +103,6 @@ def csv_line(result: Result) -> str:
 def csv_record(cells: Sequence[str]) -> str:
     """Join cells; the csv module of Python 3.11 would leave a lone carriage return unquoted and not read it back."""
     return ",".join('"' + cell.replace('"', '""') + '"' if set(cell) & set(',"\r\n') else cell for cell in cells)
-
-
-def number(value: Any) -> float | None:
-    """Return a float, None where it is not finite."""
-    found = float(value)
-    return found if math.isfinite(found) else None
 
 
 def _cell(value: float | None) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from reward_model.media.frame_sampling import FramePolicy, take
 from reward_model.media.motion import MotionEncoder
-from reward_model.media.video_io import read_video
+from reward_model.media.video_io import MediaLimits, read_video
 from reward_model.records import Clip, Video, VideoError
 
 if TYPE_CHECKING:
@@ -135,6 +135,7 @@ def plan_clip(
     *,
     motion: MotionEncoder | None = None,
     allow_damaged: bool = False,
+    limits: MediaLimits | None = None,
 ) -> Clip:
     """Read a video and plan its frames, with its motion features.
 
@@ -143,6 +144,7 @@ def plan_clip(
         policy: which frames to keep; None keeps all.
         motion: encoder of all frames, of at most `MOTION_SIDE` pixels; None leaves motion out.
         allow_damaged: see `read_video`.
+        limits: see `read_video`.
 
     Returns:
         The clip.
@@ -153,10 +155,10 @@ def plan_clip(
     if isinstance(video, Video):
         clip, dense = take(video, policy), video
     else:
-        read, plan = read_video(video, policy=policy, allow_damaged=allow_damaged)
+        read, plan = read_video(video, policy=policy, allow_damaged=allow_damaged, limits=limits)
         clip = Clip(frames=read.frames, plan=plan)
         if motion is not None:
-            dense, _ = read_video(video, max_side=MOTION_SIDE, allow_damaged=allow_damaged)
+            dense, _ = read_video(video, max_side=MOTION_SIDE, allow_damaged=allow_damaged, limits=limits)
     return clip if motion is None else replace(clip, motion=motion.encode(dense.frames.detach(), dense.fps))
 
 

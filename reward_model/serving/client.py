@@ -19,6 +19,7 @@ from torch import Tensor
 
 from reward_model.explanation import Explanation
 from reward_model.records import Comparison, RewardOutput, Video, VideoError
+from reward_model.rows import Row
 from reward_model.serving import wire
 
 VideoLike = Tensor | str | Path | bytes | Video
@@ -177,7 +178,7 @@ class VideoJudgeClient:
         prompts: str | Sequence[str | None] | None,
         settings: Mapping[str, object],
         batch_size: int,
-    ) -> list[wire.Row]:
+    ) -> list[Row]:
         """Return the rows of lists of videos that run side by side, a request at a time."""
         num = len(next(iter(videos.values())))
         if num == 0 or batch_size < 1:

@@ -14,13 +14,13 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from reward_model.records import Clip
+from reward_model.rows import Row
 from reward_model.serving import server_schema as schema
 from reward_model.serving.batcher import Batcher
 from reward_model.serving.server_guard import HEALTH, Guard
 from reward_model.serving.server_judge import Comparing, Explaining, Question, Scoring, Work
 from reward_model.serving.server_metrics import CONTENT_TYPE, Metrics
 from reward_model.serving.server_settings import ServerSettings
-from reward_model.serving.wire import Row
 
 DESCRIPTION = """Scores, compares and explains videos.
 

@@ -1,7 +1,6 @@
-"""What travels between client and server: pixels and files as text, records as JSON objects and back.
+"""What travels between client and server: pixels and files as text, and records from the JSON objects of `rows`.
 
-A video is base64 of a whole file, or base64 of a safetensors file with one tensor named "frames". A number that could not
-be had is null. The objects are those of the command line's JSON lines, with what a `RewardOutput` needs beside it.
+A video is base64 of a whole file, or base64 of a safetensors file with one tensor named "frames".
 
 Shapes: B videos, T frames, C = 3, H, W pixels, K = 5 levels.
 """
@@ -18,10 +17,7 @@ from torch import Tensor
 
 from reward_model.explanation import Explanation
 from reward_model.records import LEVELS, Comparison, FramePlan, RewardOutput
-from reward_model.score_sheet import NO_PROMPT
-
-Row = dict[str, Any]
-"""One result as a JSON object."""
+from reward_model.rows import Row
 
 DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32)
 """What frames may be made of."""
@@ -87,43 +83,8 @@ def decode_frames(text: str) -> Tensor:
     return frames
 
 
-def score_rows(output: RewardOutput, prompts: Sequence[str | None]) -> list[Row]:
-    """Return each video's result.
-
-    A row is `valid` unless more than a prompt was missing, as on the command line.
-
-    Args:
-        output: of B videos.
-        prompts: B generation prompts.
-
-    Returns:
-        B rows.
-    """
-    return [_score_row(output, row, prompt) for row, prompt in enumerate(prompts)]
-
-
-def _score_row(output: RewardOutput, row: int, prompt: str | None) -> Row:
-    reasons = {name: found[row] for name, found in output.reasons.items() if found[row]}
-    plan = output.frame_plan[row]
-    return {
-        "prompt": prompt,
-        "valid": all(reason == NO_PROMPT for reason in reasons.values()),
-        "valid_dimensions": {name: bool(valid[row]) for name, valid in output.valid.items()},
-        "reward": number(output.rewards[row]),
-        "scores": {name: number(values[row]) for name, values in output.scores.items()},
-        "std": {name: number(values[row]) for name, values in output.std.items()},
-        "level_probs": {name: _numbers(values[row]) for name, values in output.level_probs.items()},
-        "level_mass": {name: number(values[row]) for name, values in output.level_mass.items()},
-        "reasons": reasons,
-        "overall_from": list(output.overall_from[row]),
-        "warnings": list(output.warnings[row]) if output.warnings else [],
-        "text": output.texts[row] if output.texts is not None else None,
-        "frames": None if plan is None else {name: _plain(value) for name, value in vars(plan).items()},
-    }
-
-
 def reward_output(rows: Sequence[Row]) -> RewardOutput:
-    """Return the record of B >= 1 rows; the inverse of `score_rows`, on the CPU."""
+    """Return the record of B >= 1 rows; the inverse of `rows.output_rows`, on the CPU."""
     names = list(rows[0]["scores"])
     texts = [row["text"] for row in rows]
     return RewardOutput(
@@ -143,21 +104,8 @@ def reward_output(rows: Sequence[Row]) -> RewardOutput:
     )
 
 
-def comparison_rows(found: Comparison, prompts: Sequence[str | None]) -> list[Row]:
-    """Return each pair's result; `consistent` is null where there is none."""
-    rows = []
-    for row, prompt in enumerate(prompts):
-        valid = bool(found.valid[row])
-        result: Row = {"prompt": prompt, "valid": valid}
-        result |= {name: number(getattr(found, name)[row]) for name in ("p_first", "p_tie", "margin")}
-        rows.append(
-            result | {"consistent": bool(found.consistent[row]) if valid else None, "reason": found.reasons[row]}
-        )
-    return rows
-
-
 def comparison(rows: Sequence[Row]) -> Comparison:
-    """Return the record of B rows; the inverse of `comparison_rows`, on the CPU."""
+    """Return the record of B rows; the inverse of `rows.comparison_rows`, on the CPU."""
     return Comparison(
         p_first=_column(row["p_first"] for row in rows),
         p_tie=_column(row["p_tie"] for row in rows),
@@ -168,28 +116,8 @@ def comparison(rows: Sequence[Row]) -> Comparison:
     )
 
 
-def explanation_row(found: Explanation, prompt: str | None) -> Row:
-    """Return an explanation as a JSON object; it is valid if its reasoned answer could be read."""
-    return {
-        "prompt": prompt,
-        "valid": not found.reason,
-        "reason": found.reason,
-        "text": found.text,
-        "levels": dict(found.levels),
-        "scores": {name: number(value) for name, value in found.quality.items()},
-        "labels": {name: list(labels) for name, labels in found.labels.items()},
-        "saliency": {name: [number(share) for share in shares] for name, shares in found.saliency.items()},
-    }
-
-
-def unexplained_row(reason: str, prompt: str | None) -> Row:
-    """Return the row of a video that could not be read."""
-    empty: Row = {"text": None, "levels": {}, "scores": {}, "labels": {}, "saliency": {}}
-    return {"prompt": prompt, "valid": False, "reason": reason, **empty}
-
-
 def explanation(row: Row) -> Explanation:
-    """Return the record of a row with a text; the inverse of `explanation_row`, on the CPU."""
+    """Return the record of a row with a text; the inverse of `rows.explanation_row`, on the CPU."""
     return Explanation(
         text=row["text"],
         quality={name: math.nan if value is None else value for name, value in row["scores"].items()},
@@ -198,20 +126,6 @@ def explanation(row: Row) -> Explanation:
         saliency={name: _vector(shares) for name, shares in row["saliency"].items()},
         reason=row["reason"],
     )
-
-
-def number(value: Any) -> float | None:
-    """Return a finite number, or None."""
-    plain = float(value)
-    return plain if math.isfinite(plain) else None
-
-
-def _numbers(values: Tensor) -> list[float] | None:
-    return [float(value) for value in values] if bool(torch.isfinite(values).all()) else None
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _plan(frames: Mapping[str, Any]) -> FramePlan:

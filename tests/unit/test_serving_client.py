@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from reward_model.records import Video, VideoError
+from reward_model.rows import unexplained_row
 from reward_model.serving import client as module
 from reward_model.serving import wire
 from reward_model.serving.client import VideoJudgeClient
@@ -148,7 +149,7 @@ def test_pairs_are_compared():
 
 
 def test_an_explanation_of_a_video_that_cannot_be_read_raises_as_at_home():
-    with scripted((200, {}, wire.unexplained_row("damaged: cut", None))) as (url, _):
+    with scripted((200, {}, unexplained_row("damaged: cut", None))) as (url, _):
         with pytest.raises(VideoError, match="damaged: cut"):
             VideoJudgeClient(url).explain(b"a")
 

@@ -356,3 +356,13 @@ def test_the_token_is_read_from_a_file(tmp_path):
         path.write_text(text, encoding="utf-8")
         with pytest.raises(ValueError, match="expected a token"):
             server.read_token(path)
+
+
+def test_the_command_warns_of_the_toy_judge_before_it_serves(monkeypatch, capsys):
+    from reward_model import cli
+
+    made = []
+    monkeypatch.setattr(server, "run", lambda args, judge_factory: made.append(judge_factory(args)) or 0)
+    assert cli.main(["serve", "--port", "0"], judge_factory=lambda args: args.role) == 0
+    assert made == ["generated"]
+    assert "toy judge is for moving shapes" in capsys.readouterr().err

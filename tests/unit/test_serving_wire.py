@@ -10,6 +10,7 @@ from safetensors.torch import save
 
 from reward_model.explanation import Explanation
 from reward_model.records import Comparison, FramePlan, RewardOutput
+from reward_model.rows import Row, comparison_rows, explanation_row, output_rows, unscored_row
 from reward_model.serving import wire
 
 NAN = math.nan
@@ -34,7 +35,7 @@ def output() -> RewardOutput:
     )
 
 
-def crossed(rows: list[wire.Row]) -> list[wire.Row]:
+def crossed(rows: list[Row]) -> list[Row]:
     """Return rows as they arrive; strict JSON has no NaN."""
     return json.loads(json.dumps(rows, allow_nan=False))
 
@@ -51,12 +52,12 @@ def assert_same(left: object, right: object) -> None:
 
 
 def test_scores_survive_the_wire_exactly():
-    rows = crossed(wire.score_rows(output(), [None, "a cat"]))
+    rows = crossed(output_rows(output(), [None, "a cat"]))
     assert_same(wire.reward_output(rows), output())
 
 
 def test_a_row_is_valid_where_only_a_prompt_was_missing():
-    first, second = wire.score_rows(output(), [None, "a cat"])
+    first, second = output_rows(output(), [None, "a cat"])
     assert (first["valid"], second["valid"]) == (True, False)
     assert first["valid_dimensions"] == {"visual_quality": True, "text_alignment": False}
     assert first["scores"]["text_alignment"] is None
@@ -66,8 +67,15 @@ def test_a_row_is_valid_where_only_a_prompt_was_missing():
 
 
 def test_a_level_readout_has_no_texts():
-    rows = [{**row, "text": None} for row in wire.score_rows(output(), [None, None])]
+    rows = [{**row, "text": None} for row in output_rows(output(), [None, None])]
     assert wire.reward_output(rows).texts is None
+
+
+def test_a_video_that_nobody_scored_has_the_fields_of_one_that_was():
+    found = unscored_row("the process died", "a cat")
+    assert set(found) == set(output_rows(output(), [None, "a cat"])[0])
+    assert found["reasons"]["overall"] == "the process died"
+    assert not found["valid"]
 
 
 def test_comparisons_survive_the_wire():
@@ -79,7 +87,7 @@ def test_comparisons_survive_the_wire():
         reasons=["", "damaged: cut"],
         consistent=torch.tensor([True, False]),
     )
-    rows = crossed(wire.comparison_rows(found, ["x", "y"]))
+    rows = crossed(comparison_rows(found, ["x", "y"]))
     assert (rows[1]["p_first"], rows[1]["consistent"], rows[1]["reason"]) == (None, None, "damaged: cut")
     assert_same(wire.comparison(rows), found)
 
@@ -93,7 +101,7 @@ def test_explanations_survive_the_wire():
         saliency={"motion_quality": torch.tensor([0.25, 0.75])},
         reason="",
     )
-    (row,) = crossed([wire.explanation_row(found, "x")])
+    (row,) = crossed([explanation_row(found, "x")])
     assert row["valid"] is True
     back = wire.explanation(row)
     assert (back.text, back.levels, back.labels, back.reason) == (found.text, found.levels, found.labels, "")

@@ -15,8 +15,6 @@ Source: KwaiVGI/VideoAlign, inference.py, commit 219ab9d.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
@@ -27,7 +25,7 @@ RATED = ("visual_quality", "motion_quality", "text_alignment")
 
 
 class VideoVLMRewardInference:
-    """VideoAlign's `VideoVLMRewardInference` on a judge."""
+    """VideoAlign's `VideoVLMRewardInference` on a judge; its `reward` is `VideoJudgeReward.reward`."""
 
     def __init__(
         self,
@@ -60,6 +58,7 @@ class VideoVLMRewardInference:
             )
         self.device = torch.device(device)
         self.judge = load_judge(load_from_pretrained, device=device, dtype=dtype)
+        self.reward = self.judge.reward
         missing = [name for name in RATED if name not in self.judge.judge.config.calibration]
         if missing:
             # said now, because DanceGRPO swallows what is raised later
@@ -68,30 +67,3 @@ class VideoVLMRewardInference:
                 "write them with `video-judge calibrate`, or use use_norm=False",
                 stacklevel=2,
             )
-
-    def reward(
-        self,
-        video_paths: Sequence[str | Path],
-        prompts: Sequence[str],
-        fps: float | None = None,
-        num_frames: int | None = None,
-        max_pixels: int | None = None,
-        use_norm: bool = True,
-    ) -> list[dict[str, float]]:
-        """Score files; see `VideoJudgeReward.reward`.
-
-        Args:
-            video_paths: B files.
-            prompts: B generation prompts.
-            fps: sampling rate in Hz; excludes num_frames.
-            num_frames: uniformly sampled frames.
-            max_pixels: pixel cap per frame.
-            use_norm: z scores; otherwise raw 1..5.
-
-        Returns:
-            B dicts with VQ, MQ, TA and Overall, their sum; NaN where a score could not be had.
-
-        Raises:
-            ValueError: fps and num_frames together, or no constants for z scores.
-        """
-        return self.judge.reward(video_paths, prompts, fps, num_frames, max_pixels, use_norm)

@@ -1,0 +1,15 @@
+"""`video-judge serve`: the server of `reward_model.serving.server`, with the judge that the options name."""
+
+from __future__ import annotations
+
+import argparse
+
+from reward_model.commands.judge_options import JudgeFactory, open_judge
+from reward_model.serving import server
+
+add_arguments = server.add_arguments
+
+
+def run(args: argparse.Namespace, judge_factory: JudgeFactory) -> int:
+    """Serve until SIGTERM or SIGINT; the judge is loaded once the address is had."""
+    return server.run(args, lambda parsed: open_judge(parsed, judge_factory))

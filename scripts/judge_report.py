@@ -1,7 +1,8 @@
 """Measures the toy judge on held-out scenes: python scripts/judge_report.py [--judge toy] [--num 500].
 
 Writes docs/toy_judge.md and docs/toy_judge.json: level and reasoned ratings and comparisons against the oracle, as
-`video-judge eval --world moving_shapes` prints them, and which single attributes of a prompt the judge checks.
+`video-judge eval --world moving_shapes` prints them, how the scores fall where clips are damaged on purpose, as
+`video-judge sanity` does, and which single attributes of a prompt the judge checks; for the embedded judge its model card.
 """
 
 from __future__ import annotations
@@ -17,10 +18,14 @@ import torch
 from reward_model.datasets import moving_shapes as world
 from reward_model.evaluation import benchmark, tables
 from reward_model.evaluation.attribution import evaluate_attributions
-from reward_model.video_reward import VideoJudgeReward
+from reward_model.evaluation.card import CardFacts, read_tables, write_card
+from reward_model.evaluation.sanity import clean_shapes, sanity
+from reward_model.video_reward import TOY_JUDGE, VideoJudgeReward
 
 NUM_SAMPLES = 8
 """Reasoned answers whose mean is scored beside the greedy one."""
+
+NOTES = "The embedded judge of the moving-shapes world, for demonstrations, tests and controlled experiments."
 
 MIN_GAP = 0.1
 """Oracle's gap of overall quality in the pairs that are compared."""
@@ -51,6 +56,7 @@ def main(argv: Sequence[str]) -> int:
     clips = benchmark.moving_shapes_clips(options.num, seed=1234)
     pairs = benchmark.pairs_by_label(clips, min_gap=MIN_GAP, num=len(clips), seed=1234)
     few = clips[: max(2, options.num * 2 // 5)]
+    damaged = sanity(judge, clean_shapes(max(2, options.num // 5), seed=0), policy=judge.frame_policy)
     found: dict[str, tables.Table] = {
         "level readout": benchmark.evaluate_ratings(judge, clips),
         "reasoned readout": benchmark.evaluate_ratings(judge, few, readout="reason"),
@@ -62,7 +68,8 @@ def main(argv: Sequence[str]) -> int:
     }
     checks = attribute_checks(judge, max(2, options.num // 5))
     options.docs.mkdir(parents=True, exist_ok=True)
-    plain = {name: tables.to_json(table) for name, table in found.items()} | {"attributes": checks}
+    plain = {name: tables.to_json(table) for name, table in found.items()}
+    plain |= {"sanity": damaged.to_json(), "attributes": checks}
     (options.docs / "toy_judge.json").write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
     lines = [
         "# How well the embedded judge sees its world",
@@ -73,12 +80,17 @@ def main(argv: Sequence[str]) -> int:
     ]
     for name, table in found.items():
         lines += ["", f"## {name[0].upper()}{name[1:]}", "", "```", tables.format_table(table), "```"]
+    lines += ["", "## Sanity: damage on purpose", "", "```", damaged.format(), "```"]
     lines += ["", "## What it checks of a prompt", "", "Text alignment of clean clips under a prompt that names one"]
     lines += ["attribute alone. Where right and wrong score alike, the judge does not check it.", ""]
     lines += ["| attribute | right value | wrong value | label of wrong |", "|---|---|---|---|"]
     lines += [f"| {n} | {c['right']:.2f} | {c['wrong']:.2f} | {world.WRONG[n]:.2f} |" for n, c in checks.items()]
     (options.docs / "toy_judge.md").write_text("\n".join([*lines, ""]), encoding="utf-8")
     sys.stdout.write("\n".join([*lines, ""]))
+    if options.judge == "toy":
+        stages = json.loads((TOY_JUDGE / "provenance.json").read_text(encoding="utf-8"))["stages"]
+        shown = read_tables(options.docs / "toy_judge.json")
+        write_card(TOY_JUDGE, CardFacts(name="toy", license="apache-2.0", tables=shown, stages=stages, notes=NOTES))
     return 0
 
 

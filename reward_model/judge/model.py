@@ -5,232 +5,24 @@ Shapes: R packed rows, L tokens of the longest row, D hidden size, V vocabulary,
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from reward_model.judge.answers import AnswerLogits, TokenLogProbs, token_log_probs
-from reward_model.judge.batching import AnswerText, Batch, TokenCache, lay_out
-from reward_model.judge.checkpoint import BASE_FOLDER, SAME_FOLDER, JudgeConfig, load_parts, quiet
-from reward_model.judge.clip_encoder import ClipEncoder
-from reward_model.judge.decoding import (
-    END_TOKENS,
-    VISION_TOKENS,
-    Completion,
-    continue_branches,
-    token_ids,
-    uniforms,
-)
-from reward_model.judge.families import Family, family_of
-from reward_model.judge.location import locate
-from reward_model.judge.motion_tokens import MOTION_TOKEN, MotionProjector
-from reward_model.judge.prefix_attention import num_common, split_prefix
-from reward_model.judge.roles import Roles, base_state
-from reward_model.judge.score_head import ScoreHead, states_at
+from reward_model.judge.batching import AnswerText, Batch, lay_out
+from reward_model.judge.decoding import END_TOKENS, Completion, continue_branches, token_ids, uniforms
+from reward_model.judge.motion_tokens import MOTION_TOKEN
+from reward_model.judge.parts import JudgeParts
+from reward_model.judge.prefix_attention import num_common
+from reward_model.judge.score_head import states_at
 from reward_model.judge.shared_prefix import tree_mask
-from reward_model.judge.windows import batch_windows
-from reward_model.language import prompts, styles
 from reward_model.records import Clip, JudgeRequest
 
 
-class VideoJudge(nn.Module):
-    """A vision-language model with its tokenizer, its family's facts and its roles."""
-
-    def __init__(self, model: nn.Module, tokenizer: Any, config: JudgeConfig) -> None:
-        """Take the parts; `from_pretrained` is the usual way.
-
-        Args:
-            model: a transformers image-text-to-text model of one of the families.
-            tokenizer: its tokenizer, which must know each answer word as one token.
-            config: how it is read.
-
-        Raises:
-            ValueError: the model and the configuration disagree, or an answer word is not one token.
-        """
-        super().__init__()
-        batch_windows(model)
-        split_prefix(model)
-        self.model: Any = model
-        self.tokenizer, self.config = tokenizer, config
-        self.family = self._family(config.min_pixels, config.max_pixels)
-        self.style = styles.style_of(config.prompt_style, config.wording)
-        self.level_ids = tuple(self._one_token(text) for text in prompts.level_texts())
-        self.preference_ids = tuple(self._one_token(text) for text in prompts.preference_texts())
-        self.banned_ids = tuple(token_ids(tokenizer, VISION_TOKENS))
-        self.motion: MotionProjector | None = None
-        self.head: ScoreHead | None = None
-        self._roles, self._clips = Roles(model), ClipEncoder(model)
-        self._texts = TokenCache(tokenizer)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        path_or_id: str | Path,
-        *,
-        subfolder: str = "",
-        revision: str | None = None,
-        dtype: str | torch.dtype = "auto",
-        device: str | torch.device | None = None,
-        attn_implementation: str = "sdpa",
-    ) -> VideoJudge:
-        """Load a saved judge, a judge that others released (see `judge.released`), or a stock checkpoint as an untrained one.
-
-        Args:
-            path_or_id: folder or hub id of what `save_pretrained` wrote, or of a checkpoint; "owner/name/sub" names a
-                checkpoint inside a repository.
-            subfolder: where inside the folder or repository it stands.
-            revision: commit, branch or tag of a hub repository.
-            dtype: of the weights; "auto" is float32 on CPU and the checkpoint's own elsewhere.
-            device: None is the first CUDA device where there is one, else the CPU.
-            attn_implementation: "sdpa" or "eager".
-
-        Returns:
-            The judge in evaluation mode, with all its roles and none active.
-        """
-        source = locate(path_or_id, subfolder=subfolder, revision=revision)
-        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        judge = cls(*load_parts(source, dtype=dtype, device=place, attn_implementation=attn_implementation))
-        if source.folder is not None:
-            if judge.config.motion:
-                judge.add_motion(judge.config.motion)
-                assert judge.motion is not None
-                judge.motion.load(source.folder)
-            judge._roles.load(source.folder)
-            judge.head = ScoreHead.load(source.folder, judge.tokenizer, place)
-        return judge.eval()
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write configuration, tokenizer, adapters and, for a judge trained from scratch, the base."""
-        place = Path(folder)
-        place.mkdir(parents=True, exist_ok=True)
-        if self.config.base in (BASE_FOLDER, SAME_FOLDER):
-            with quiet():
-                self.model.save_pretrained(place / self.config.base, state_dict=base_state(self.model))
-        if self.motion is not None:
-            self.motion.save(place)
-        if self.head is not None:
-            self.head.save(place)
-        self._roles.save(place)
-        self.tokenizer.save_pretrained(place)
-        self.config.save(place)
-
-    def configure(self, **changes: Any) -> None:
-        """Replace fields of the configuration, e.g. calibration, lineage, pixel bounds or the wording of questions."""
-        config = dataclasses.replace(self.config, **changes)
-        self.style = styles.style_of(config.prompt_style, config.wording)
-        self.config = config
-        self.family = self._family(config.min_pixels, config.max_pixels)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.model.lm_head.weight.device
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        """Names of the adapters."""
-        return self._roles.names
-
-    def use_role(self, name: str | None) -> AbstractContextManager[None]:
-        """Return a context with that adapter active (None: the base alone).
-
-        It holds the judge's lock and leaves requires_grad of every weight as it was; gradients computed after leaving it
-        are still those of the forward passes inside, unless gradient checkpointing repeats them.
-        """
-        return self._roles.use(name)
-
-    def add_role(
-        self, name: str, *, rank: int = 16, alpha: int = 32, vision: bool = False, copy_from: str | None = None
-    ) -> None:
-        """Add a LoRA adapter on the text model's linear layers.
-
-        Args:
-            name: of letters, digits, - and _.
-            rank: of the update; raising it lets more change.
-            alpha: the update is scaled by alpha / rank.
-            vision: adapt the vision tower's linear layers too.
-            copy_from: role whose settings and weights it starts from; the other settings are then not read.
-
-        Raises:
-            ValueError: a name that is taken or malformed, or an unknown role to copy.
-        """
-        self._roles.add(name, rank=rank, alpha=alpha, vision=vision, copy_from=copy_from)
-
-    def add_motion(self, settings: Mapping[str, Any]) -> None:
-        """Show clips' motion features from now on, in slots behind their frames.
-
-        Args:
-            settings: of the encoder, with "feature_size", F; they are saved with the judge.
-
-        Raises:
-            ValueError: the judge has motion tokens, or its tokenizer no token for them.
-        """
-        if self.motion is not None or not token_ids(self.tokenizer, [MOTION_TOKEN]):
-            raise ValueError(f"motion tokens are there already, or the tokenizer lacks {MOTION_TOKEN}")
-        hidden = self.model.get_input_embeddings().weight
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            self.motion = MotionProjector(int(settings["feature_size"]), hidden.shape[1]).to(hidden.device)
-        self.configure(motion=dict(settings))
-
-    def remove_role(self, name: str) -> None:
-        """Take an adapter away; ValueError if there is none of that name or it is in use."""
-        self._roles.remove(name)
-
-    def trainable_parameters(self, role: str | None, *, motion: bool = False) -> list[nn.Parameter]:
-        """Make one role's weights the only ones that require a gradient, and return them.
-
-        Args:
-            role: None is the base, with the motion projector where there is one.
-            motion: train the motion projector, which all roles share, beside a role.
-
-        Returns:
-            The parameters.
-
-        Raises:
-            ValueError: an unknown role, or no motion projector to train.
-        """
-        if motion and self.motion is None:
-            raise ValueError("this judge has no motion tokens to train")
-        self._roles.check(role)
-        adapters = {id(p) for name in self.roles for p in self._roles.parameters(name)}
-        everything = list(self.model.parameters())
-        chosen = [p for p in everything if id(p) not in adapters] if role is None else self._roles.parameters(role)
-        if self.motion is not None and (motion or role is None):
-            chosen = [*chosen, *self.motion.parameters()]
-        self.requires_grad_(False)
-        for parameter in chosen:
-            parameter.requires_grad_(True)
-        return chosen
-
-    def remember_clips(self, num_clips: int | None = None) -> AbstractContextManager[None]:
-        """Return a context inside which the vision tower sees each clip once, unless it is trained or adapted.
-
-        Args:
-            num_clips: features kept at a time; None keeps all.
-
-        Returns:
-            The context.
-        """
-        return self._clips.remember(num_clips)
-
-    @contextmanager
-    def pixel_cap(self, max_pixels: int | None) -> Iterator[None]:
-        """Show clips with at most `max_pixels` (None: as configured) inside this context; holds the judge's lock."""
-        with self._roles.hold():
-            before = self.family
-            if max_pixels is not None:
-                low = min(self.config.min_pixels, max_pixels)
-                self.family = self._family(low, max_pixels)
-            try:
-                yield
-            finally:
-                self.family = before
+class VideoJudge(JudgeParts):
+    """A judge that answers: logits, log-probabilities and texts behind each branch of a request."""
 
     def next_token_logits(self, requests: Sequence[JudgeRequest], *, quantise: bool = True) -> list[Tensor]:
         """Return what comes after each branch.
@@ -441,12 +233,3 @@ class VideoJudge(nn.Module):
     def _head(self, hidden: Tensor, places: Tensor) -> Tensor:
         """Return fp32 logits [N, V] at flat places [N] of hidden states [R, L, D]."""
         return self.model.lm_head(hidden.flatten(0, 1)[places.to(hidden.device)]).float()
-
-    def _family(self, min_pixels: int, max_pixels: int) -> Family:
-        return family_of(self.model.config, min_pixels, max_pixels, self.config.position_rule)
-
-    def _one_token(self, text: str) -> int:
-        ids = self.tokenizer.encode(text, add_special_tokens=False)
-        if len(ids) != 1:
-            raise ValueError(f"the tokenizer splits the answer {text!r} into {len(ids)} tokens, it must be one")
-        return ids[0]

@@ -198,6 +198,9 @@ class RecipeConfig:
     tokens already keeps its own."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the base's weights; adapters are always float32. bfloat16 halves the memory, for recipes that train roles only."""
+    num_sanity: int = 100
+    """Best-rated held-out clips of the last stage that rates; they are damaged on purpose for the table in the model card. 0
+    leaves it out."""
     seed: int = 0
     """Seed of initial weights, data and order."""
     trained_on: str

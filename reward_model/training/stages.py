@@ -20,6 +20,7 @@ from reward_model.judge.model import VideoJudge
 from reward_model.media.trained_range import widened
 from reward_model.records import Clip, RatedClip, Video, VideoPair, VideoQuestion
 from reward_model.rewards import build_rewards
+from reward_model.training.finish import finish
 from reward_model.training.fit import Loss, fit, rank_and_world
 from reward_model.training.grpo import GrpoSteps
 from reward_model.training.measure import measure_stage, own_levels
@@ -45,14 +46,14 @@ def run_recipe(config: RecipeConfig, *, num_stages: int | None = None) -> Path:
         num_stages: stop after that many stages; None runs all.
 
     Returns:
-        `config.output`/judge.
+        `config.output`/judge, with its provenance and model card.
     """
     output = Path(config.output)
-    previous: Path | None = None
+    done: list[Path] = []
     for number, stage in enumerate(config.stages[:num_stages]):
         folder = output / "stages" / f"{number:02d}-{stage.name}"
         if not (folder / "done.json").exists():
-            judge = start_judge(config) if previous is None else _load(previous, config)
+            judge = _load(done[-1], config) if done else start_judge(config)
             add_layers(judge, stage.add_layers)
             seed = config.seed * 1000 + number
             _forget(output / "metrics.jsonl", stage.name)
@@ -60,14 +61,11 @@ def run_recipe(config: RecipeConfig, *, num_stages: int | None = None) -> Path:
             metrics |= measure_stage(judge, stage)
             judge.configure(lineage=(*judge.config.lineage, stage.name))
             _save_atomically(judge, folder, {"stage": asdict(stage), "metrics": metrics})
-        previous = folder
-    assert previous is not None
-    finished = output / "judge"
+        done.append(folder)
     if rank_and_world()[0] == 0:
-        shutil.rmtree(finished, ignore_errors=True)
-        shutil.copytree(previous, finished, ignore=shutil.ignore_patterns("done.json"))
+        finish(config, done, output / "judge")
     _wait_for_all()
-    return finished
+    return output / "judge"
 
 
 def _load(folder: Path, config: RecipeConfig) -> VideoJudge:

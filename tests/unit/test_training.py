@@ -177,7 +177,9 @@ def test_a_refresh_turns_a_preference_round_and_leaves_the_base_alone():
 
 def recipe(output, stages):
     scratch = ScratchConfig(hidden=32, layers=1, patch_size=8)
-    return RecipeConfig(name="judge", output=str(output), scratch=scratch, stages=stages, trained_on="noise")
+    return RecipeConfig(
+        name="judge", output=str(output), scratch=scratch, stages=stages, trained_on="noise", num_sanity=3
+    )
 
 
 def stage(name, role=None, tasks=None):
@@ -204,8 +206,15 @@ def test_a_recipe_saves_each_stage_once_and_continues_from_the_last(tmp_path, mo
     stages.run_recipe(recipe(tmp_path, plan), num_stages=1)
     folder = stages.run_recipe(recipe(tmp_path, plan))
     assert ran == ["see", "score"]
+    written = (folder / "provenance.json").stat().st_mtime_ns
     stages.run_recipe(recipe(tmp_path, plan))
     assert ran == ["see", "score"]
+    assert (folder / "provenance.json").stat().st_mtime_ns == written
+    card = (folder / "README.md").read_text()
+    assert "| 00-see | base |" in card
+    assert "| 01-score | role `generated` |" in card
+    assert "### Sanity: damage on purpose" in card
+    assert "| freeze | motion_quality | True |" in card
     judge, first = VideoJudge.from_pretrained(folder), VideoJudge.from_pretrained(tmp_path / "stages" / "00-see")
     assert judge.roles == ("generated",) and first.roles == ()
     assert judge.config.lineage == ("see", "score")

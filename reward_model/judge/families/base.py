@@ -124,11 +124,12 @@ def patchify(frames: Tensor, size: tuple[int, int], facts: VisionFacts, *, quant
     """
     num, num_frames = frames.shape[:2]
     pixels = frames.flatten(0, 1) * 255.0  # [N * T, C, H, W]
-    resized = _resize(pixels, size)
-    if quantise:
-        resized = resized + (_uint8_path(pixels.detach(), size) - resized.detach())
+    resized = _uint8_path(pixels.detach(), size) if quantise else _resize(pixels, size)
+    if quantise and pixels.requires_grad:
+        smooth = _resize(pixels, size)
+        resized = smooth + (resized - smooth.detach())
     mean, std = (resized.new_tensor(v)[:, None, None] * 255.0 for v in (facts.mean, facts.std))
-    normal = ((resized - mean) / std).unflatten(0, (num, num_frames))
+    normal = (resized - mean).div_(std).unflatten(0, (num, num_frames))
     missing = -num_frames % facts.temporal_patch_size
     if missing:
         normal = torch.cat([normal, normal[:, -1:].expand(-1, missing, -1, -1, -1)], dim=1)
@@ -204,7 +205,7 @@ def _resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
 
 @torch.no_grad()
 def _uint8_path(pixels: Tensor, size: tuple[int, int]) -> Tensor:
-    whole = pixels.round().clamp(0, 255)
+    whole = pixels.round().clamp_(0, 255)
     if tuple(pixels.shape[-2:]) == size:
         return whole
     if pixels.device.type == "cpu":

@@ -190,9 +190,9 @@ def comparison(orders: Tensor, rows: Sequence[int], reasons: list[str]) -> Compa
         full[index] = values
         return torch.where(valid, full, torch.nan)
 
-    same = (orders[..., 0] > orders[..., 1]).float().std(dim=0, correction=0) == 0
+    first_wins = orders[..., 0] > orders[..., 1]
     consistent = torch.zeros(num, dtype=torch.bool, device=orders.device)
-    consistent[index] = same
+    consistent[index] = (first_wins == first_wins[0]).all(dim=0)
     return Comparison(
         p_first=spread(mean[:, 0]),
         p_tie=spread(mean[:, 2]),

@@ -12,6 +12,7 @@ line; 1 where the logits disagree.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 import os
@@ -27,9 +28,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
-from torch import Tensor  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
 
 from reward_model.datasets import moving_shapes  # noqa: E402
+from reward_model.judge import prefix_attention, windows  # noqa: E402
 from reward_model.judge.batching import clip_grid, patches_of  # noqa: E402
 from reward_model.judge.checkpoint import JudgeConfig  # noqa: E402
 from reward_model.judge.families.base import merged  # noqa: E402
@@ -43,6 +45,7 @@ from reward_model.video_reward import VideoJudgeReward  # noqa: E402
 from tests.parity.official_processor import declare_missing_operators  # noqa: E402
 
 ASKED = ("visual_quality", "motion_quality", "text_alignment")
+OWN_ATTENTION = (prefix_attention.NAME, windows.NAME)
 TOLERANCE = 1e-4
 SHAPES: Mapping[str, Mapping[str, int]] = {
     "10m": {"hidden": 160, "layers": 28, "vision_hidden": 64, "vision_layers": 32},
@@ -83,7 +86,7 @@ class Stock:
 
     def __init__(self, judge: VideoJudge, *, processed: bool) -> None:
         """Take the judge's model; `processed` makes pixels into patches by the library's processor, at every call."""
-        self.judge = judge
+        self.judge, self.model = judge, as_released(judge.model)
         self.processor = _processor(judge) if processed else None
 
     def inputs(self, clip: Clip, text: str, patches: tuple[Tensor, Tensor] | None) -> dict[str, Any]:
@@ -108,26 +111,35 @@ class Stock:
         """Return the last logits [D, V] by one forward pass per question; without `patches` they are made here, once."""
         if patches is None and self.processor is None:
             patches = patches_of(request.clips, self.judge.family, quantise=True, device=self.judge.device)
-        clip, text = request.clips[0], self.prefix(request)
+        clip, text = request.clips[0], stock_prefix(self.judge, request)
         found = [
-            self.judge.model(**self.inputs(clip, text + branch, patches), logits_to_keep=1, use_cache=False).logits[
-                0, -1
-            ]
+            self.model(**self.inputs(clip, text + branch, patches), logits_to_keep=1, use_cache=False).logits[0, -1]
             for branch in request.branches
         ]
         return torch.stack(found)
 
-    def prefix(self, request: JudgeRequest) -> str:
-        """Return the text that all questions share, with the clip's video tokens."""
-        before, _, after = request.prefix
-        clip, family = request.clips[0], self.judge.family
-        return f"{before}{family.placeholder(clip.plan, clip_grid(clip, family))}{after}"
-
     def generate(self, request: JudgeRequest, patches: tuple[Tensor, Tensor], num_tokens: int) -> None:
         """Let the library write a reasoned answer of a length."""
-        clip, text = request.clips[0], self.prefix(request) + request.branches[0]
+        clip, text = request.clips[0], stock_prefix(self.judge, request) + request.branches[0]
         how = {"max_new_tokens": num_tokens, "min_new_tokens": num_tokens, "do_sample": False}
-        self.judge.model.generate(**self.inputs(clip, text, patches), **how)
+        self.model.generate(**self.inputs(clip, text, patches), **how)
+
+
+def stock_prefix(judge: VideoJudge, request: JudgeRequest) -> str:
+    """Return the text that all questions share, with the clip's video tokens."""
+    before, _, after = request.prefix
+    clip, family = request.clips[0], judge.family
+    return f"{before}{family.placeholder(clip.plan, clip_grid(clip, family))}{after}"
+
+
+def as_released(model: nn.Module) -> Any:
+    """Return a copy with the library's own attention: a judge has put its own into the model it was given."""
+    copied = copy.deepcopy(model)
+    for module in copied.modules():
+        config: Any = getattr(module, "config", None)
+        if getattr(config, "_attn_implementation", None) in OWN_ATTENTION:
+            config._attn_implementation = "sdpa"
+    return copied
 
 
 def _processor(judge: VideoJudge) -> Any:
@@ -147,7 +159,7 @@ def predicted(judge: VideoJudge, request: JudgeRequest) -> float:
     model = judge.model.config
     video = math.prod(merged(clip_grid(request.clips[0], judge.family), judge.family.facts))
     vision = 4 * video * model.vision_config.depth
-    shared = len(judge.tokenizer.encode(Stock(judge, processed=False).prefix(request)))
+    shared = len(judge.tokenizer.encode(stock_prefix(judge, request)))
     branches = [len(judge.tokenizer.encode(branch)) for branch in request.branches]
     layers = model.text_config.num_hidden_layers
     stock = sum(vision + (shared + branch) * layers for branch in branches)
@@ -165,7 +177,7 @@ def bench(judge: VideoJudge, clips: Sequence[Clip], repeats: int, *, processed: 
         ours = judge.next_token_logits([request])[0]
         found = {
             "parameters": sum(p.numel() for p in judge.parameters()),
-            "prompt_tokens": len(judge.tokenizer.encode(ways[""].prefix(request))),
+            "prompt_tokens": len(judge.tokenizer.encode(stock_prefix(judge, request))),
             "max_logit_difference": max(float((ours - w.logits(request, patches)).abs().max()) for w in ways.values()),
         }
         level = seconds(lambda: judge.next_token_logits([request]), repeats)

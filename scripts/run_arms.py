@@ -8,22 +8,19 @@ A finished run is not repeated and an interrupted one is resumed, so that the sc
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from arms import ROOT, Line, joined, parser_of, plot, run_apart
 
-from generator_loop.evaluation import CURRENT, INITIAL, Evaluation  # noqa: E402
-from generator_loop.state import ends  # noqa: E402
-from generator_loop.summary import difference, levels  # noqa: E402
+from generator_loop.evaluation import CURRENT, INITIAL
+from generator_loop.state import ends
+from generator_loop.summary import difference, levels
 
 ARMS: dict[str, tuple[str, ...]] = {
     "nft": (),
@@ -49,13 +46,7 @@ DIMENSIONS = ("overall", "visual_quality", "motion_quality", "text_alignment")
 
 def main() -> int:
     """Run what is missing, then write the results; return the number of runs that failed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "arms", help="folder of the runs")
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of the results")
-    options = parser.parse_args()
+    options = parser_of(__doc__, ARMS, runs="arms").parse_args()
     todo = [(arm, seed) for seed in options.seeds for arm in options.arms]
     with ThreadPoolExecutor(options.jobs) as pool:
         statuses = list(pool.map(lambda item: run_one(options.runs, *item), todo))
@@ -81,15 +72,7 @@ def run_one(runs: Path, arm: str, seed: int) -> int:
     if not started and (folder / "config.yaml").exists():
         (folder / "config.yaml").unlink()  # killed before its first checkpoint: nothing to resume
     settings = [*ARMS[arm], f"run.seed={seed}", "run.num_threads=1", place]
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "log.txt").open("a") as log:
-        command = [sys.executable, str(ROOT / "joint_train.py"), str(ROOT / "configs" / "toy.yaml"), *settings]
-        status = subprocess.run(
-            command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=ROOT, check=False
-        ).returncode
-    said = "done" if status == 0 else f"failed ({status}), see {folder / 'log.txt'}"
-    print(f"{arm} seed {seed}: {said}", flush=True)
-    return status
+    return run_apart([str(ROOT / "joint_train.py"), str(ROOT / "configs" / "toy.yaml"), *settings], folder)
 
 
 def collect(folders: Sequence[Path]) -> dict[str, Any]:
@@ -114,19 +97,15 @@ def collect(folders: Sequence[Path]) -> dict[str, Any]:
     }
 
 
-def joined(evaluations: Sequence[Evaluation]) -> Evaluation:
-    """Put the clips of several seeds into one evaluation; clips of one prompt stay one unit of the bootstrap."""
-    names = set.intersection(*(set(item.columns) for item in evaluations))
-    ids = tuple(prompt_id for item in evaluations for prompt_id in item.prompt_ids)
-    columns = {name: tuple(v for item in evaluations for v in item.columns[name]) for name in sorted(names)}
-    return Evaluation(ids, columns)
-
-
 def write_results(arms: Mapping[str, Mapping[str, Any]], docs: Path) -> None:
     """Write toy_results.json, .md and .svg."""
     docs.mkdir(parents=True, exist_ok=True)
     (docs / "toy_results.json").write_text(json.dumps({"arms": arms}, indent=1) + "\n", encoding="utf-8")
-    plot(arms, docs / "toy_results.svg")
+    panels = {
+        "oracle, overall (measures only)": lines_of(arms, _oracle),
+        "reward of the initial judge": lines_of(arms, _reward),
+    }
+    plot(panels, docs / "toy_results.svg", xlabel="round", dashed=[TITLES["shuffled"], TITLES["reversed"]])
     lines = [
         "# What the toy loop does",
         "",
@@ -166,28 +145,14 @@ def row(arm: str, summary: Mapping[str, Any]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def plot(arms: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """Draw the oracle's overall score and the initial judge's reward by round, one line an arm."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4), sharex=True)
-    measures = {"oracle, overall (measures only)": _oracle, "reward of the initial judge": _reward}
-    for axis, (title, read) in zip(axes, measures.items(), strict=True):
-        for arm, summary in arms.items():
-            length = min(len(run["rounds"]) for run in summary["runs"])
-            values = [mean([read(run["rounds"][place]) for run in summary["runs"]]) for place in range(length)]
-            style = "--" if arm in ("shuffled", "reversed") else "-"
-            axis.plot(range(length), values, style, marker="o", markersize=4, label=TITLES[arm])
-        axis.set(title=title, xlabel="round")
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(frameon=False, fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
+def lines_of(arms: Mapping[str, Mapping[str, Any]], read: Callable[[Mapping[str, Any]], float]) -> dict[str, Line]:
+    """Return each arm's mean over its seeds by round."""
+    found: dict[str, Line] = {}
+    for arm, summary in arms.items():
+        length = min(len(run["rounds"]) for run in summary["runs"])
+        values = [mean([read(run["rounds"][place]) for run in summary["runs"]]) for place in range(length)]
+        found[TITLES[arm]] = range(length), values
+    return found
 
 
 def _oracle(record: Mapping[str, Any]) -> float:

@@ -10,30 +10,26 @@ arms of a seed share are trained once.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+import numpy as np
+import torch
+from arms import ROOT, parser_of, run_apart
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-
-from reward_model.config import load_config  # noqa: E402
-from reward_model.datasets import moving_shapes  # noqa: E402
-from reward_model.evaluation import benchmark, metrics  # noqa: E402
-from reward_model.media.distortions import DEFECTS  # noqa: E402
-from reward_model.records import DIMENSIONS  # noqa: E402
-from reward_model.training.recipe import RecipeConfig, StageConfig  # noqa: E402
-from reward_model.video_reward import VideoJudgeReward  # noqa: E402
+from reward_model.config import load_config
+from reward_model.datasets import moving_shapes
+from reward_model.evaluation import benchmark, metrics
+from reward_model.media.distortions import DEFECTS
+from reward_model.records import DIMENSIONS
+from reward_model.training.recipe import RecipeConfig, StageConfig
+from reward_model.video_reward import VideoJudgeReward
 
 Change = Callable[[StageConfig], StageConfig | None]
 """What an arm makes of a stage of GRPO; None leaves it out."""
@@ -206,12 +202,7 @@ def compare(start: Mapping[str, Any], ends: Sequence[Mapping[str, Any]], part: s
 
 def main(argv: Sequence[str]) -> int:
     """Run what is missing, then write the tables; return the number of runs that failed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "judge_arms", help="folder of the runs")
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of the results")
+    parser = parser_of(__doc__, ARMS, runs="judge_arms")
     parser.add_argument("--only", nargs=2, metavar=("ARM", "SEED"), help="run one in this process and write no table")
     options = parser.parse_args(argv)
     if options.only:
@@ -234,13 +225,8 @@ def _run_apart(arm: str, seed: int, runs: Path) -> int:
     folder = runs / (START if arm == START else f"{arm}-{seed}")
     if (folder / "answers.json").exists():
         return 0
-    folder.mkdir(parents=True, exist_ok=True)
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] if arm == START else []
-    command = [sys.executable, *launch, __file__, "--only", arm, str(seed), "--runs", str(runs)]
-    with (folder / "log.txt").open("w") as log:
-        done = subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=False)
-    sys.stdout.write(f"{arm} seed {seed}: {'done' if done.returncode == 0 else f'failed, see {folder}/log.txt'}\n")
-    return int(done.returncode != 0)
+    return run_apart([*launch, __file__, "--only", arm, str(seed), "--runs", str(runs)], folder)
 
 
 def write(arms: Sequence[str], seeds: Sequence[int], runs: Path, docs: Path) -> None:

@@ -9,12 +9,10 @@ stays fixed; the oracle only measures, on held-out prompts with the same noise e
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import math
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -23,19 +21,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+import numpy as np
+import torch
+from arms import ROOT, joined, parser_of, plot, run_apart
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-
-from generator_loop.evaluation import INITIAL, Evaluation  # noqa: E402
-from generator_loop.launch import Processes  # noqa: E402
-from generator_loop.loop import iterate  # noqa: E402
-from generator_loop.session import Session, open_session, read_config  # noqa: E402
-from generator_loop.state import begin  # noqa: E402
-from generator_loop.summary import difference, diversity  # noqa: E402
-from generator_loop.tracking.metric_log import read_log  # noqa: E402
+from generator_loop.evaluation import INITIAL, Evaluation
+from generator_loop.launch import Processes
+from generator_loop.loop import iterate
+from generator_loop.session import Session, open_session, read_config
+from generator_loop.state import begin
+from generator_loop.summary import difference, diversity
+from generator_loop.tracking.metric_log import read_log
 
 SECONDS, TUNE_SECONDS, NUM_MARKS = 300.0, 75.0, 5
 RATES = (1e-4, 3e-4, 1e-3)
@@ -153,18 +149,16 @@ def choose_rates(names: Sequence[str], runs: Path) -> None:
     sys.stdout.write(json.dumps(found, indent=1) + "\n")
 
 
-def joined(runs: Sequence[Mapping[str, Any]], mark: int) -> Evaluation:
+def clips_at(runs: Sequence[Mapping[str, Any]], mark: int) -> Evaluation:
     """Return one evaluation of the clips of all seeds at a mark."""
-    ids = tuple(prompt_id for one in runs for prompt_id in one["prompt_ids"])
-    names = runs[0]["marks"][mark]["columns"]
-    return Evaluation(ids, {key: tuple(v for one in runs for v in one["marks"][mark]["columns"][key]) for key in names})
+    return joined([Evaluation(tuple(one["prompt_ids"]), one["marks"][mark]["columns"]) for one in runs])
 
 
 def curve(runs: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
     """Return seconds [marks], as means over the seeds, and a column's clips [marks, N]."""
     num = min(len(one["marks"]) for one in runs)
     seconds = np.array([np.mean([one["marks"][mark]["seconds"] for one in runs]) for mark in range(num)])
-    return seconds, np.array([joined(runs, mark).columns[key] for mark in range(num)])
+    return seconds, np.array([clips_at(runs, mark).columns[key] for mark in range(num)])
 
 
 def seconds_to(seconds: np.ndarray, means: np.ndarray, goal: float) -> float:
@@ -181,7 +175,7 @@ def speed_ratio(
 ) -> Any:
     """Return how many times sooner than `slow` the runs reach the oracle score where `slow` ends, with its interval."""
     (own, mine), (theirs, other) = curve(runs, "oracle/overall"), curve(slow, "oracle/overall")
-    ids = np.array(joined(runs, 0).prompt_ids)
+    ids = np.array(clips_at(runs, 0).prompt_ids)
     groups = [np.flatnonzero(ids == one) for one in dict.fromkeys(ids)]
     rng = np.random.default_rng(0)
 
@@ -200,7 +194,7 @@ def summarise(runs: Sequence[Mapping[str, Any]], slow: Sequence[Mapping[str, Any
     """Return one arm's row."""
     last = [one["marks"][-1] for one in runs]
     first = [one["marks"][0] for one in runs]
-    before, after = joined(runs, 0), joined(runs, -1)
+    before, after = clips_at(runs, 0), clips_at(runs, -1)
     seconds, clips = curve(runs, "oracle/overall")
     return {
         "num_seeds": len(runs),
@@ -231,7 +225,12 @@ def write(arms: Sequence[str], seeds: Sequence[int], runs: Path, docs: Path) -> 
     rates = json.loads((runs / RATES_FILE).read_text()) if (runs / RATES_FILE).exists() else {}
     docs.mkdir(parents=True, exist_ok=True)
     (docs / "toy_objectives.json").write_text(json.dumps({"arms": rows, "learning_rates": rates}, indent=1) + "\n")
-    plot(rows, docs / "toy_objectives.svg")
+    shown = {ARMS[name].title: row["curve"] for name, row in rows.items() if name != "frozen"}
+    panels = {
+        source: {title: (curve["seconds"], curve[source]) for title, curve in shown.items()}
+        for source in ("oracle", "judge")
+    }
+    plot(panels, docs / "toy_objectives.svg", xlabel="seconds of one core", dashed=[ARMS["shuffled"].title])
     lines = [
         "# The objectives against one another",
         "",
@@ -265,39 +264,10 @@ def line(name: str, row: Mapping[str, Any]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def plot(rows: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """Draw oracle and judge by seconds, one line an arm."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 2, figsize=(12, 4.5), sharex=True)
-    for axis, source in zip(axes, ("oracle", "judge"), strict=True):
-        for name, row in rows.items():
-            if name != "frozen":
-                style = "--" if name == "shuffled" else "-"
-                axis.plot(
-                    row["curve"]["seconds"], row["curve"][source], style, marker="o", ms=3, label=ARMS[name].title
-                )
-        axis.set(title=f"{source}, overall", xlabel="seconds of one core")
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(frameon=False, fontsize=7)
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
-
-
 def main(argv: Sequence[str]) -> int:
     """Run what is missing, then write the page; return the number of runs that failed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
+    parser = parser_of(__doc__, ARMS, runs="objectives")
     parser.add_argument("--tune", action="store_true", help="choose the learning rates")
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "objectives", help="folder of the runs")
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of the results")
     parser.add_argument(
         "--only", nargs=3, metavar=("ARM", "SEED", "RATE"), help="one run in this process (RATE 0: tuned)"
     )
@@ -326,12 +296,7 @@ def _run_apart(name: str, seed: int, rate: float, runs: Path) -> int:
     if (folder / ("rewards.json" if rate else "marks.json")).exists():
         return 0
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    command = [sys.executable, __file__, "--only", name, str(seed), str(rate), "--runs", str(runs)]
-    with (folder / "log.txt").open("w") as log:
-        status = subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, check=False).returncode
-    print(f"{folder.name}: {'done' if status == 0 else f'failed ({status}), see {folder}/log.txt'}", flush=True)
-    return int(status != 0)
+    return run_apart([__file__, "--only", name, str(seed), str(rate), "--runs", str(runs)], folder)
 
 
 if __name__ == "__main__":

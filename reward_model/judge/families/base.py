@@ -5,6 +5,7 @@ Shapes: N clips of one size, T frames, C = 3 channels, H, W pixels, P patches a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -35,6 +36,19 @@ class VisionFacts:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     video_token_id: int
+
+    @classmethod
+    def of(cls, config: Any, mean: tuple[float, float, float], std: tuple[float, float, float]) -> VisionFacts:
+        """Read the numbers from a model's config; mean and deviation stand in its processor's."""
+        vision = config.vision_config
+        return cls(
+            patch_size=vision.patch_size,
+            merge_size=vision.spatial_merge_size,
+            temporal_patch_size=vision.temporal_patch_size,
+            mean=mean,
+            std=std,
+            video_token_id=config.video_token_id,
+        )
 
     @property
     def factor(self) -> int:
@@ -150,10 +164,36 @@ def merged(grid: Grid, facts: VisionFacts) -> Grid:
     return grid[0], grid[1] // facts.merge_size, grid[2] // facts.merge_size
 
 
-def check_aspect(height: int, width: int) -> None:
-    """Refuse, as the official processors do, frames whose sides differ by more than a factor of 200 (ValueError)."""
+def bounded_size(
+    height: int, width: int, factor: int, bounds: tuple[int, int], *, num_frames: int = 1, counted_frames: int = 1
+) -> tuple[int, int]:
+    """Return the size that the official processors resize frames to.
+
+    Args:
+        height: of a frame in pixels.
+        width: of a frame in pixels.
+        factor: what both sides become multiples of.
+        bounds: least and most pixels of `num_frames` frames together.
+        num_frames: frames that share the bounds.
+        counted_frames: as many as are counted where it is asked whether the bounds hold.
+
+    Returns:
+        Height and width.
+
+    Raises:
+        ValueError: sides that differ by more than a factor of 200.
+    """
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
         raise ValueError(f"frames of {height}x{width} are too narrow, the sides may differ by {MAX_ASPECT_RATIO} times")
+    least, most = bounds
+    rows, columns = round(height / factor) * factor, round(width / factor) * factor
+    if counted_frames * rows * columns > most:
+        shrink = math.sqrt(num_frames * height * width / most)
+        rows, columns = (max(factor, math.floor(side / shrink / factor) * factor) for side in (height, width))
+    elif counted_frames * rows * columns < least:
+        grow = math.sqrt(least / (num_frames * height * width))
+        rows, columns = (math.ceil(side * grow / factor) * factor for side in (height, width))
+    return rows, columns
 
 
 def prefix_positions(is_video: Tensor, runs: Sequence[Run]) -> tuple[Tensor, int]:

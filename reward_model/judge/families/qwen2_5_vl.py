@@ -14,7 +14,7 @@ from reward_model.judge.families.base import (
     Run,
     VisionFacts,
     VisionFeatures,
-    check_aspect,
+    bounded_size,
     merged,
     time_offsets,
 )
@@ -27,17 +27,8 @@ RELEASED_RULE = "mrope_two_fps_then_maximum"
 """Rule of judges that were trained by transformers 4 without telling the processor the clips' frame rate."""
 
 
-def vision_facts(config: Any) -> VisionFacts:
-    """Return the numbers of a model's vision input; the channels' mean and deviation are CLIP's."""
-    vision = config.vision_config
-    return VisionFacts(
-        patch_size=vision.patch_size,
-        merge_size=vision.spatial_merge_size,
-        temporal_patch_size=vision.temporal_patch_size,
-        mean=(0.48145466, 0.4578275, 0.40821073),
-        std=(0.26862954, 0.26130258, 0.27577711),
-        video_token_id=config.video_token_id,
-    )
+CLIP_PIXELS = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+"""Mean and deviation of the channels, those of CLIP."""
 
 
 @dataclass(frozen=True)
@@ -57,20 +48,17 @@ class Qwen25VL:
     @classmethod
     def of(cls, config: Any, min_pixels: int, max_pixels: int, position_rule: str) -> Qwen25VL:
         """Read the facts from a model's config."""
-        return cls(vision_facts(config), min_pixels, max_pixels, config.vision_config.tokens_per_second, position_rule)
+        return cls(
+            VisionFacts.of(config, *CLIP_PIXELS),
+            min_pixels,
+            max_pixels,
+            config.vision_config.tokens_per_second,
+            position_rule,
+        )
 
     def size(self, num_frames: int, height: int, width: int) -> tuple[int, int]:
         """Return the height and width that a clip is resized to; the number of frames does not matter."""
-        check_aspect(height, width)
-        factor = self.facts.factor
-        rows, columns = round(height / factor) * factor, round(width / factor) * factor
-        if rows * columns > self.max_pixels:
-            shrink = math.sqrt(height * width / self.max_pixels)
-            rows, columns = (max(factor, math.floor(s / shrink / factor) * factor) for s in (height, width))
-        elif rows * columns < self.min_pixels:
-            grow = math.sqrt(self.min_pixels / (height * width))
-            rows, columns = (math.ceil(s * grow / factor) * factor for s in (height, width))
-        return rows, columns
+        return bounded_size(height, width, self.facts.factor, (self.min_pixels, self.max_pixels))
 
     def placeholder(self, plan: FramePlan, grid: Grid) -> str:
         """Return start, one video token per merged patch, end."""

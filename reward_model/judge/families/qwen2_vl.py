@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from reward_model.judge.families.base import Grid, Run, merged
-from reward_model.judge.families.qwen2_5_vl import Qwen25VL, vision_facts
+from reward_model.judge.families.base import Grid, Run, VisionFacts, merged
+from reward_model.judge.families.qwen2_5_vl import CLIP_PIXELS, Qwen25VL
 from reward_model.records import FramePlan
 
 TEXT_RULE = "text"
@@ -22,7 +22,7 @@ class Qwen2VL(Qwen25VL):
     @classmethod
     def of(cls, config: Any, min_pixels: int, max_pixels: int, position_rule: str) -> Qwen2VL:
         """Read the facts from a model's config."""
-        return cls(vision_facts(config), min_pixels, max_pixels, 0.0, position_rule)
+        return cls(VisionFacts.of(config, *CLIP_PIXELS), min_pixels, max_pixels, 0.0, position_rule)
 
     def runs(self, plan: FramePlan, grid: Grid) -> list[Run]:
         """Return the clip's one run, or none where video tokens count up like text."""

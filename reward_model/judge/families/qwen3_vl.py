@@ -9,11 +9,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from reward_model.judge.families.base import Grid, Run, VisionFacts, VisionFeatures, check_aspect, merged
+from reward_model.judge.families.base import Grid, Run, VisionFacts, VisionFeatures, bounded_size, merged
 from reward_model.records import FramePlan
 
 DEFAULT_PIXELS = (128 * 32 * 32, 768 * 32 * 32)
 """Least and most pixels of a clip, as the official processor has them."""
+
+HALF = (0.5, 0.5, 0.5)
+"""Mean and deviation of the channels."""
 
 
 @dataclass(frozen=True)
@@ -31,16 +34,7 @@ class Qwen3VL:
     @classmethod
     def of(cls, config: Any, min_pixels: int, max_pixels: int, position_rule: str) -> Qwen3VL:
         """Read the facts from a model's config."""
-        vision = config.vision_config
-        facts = VisionFacts(
-            patch_size=vision.patch_size,
-            merge_size=vision.spatial_merge_size,
-            temporal_patch_size=vision.temporal_patch_size,
-            mean=(0.5, 0.5, 0.5),
-            std=(0.5, 0.5, 0.5),
-            video_token_id=config.video_token_id,
-        )
-        return cls(facts, min_pixels, max_pixels, position_rule)
+        return cls(VisionFacts.of(config, mean=HALF, std=HALF), min_pixels, max_pixels, position_rule)
 
     def size(self, num_frames: int, height: int, width: int) -> tuple[int, int]:
         """Return the height and width that a clip is resized to; longer clips get smaller frames."""
@@ -49,16 +43,8 @@ class Qwen3VL:
         if height < factor or width < factor:
             grow = max(factor / height, factor / width)
             height, width = int(height * grow), int(width * grow)
-        check_aspect(height, width)
-        rows, columns = round(height / factor) * factor, round(width / factor) * factor
-        whole = round(num_frames / pair) * pair * rows * columns
-        if whole > self.max_pixels:
-            shrink = math.sqrt(num_frames * height * width / self.max_pixels)
-            rows, columns = (max(factor, math.floor(s / shrink / factor) * factor) for s in (height, width))
-        elif whole < self.min_pixels:
-            grow = math.sqrt(self.min_pixels / (num_frames * height * width))
-            rows, columns = (math.ceil(s * grow / factor) * factor for s in (height, width))
-        return rows, columns
+        bounds, counted = (self.min_pixels, self.max_pixels), round(num_frames / pair) * pair
+        return bounded_size(height, width, factor, bounds, num_frames=num_frames, counted_frames=counted)
 
     def placeholder(self, plan: FramePlan, grid: Grid) -> str:
         """Return start, per frame group its mean time and its tokens between start and end, and the outer end."""

@@ -65,7 +65,9 @@ EXPLAINED = (
     "N tokens; and_processor: with the library's own processor at every call. predicted_against_forwards is the ratio of tokens",
     "times layers. Logits of all ways are compared first. toy: the embedded judge. 10m: random weights, the depths of",
     "Qwen2.5-VL-7B with its widths divided by some twenty. 10m_shallow: random weights, 6 wide language layers and 4 of vision,",
-    "where the vision tower, which all ways pay, outweighs the rest. This page is written by",
+    "where the vision tower, which all ways pay, outweighs the rest. command_line: `video-judge score` by the time that files",
+    "take beyond the start; two_apart: two commands that know nothing of each other, the most this machine gives. This page is",
+    "written by",
 )
 
 PROMPT = "a large red circle moving left slowly over a plain floor"
@@ -215,28 +217,40 @@ def toy_judge() -> tuple[VideoJudge, list[Clip]]:
 
 
 def command_line(num_files: int) -> dict[str, float]:
-    """Return what two processes gain over one on files, by the time that `num_files` take beyond a tenth of them."""
+    """Return what two processes gain over one on files, by the time that nine tenths of them take beyond the others.
+
+    `two_apart_against_one` is what two processes gain that know nothing of each other: as much as this machine gives.
+    """
     with tempfile.TemporaryDirectory() as folder:
         for number, rated in enumerate(moving_shapes.sample_rated(num_files, seed=1)):
             assert isinstance(rated.video, Video)
-            name = Path(folder) / ("few" if number < num_files // 10 else "more") / f"{number:04d}.mp4"
+            part = "few" if number < num_files // 10 else ("left", "right")[number % 2]
+            name = Path(folder) / part / f"{number:04d}.mp4"
             name.parent.mkdir(exist_ok=True)
             write_video(name, rated.video.frames, fps=rated.video.fps)
 
-        def took(jobs: int, *parts: str) -> float:
+        def score(jobs: int, *parts: str) -> subprocess.Popen[bytes]:
             inputs = [str(Path(folder) / part) for part in parts]
             command = [sys.executable, "-m", "reward_model.cli", "score", *inputs, "--json", "--jobs", str(jobs)]
+            quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+            return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, **quiet)
+
+        def took(*runs: tuple[int, tuple[str, ...]]) -> float:
             start = time.perf_counter()
-            subprocess.run(
-                command,
-                check=True,
-                capture_output=True,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-            )
+            for process in [score(jobs, *parts) for jobs, parts in runs]:
+                if process.wait():
+                    raise RuntimeError("video-judge score failed")
             return time.perf_counter() - start
 
-        one, two = (took(jobs, "few", "more") - took(jobs, "few") for jobs in (1, 2))
-    return {"files": num_files, "files_per_second": 0.9 * num_files / one, "two_processes_against_one": one / two}
+        few, everything = ("few",), ("few", "left", "right")
+        one, two = (took((jobs, everything)) - took((jobs, few)) for jobs in (1, 2))
+        apart = took((1, ("few", "left")), (1, ("few", "right"))) - took((1, few), (1, few))
+    return {
+        "files": num_files,
+        "files_per_second": 0.9 * num_files / one,
+        "two_processes_against_one": one / two,
+        "two_apart_against_one": one / apart,
+    }
 
 
 def table(found: Mapping[str, Mapping[str, float]]) -> str:

@@ -59,7 +59,7 @@ ARMS: Mapping[str, Arm] = {
     "flow_grpo_plain": Arm("Flow-GRPO, no reweighting", (*FLOW, "objective.balance=none")),
     "mix_window": Arm("Flow-GRPO, window of 4 steps", ("objective.name=flow_grpo", "objective.window=4")),
     "dpo": Arm("Flow-DPO, anchored winners", ("objective.name=dpo",)),
-    "dpo_plain": Arm("Flow-DPO, no anchor", ("objective.name=dpo", "objective.anchor=0"), "dpo"),
+    "dpo_plain": Arm("Flow-DPO, no anchor", ("objective.name=dpo", "objective.anchor=0")),
     "rwr": Arm("Flow-RWR", ("objective.name=rwr",)),
     "refl": Arm("ReFL", ("objective.name=refl", *SMALL)),
     "shuffled": Arm("control: DiffusionNFT, rewards shuffled", ("reward.transform=shuffle",), "nft"),

@@ -14,7 +14,7 @@ FLOORS = {
         ("media", "rewards", "judge"),
         ("score_sheet",),
         ("comparing", "explanation", "pixel_loss", "scoring"),
-        ("datasets", "video_reward"),
+        ("datasets", "rows", "video_reward"),
         ("evaluation", "serving"),
         ("training",),
         ("commands",),
@@ -38,7 +38,13 @@ PUBLIC = {"VideoJudgeReward", "read_video", "write_video", "srcc", "bootstrap_in
 PUBLIC |= {"VideoJudgeClient", "load_config", "pair_accuracy", "pairs_within_groups"}
 VOCABULARY = ("reward_model.config", "reward_model.records")
 HEAVY = {"transformers", "diffusers", "peft", "av", "trl", "accelerate", "datasets", "decord", "torchcodec"}
-TORCHLESS = {"reward_model.__init__", "reward_model.config", "reward_model.records", "reward_model.cli"}
+TORCHLESS = {
+    "reward_model.__init__",
+    "reward_model.config",
+    "reward_model.records",
+    "reward_model.rows",
+    "reward_model.cli",
+}
 TORCHLESS |= {"generator_loop.__init__", "generator_loop.config", "generator_loop.records"}
 
 

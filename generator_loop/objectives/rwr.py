@@ -1,7 +1,14 @@
 """Flow-RWR: imitate one's own samples, the better the more.
 
 Each sample of the old policy is learned from as flow matching learns from data, weighted within its group by the exponential
-of its advantage. Nothing is pushed away from, so it is slower than the others and hard to break.
+of its advantage.
+
+Samples of few steps are poorer than the model that drew them, and imitating one's own wears a model down, whatever the
+weights. Where samples follow the old policy exactly, imitating all of them alike has the gradient of staying with it:
+
+    E grad |v - target|^2  =  E grad |v - v_old|^2
+
+so `anchor: old` puts the right side in place of the left one, and only what sets a sample apart from its group is learned.
 
 Shape legend: B rollout rows, N micro-batch rows.
 
@@ -32,6 +39,10 @@ class RWRConfig:
 
     temperature: float = 1.0
     """Weights go with exp(advantage / this): lowering it learns from the best samples only."""
+
+    anchor: Literal["old", "none"] = "old"
+    """What stands for imitating all samples alike: the policy that drew them (old), or that imitation itself (none, as it is
+    published for samples of others; measured on one's own in docs/toy_objectives.md)."""
 
     kl_coef: float = 0.0
     """Weight of the mean squared velocity difference to the reference; 0 skips its forward pass."""
@@ -87,13 +98,17 @@ class RWR(LossObjective[WeightedBatch]):
             actors: the policies.
 
         Returns:
-            Mean weighted error; `error` is the plain one, `kl` the mean squared velocity difference to the reference, 0 where
-            it is not asked for.
+            Mean weighted error, or with an anchor that of the weights beyond 1 and the squared difference to the old policy;
+            `error` is the plain one, `kl` the mean squared velocity difference to the reference, 0 where it is not asked for.
         """
         noisy, target = noised(batch.latents, batch.noise, batch.sigma)
         velocity = actors.policy(noisy, batch.sigma, batch.cond)
         error = mean_square(velocity - target)  # [N]
-        loss = (batch.weights * error).mean()
+        if self.config.anchor == "old":
+            old = actors.old(noisy, batch.sigma, batch.cond)
+            loss = ((batch.weights - 1) * error + mean_square(velocity - old)).mean()
+        else:
+            loss = (batch.weights * error).mean()
         kl = torch.zeros((), device=loss.device)
         if self.config.kl_coef > 0:
             kl = mean_square(velocity - actors.reference(noisy, batch.sigma, batch.cond)).mean()

@@ -34,7 +34,7 @@ def test_weights_are_exponential_and_of_mean_one_over_the_usable_samples():
 def test_the_loss_is_the_weighted_velocity_error():
     rewards = torch.tensor([0.1, 0.9, float("nan"), 0.4, 0.5, 0.5, 0.5, 0.5])
     rollout, field = toy_rollout(), LinearField()
-    objective, (step,) = plan(rewards, rollout)
+    objective, (step,) = plan(rewards, rollout, anchor="none")
     assert [len(batch) for batch in step] == [3, 3, 1]
     batch = step[0]
     level = batch.sigma[:, None]
@@ -43,6 +43,27 @@ def test_the_loss_is_the_weighted_velocity_error():
     output = objective.loss(batch, actors(field))
     torch.testing.assert_close(output.loss, (batch.weights * error).mean())
     assert output.metrics["error"] == pytest.approx(float(error.mean()))
+
+
+def test_the_anchor_takes_the_place_of_imitating_all_samples_alike():
+    rewards, rollout = torch.linspace(0, 1, 8), toy_rollout()
+    field, old = LinearField(), LinearField(seed=1)
+    objective, (step,) = plan(rewards, rollout)
+    batch = step[0]
+    level = batch.sigma[:, None]
+    noisy = (1 - level) * batch.latents + level * batch.noise
+    velocity = field(noisy, batch.sigma, batch.cond)
+    error = (velocity - (batch.noise - batch.latents)).square().mean(1)
+    gap = (velocity - old(noisy, batch.sigma, batch.cond)).square().mean(1)
+    output = objective.loss(batch, actors(field, old=old))
+    torch.testing.assert_close(output.loss, ((batch.weights - 1) * error + gap).mean())
+
+
+def test_samples_of_equal_reward_leave_an_anchored_policy_as_it_is():
+    field = LinearField()
+    objective, (step,) = plan(torch.full((8,), 0.5), toy_rollout())
+    loss = objective.loss(step[0], actors(field, old=LinearField())).loss
+    assert torch.autograd.grad(loss, field.weight)[0].abs().max() == 0
 
 
 def test_noise_is_fresh_for_each_update_and_keyed_by_prompt():

@@ -61,6 +61,8 @@ def plot(panels: Mapping[str, Mapping[str, Line]], path: Path, *, xlabel: str, d
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    pyplot.rcParams["svg.hashsalt"] = "the same names in every run"
+
     figure, axes = pyplot.subplots(1, len(panels), figsize=(6 * len(panels), 4.5), sharex=True)
     for axis, (title, lines) in zip(axes, panels.items(), strict=True):
         for label, (x, y) in lines.items():

@@ -124,11 +124,7 @@ class PipelineGenerator(ABC):
         if vae_tiling:
             pipeline.vae.enable_tiling()
         for transformer in self._transformers.values():
-            if checkpoint_transformer:
-                transformer.enable_gradient_checkpointing()
-            use_attention(transformer, attention)
-            if compile_transformer:
-                compile_blocks(transformer)
+            _prepare(transformer, attention, checkpointed=checkpoint_transformer, compiled=compile_transformer)
         self._offload = offload_of(pipeline, offload)
 
     @classmethod
@@ -342,3 +338,11 @@ def check_clip(size: tuple[int, int], num_frames: int, *, spatial: int, temporal
         raise ValueError(f"num_frames must be one more than a multiple of {temporal}, got {num_frames}")
     if any(pixels < 1 or pixels % spatial for pixels in size):
         raise ValueError(f"height and width must be multiples of {spatial} pixels, got {tuple(size)}")
+
+
+def _prepare(transformer: Any, attention: Attention, *, checkpointed: bool, compiled: bool) -> None:
+    if checkpointed:
+        transformer.enable_gradient_checkpointing()
+    use_attention(transformer, attention)
+    if compiled:
+        compile_blocks(transformer)

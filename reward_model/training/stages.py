@@ -46,7 +46,7 @@ def run_recipe(config: RecipeConfig, *, num_stages: int | None = None) -> Path:
         num_stages: stop after that many stages; None runs all.
 
     Returns:
-        `config.output`/judge, with its provenance and model card.
+        `config.output`/judge, with its provenance and model card, which the first process of several writes.
     """
     output = Path(config.output)
     done: list[Path] = []
@@ -62,9 +62,10 @@ def run_recipe(config: RecipeConfig, *, num_stages: int | None = None) -> Path:
             judge.configure(lineage=(*judge.config.lineage, stage.name))
             _save_atomically(judge, folder, {"stage": asdict(stage), "metrics": metrics})
         done.append(folder)
-    if rank_and_world()[0] == 0:
+    if (
+        rank_and_world()[0] == 0
+    ):  # the others need not wait: a card of a large judge outlasts their patience with a barrier
         finish(config, done, output / "judge")
-    _wait_for_all()
     return output / "judge"
 
 

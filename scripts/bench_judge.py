@@ -216,8 +216,10 @@ def toy_judge() -> tuple[VideoJudge, list[Clip]]:
     return judge, [take(clip.video, policy) for clip in rated if isinstance(clip.video, Video)]
 
 
-def command_line(num_files: int) -> dict[str, float]:
+def command_line(num_files: int, repeats: int) -> dict[str, float]:
     """Return what two processes gain over one on files, by the time that nine tenths of them take beyond the others.
+
+    Of every time the shortest of `repeats` counts, as starting up takes a second more or less.
 
     `two_apart_against_one` is what two processes gain that know nothing of each other: as much as this machine gives.
     """
@@ -235,12 +237,13 @@ def command_line(num_files: int) -> dict[str, float]:
             quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
             return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, **quiet)
 
-        def took(*runs: tuple[int, tuple[str, ...]]) -> float:
-            start = time.perf_counter()
+        def once(runs: Sequence[tuple[int, tuple[str, ...]]]) -> None:
             for process in [score(jobs, *parts) for jobs, parts in runs]:
                 if process.wait():
                     raise RuntimeError("video-judge score failed")
-            return time.perf_counter() - start
+
+        def took(*runs: tuple[int, tuple[str, ...]]) -> float:
+            return seconds(lambda: once(runs), repeats)
 
         few, everything = ("few",), ("few", "left", "right")
         one, two = (took((jobs, everything)) - took((jobs, few)) for jobs in (1, 2))
@@ -282,7 +285,7 @@ def main(argv: Sequence[str]) -> int:
         judge, clips = toy_judge() if size == "toy" else small_judge(size, arguments.frames, arguments.side)
         found[size] = bench(judge, clips, arguments.repeats, processed=bool(arguments.torchvision))
     if arguments.cli_files:
-        found["command_line"] = command_line(arguments.cli_files)
+        found["command_line"] = command_line(arguments.cli_files, arguments.repeats)
     named = {
         "bench": "judge",
         "command": " ".join(["python", "scripts/bench_judge.py", *argv]),

@@ -177,10 +177,11 @@ def _frames(container: InputContainer, stream: VideoStream, *, skip_errors: bool
 
 
 def _picture(frame: VideoFrame, target: Target) -> NDArray[np.uint8]:
+    # One thread: by default each conversion would start as many as there are cores.
     if target.size != target.stored_size:
         width, height = target.size
-        frame = frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA")
-    picture = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
+        frame = frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA", threads=1)
+    picture = np.asarray(frame.to_ndarray(format="rgb24", threads=1), np.uint8)
     # FFmpeg's rotation is the counter-clockwise turn that sets the picture upright, as is numpy's.
     return np.ascontiguousarray(np.rot90(picture, round(frame.rotation / 90)))
 

@@ -159,7 +159,8 @@ def encode_video(frames: Tensor, fps: float, *, codec: str = "h264", crf: int = 
         stream = container.add_stream(ENCODERS[codec], rate=Fraction(fps).limit_denominator(100_000), options=options)
         stream.width, stream.height, stream.pix_fmt = pictures.shape[2], pictures.shape[1], "yuv420p"
         for picture in pictures:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            container.mux(stream.encode(frame.reformat(format="yuv420p", threads=1)))
         container.mux(stream.encode())
     return buffer.getvalue()
 

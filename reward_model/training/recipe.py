@@ -22,6 +22,7 @@ _READ_BY = {
     "scale": ("video_r1",),
     "columns": ("manifest", "pairs"),
     "images": ("moving_shapes",),
+    "num_clips": ("moving_shapes",),
 }
 
 
@@ -48,6 +49,8 @@ class DataConfig:
     """moving_shapes only: share of clips without defects; more teach what is seen, fewer what is wrong with it."""
     images: bool = False
     """moving_shapes only: the middle frame of each clip, rated on visual quality alone, in the clip's place."""
+    num_clips: int = 0
+    """moving_shapes only: train on that many clips over and over, as where annotations are few; 0 renders without end."""
     weight: float = 1.0
     """Share of a batch relative to the other data of the stage."""
 
@@ -62,8 +65,10 @@ class DataConfig:
                 raise ValueError(f"data.{name} is read for {', '.join(kinds)} only, got it with {self.kind}")
         if self.scale and len(self.scale) != 2:
             raise ValueError(f"data.scale must be two numbers, got {self.scale}")
-        if self.weight <= 0:
-            raise ValueError(f"data.weight must be > 0, got {self.weight}")
+        if self.weight <= 0 or self.num_clips < 0 or self.num_clips == 1:
+            raise ValueError(
+                f"data.weight must be > 0 and data.num_clips 0 or at least 2, got {self.weight} and {self.num_clips}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

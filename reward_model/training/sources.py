@@ -63,7 +63,9 @@ def open_source(config: DataConfig, *, held_out: bool = False) -> Source:
     """
     if config.kind == "moving_shapes":
         scenes = moving_shapes.split(moving_shapes.CORE)[int(held_out)]
-        clips = partial(_render_pairs, scenes, config.clean_share)
+        clips: Source = partial(_render_pairs, scenes, config.clean_share)
+        if config.num_clips and not held_out:
+            clips = partial(_draw_listed, clips(0, config.num_clips))
         return partial(_draw_images, clips) if config.images else clips
     listed = LISTED[config.kind](config)
     chosen = [example for example in listed if is_held_out(example.source_id) == held_out]

@@ -2,6 +2,7 @@
 
 import importlib
 import random
+import resource
 import wave
 from fractions import Fraction
 from pathlib import Path
@@ -103,6 +104,17 @@ def test_bytes_read_like_the_file(make_clip, decoder):
 def test_decoders_give_the_same_pixels(make_clip, decoder):
     path = make_clip()
     assert torch.equal(read_video(path, decoder=decoder)[0].frames, read_video(path)[0].frames)
+
+
+@pytest.mark.parametrize("max_side", [None, 32])
+def test_reading_keeps_to_one_thread(make_clip, max_side):
+    """A conversion that hands its picture to threads of its own waits for them, once a frame or more."""
+    clip = make_clip()
+    read_video(clip, max_side=max_side)
+    before = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+    for _ in range(5):
+        read_video(clip, max_side=max_side)
+    assert resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw - before < NUM_FRAMES
 
 
 def test_large_frames_shrink_to_max_side_and_small_ones_stay(make_clip, decoder):

@@ -1,6 +1,7 @@
 """Sources of training examples: listed clips, labelled pairs and questions, from files as published."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -151,6 +152,16 @@ def test_an_image_is_a_clip_of_one_frame(tmp_path):
 def test_settings_that_nothing_reads_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         DataConfig(**changes)
+
+
+def test_few_clips_come_again_and_again_while_held_out_ones_never_end():
+    few = DataConfig(kind="moving_shapes", num_clips=4)
+    seen = {clip.source_id for seed in range(20) for clip in open_source(few)(seed, 6)}
+    assert len(seen) == 4
+    others = [clip.source_id for clip in open_source(few, held_out=True)(3, 6)]
+    assert others == [clip.source_id for clip in open_source(DataConfig(kind="moving_shapes"), held_out=True)(3, 6)]
+    images = open_source(replace(few, images=True))(3, 2)
+    assert all(image.quality.keys() == {"visual_quality"} and image.source_id in seen for image in images)
 
 
 def test_images_are_the_middle_frames_of_the_same_clips_rated_on_visual_quality_alone():

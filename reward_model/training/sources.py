@@ -107,8 +107,8 @@ def _render_pairs(scenes: Sequence[moving_shapes.Scene], clean_share: float, see
     return [*moving_shapes.sample_rated(num, seed=seed, scenes=scenes, clean_share=clean_share, group_size=2)]
 
 
-def _draw_images(clips: Callable[[int, int], list[RatedClip]], seed: int, num: int) -> list[Example]:
-    return [middle_frame(clip) for clip in clips(seed, num)]
+def _draw_images(clips: Source, seed: int, num: int) -> list[Example]:
+    return [middle_frame(clip) for clip in clips(seed, num) if isinstance(clip, RatedClip)]
 
 
 def middle_frame(rated: RatedClip) -> RatedClip:

@@ -37,6 +37,9 @@ Change = Callable[[StageConfig], StageConfig | None]
 START = "start"
 NUM_CLIPS, NUM_UNSEEN, NUM_PAIRS, SEED, NUM_RESAMPLES = 300, 150, 600, 4321, 1000
 
+RATED = {"generated": DIMENSIONS, "natural": ("overall",)}
+"""Scorer -> the dimensions that its recipe rewards, and that the table is about."""
+
 PARTS = {"right": "", "scores": "", "unseen": ", unseen defects"}
 """What a run's answers hold -> what the table calls it."""
 
@@ -82,8 +85,8 @@ ARMS: Mapping[str, tuple[str, Change]] = {
     "no_temporal": ("toy_vq_insight", scorer_only(without("temporal"))),
     "temporal_released": ("toy_vq_insight", scorer_only(instead("temporal", "temporal", variant="released"))),
     "vqathinker": ("toy_vqathinker", lambda stage: stage),
-    "absolute": ("toy_vqathinker", instead("bell", "absolute")),
-    "threshold": ("toy_vqathinker", instead("bell", "threshold")),
+    "absolute": ("toy_vqathinker", instead("bell", "absolute", dimensions="overall")),
+    "threshold": ("toy_vqathinker", instead("bell", "threshold", dimensions="overall")),
     "no_ranking": ("toy_vqathinker", without("ranking")),
     "no_consistency": ("toy_vqathinker", without("temporal_ranking")),
 }
@@ -167,17 +170,19 @@ def held_out(*, unseen: bool = False) -> list[Any]:
 
 
 def score(found: Mapping[str, Any], part: str, truth: Mapping[str, np.ndarray], rows: np.ndarray) -> float:
-    """Return the mean rank correlation over the dimensions, or the accuracy, on some rows; unread answers count as 0.5."""
+    """Return the mean rank correlation over the dimensions of `truth`, or the accuracy, on some rows; unread answers are 0.5."""
     if part == "right":
         return float(np.mean(np.array(found["right"])[rows]))
-    values = [np.nan_to_num(np.array(found[part][name], dtype=float), nan=0.5)[rows] for name in DIMENSIONS]
-    return float(np.mean([metrics.srcc(v, truth[n][rows]) for v, n in zip(values, DIMENSIONS, strict=True)]))
+    values = {name: np.nan_to_num(np.array(found[part][name], dtype=float), nan=0.5)[rows] for name in truth}
+    return float(np.mean([metrics.srcc(values[name], truth[name][rows]) for name in truth]))
 
 
-def compare(start: Mapping[str, Any], ends: Sequence[Mapping[str, Any]], part: str) -> dict[str, float]:
+def compare(
+    start: Mapping[str, Any], ends: Sequence[Mapping[str, Any]], part: str, dimensions: Sequence[str]
+) -> dict[str, float]:
     """Return start, mean end over the seeds and their difference, with its bootstrap interval by prompt."""
     clips = held_out(unseen=part == "unseen")
-    truth = {name: np.array([clip.quality[name] for clip in clips]) for name in DIMENSIONS}
+    truth = {name: np.array([clip.quality[name] for clip in clips]) for name in dimensions}
     prompts = np.array(start.get("prompts") or [clip.prompt for clip in clips])
     groups = [np.flatnonzero(prompts == prompt) for prompt in dict.fromkeys(prompts)]
     rng = np.random.default_rng(0)
@@ -241,12 +246,15 @@ def write(arms: Sequence[str], seeds: Sequence[int], runs: Path, docs: Path) -> 
             ends = [one[role] for one in found]
             for part, name in PARTS.items():
                 if part in start[role]:
-                    table[f"{arm}, {role}{name}"] = compare(start[role], ends, part) | {"seeds": len(found)}
+                    table[f"{arm}, {role}{name}"] = compare(start[role], ends, part, RATED.get(role, ())) | {
+                        "seeds": len(found)
+                    }
     lines = [
         "# GRPO after supervision, one factor at a time",
         "",
-        f"{NUM_CLIPS} held-out clips rated by the oracle. Scorers: mean rank correlation of the reasoned answers over the four",
-        f"dimensions, also on {NUM_UNSEEN} clips with kinds of damage that no training shows; comparator: accuracy on",
+        f"{NUM_CLIPS} held-out clips rated by the oracle. Scorers: rank correlation of the reasoned answers, of generated clips as",
+        "the mean over the four dimensions, of natural ones (VQAThinker) in overall quality, which its rewards are about; also",
+        f"on {NUM_UNSEEN} clips with kinds of damage that no training shows. Comparator: accuracy on",
         f"{NUM_PAIRS} pairs at least 0.1 apart. Start is the judge after supervision; the interval (95 %, by prompt) is of the",
         "difference, averaged over the seeds. `python scripts/run_judge_arms.py` makes this page.",
         "",

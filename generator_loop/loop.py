@@ -185,6 +185,7 @@ def evaluate(session: Session, *, refreshed: Mapping[str, float] | None) -> None
     folder = session.output / "samples" / f"round-{number:03d}"
 
     def keep(prompt: Prompt, frames: Tensor) -> None:
+        """Write the clips of the prompts that are shown."""
         if prompt.prompt_id in shown:
             write_video(folder / f"prompt-{prompt.prompt_id:05d}.mp4", frames, config.generator.fps)
 

@@ -50,6 +50,7 @@ def _writer(session: Session) -> Callable[[Path], None]:
     progress = session.progress
 
     def write(folder: Path) -> None:
+        """Write everything that a resumed run needs into `folder`."""
         session.generator.save(folder / "generator")
         state = folder / "state"
         state.mkdir()

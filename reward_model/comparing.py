@@ -50,6 +50,7 @@ class _Merge:
         self.left, self.right, self.done = list(left), list(right), list[int]()
 
     def take(self, *, first: bool) -> None:
+        """Move the better one of the two heads to the merged run."""
         self.done.append((self.left if first else self.right).pop(0))
 
 
@@ -96,6 +97,7 @@ def rank_clips(
     reasons = [clip if isinstance(clip, str) else "" for clip in clips]
 
     def margins(pairs: list[tuple[int, int]]) -> list[float]:
+        """Return by how much the first of each pair of ids is preferred, asked in both orders."""
         left, right = ([clips[pair[side]] for pair in pairs] for side in (0, 1))
         found = compare_clips(judge, role, left, right, [prompt] * len(pairs), swap=True, batch_size=batch_size)
         if not bool(found.valid.all()):

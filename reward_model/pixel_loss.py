@@ -41,6 +41,7 @@ def pixel_loss(
         raise ValueError("space='logit' needs weights=None: a weighted sum of qualities has no log-odds")
 
     def loss(videos: Any, prompts: Any = None, *, fps: Any = None, layout: str = "BTCHW") -> tuple[Tensor, Tensor]:
+        """Return the loss, a scalar with gradient to the pixels, and the rewards [B]; RuntimeError where one could not be had."""
         out = reward(videos, prompts, fps=fps, layout=layout, weights=weights, differentiable=True)
         bad = ~torch.isfinite(out.rewards.detach())
         if bool(bad.any()):

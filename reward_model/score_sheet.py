@@ -186,6 +186,7 @@ def comparison(orders: Tensor, rows: Sequence[int], reasons: list[str]) -> Compa
     valid = torch.tensor([not reason for reason in reasons], dtype=torch.bool, device=orders.device)
 
     def spread(values: Tensor) -> Tensor:
+        """Return [N] with `values` where a pair could be compared, NaN elsewhere."""
         full = torch.full((num,), math.nan, device=orders.device)
         full[index] = values
         return torch.where(valid, full, torch.nan)

@@ -179,6 +179,7 @@ def predict_with(generator: VideoGenerator, name: str) -> Predict:
     """
 
     def predict(latents: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        """Return the velocity at x_sigma by the named weights."""
         with generator.use(name):
             return generator.predict(latents, sigma, cond)
 

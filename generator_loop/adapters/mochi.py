@@ -128,6 +128,7 @@ class _Stream:
         forward = self._decoder.forward
 
         def in_two(inputs: Tensor) -> tuple[Tensor, None]:
+            """Decode the early latent frames without gradient, then the rest behind what they leave in the caches."""
             self._keeps = True
             with torch.no_grad():
                 early, cache = forward(inputs[:, :, :num_frames])

@@ -42,6 +42,7 @@ def constant_calls(
     forward, place = decoder.forward, 0
 
     def counted(*args: Any, **how: Any) -> Any:
+        """Run one call of the decoder, with gradient only behind the first `num_calls` of its clip or tile."""
         nonlocal place
         place = 0 if begins(how) else place + 1
         with torch.set_grad_enabled(torch.is_grad_enabled() and place >= num_calls):

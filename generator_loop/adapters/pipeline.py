@@ -341,6 +341,7 @@ def check_clip(size: tuple[int, int], num_frames: int, *, spatial: int, temporal
 
 
 def _prepare(transformer: Any, attention: Attention, *, checkpointed: bool, compiled: bool) -> None:
+    """Set how a transformer attends and whether it is recomputed and compiled; compiling comes last."""
     if checkpointed:
         transformer.enable_gradient_checkpointing()
     use_attention(transformer, attention)

@@ -78,10 +78,12 @@ class WanGenerator(PipelineGenerator):
         forward = decoder.forward
 
         def by_frame(x: Tensor, feat_cache: list | None = None, feat_idx: Any = (0,), **how: Any) -> Tensor:
+            """Decode one latent frame and keep only its input and cache for the backward pass."""
             if feat_cache is None or not torch.is_grad_enabled():
                 return forward(x, feat_cache=feat_cache, feat_idx=feat_idx, **how)
 
             def run(x: Tensor, *cache: Any) -> tuple:
+                """Return the pixels and the cache as it is left, as values, so that recomputing starts from the same cache."""
                 left = list(cache)
                 return forward(x, feat_cache=left, feat_idx=[0], **how), *left
 

@@ -206,6 +206,7 @@ def psnr(vae: AutoencoderKLWan, clips: Tensor) -> float:
 
 def _optimizer(vae: AutoencoderKLWan) -> MuonAdamW:
     def is_matrix(weight: nn.Parameter) -> bool:
+        """Return whether Muon trains a weight: kernels with at least three channels on either side."""
         return weight.ndim >= 4 and min(weight.shape[:2]) >= 3
 
     parameters = list(vae.parameters())

@@ -150,6 +150,7 @@ class _Walker:
         self.log_probs: list[Tensor] = []
 
     def take(self, number: int, latents: Tensor, velocity: Tensor) -> Tensor:
+        """Return latents [B, F, C, h, w] after random step `number`, and remember both ends and its log-probability."""
         sigma, after = self.levels[number : number + 2]
         step = self.kernel.transition(latents, velocity, sigma, after, ceiling=self.levels[1])
         streams = [self.draw.fork(f"step {number}").generator(*key) for key in self.keys]

@@ -212,10 +212,12 @@ def read_light(track: Track) -> tuple[float, float]:
 
 
 def inside(track: Track) -> Array:
+    """Return the colours [N, 3] of the pixels that lie wholly inside the shape."""
     return track.frames.transpose(0, 2, 3, 1)[track.mask > 0.9]  # [N, 3]
 
 
 def read_steps(track: Track) -> dict[str, float]:
+    """Return how uneven the steps from frame to frame are, and the share of frames that stand still."""
     steps = np.diff(track.centre, axis=0)
     mean = steps.mean(0)
     spread = np.sqrt(((steps - mean) ** 2).sum(1).mean())
@@ -233,6 +235,7 @@ def _hue(colours: Array) -> Array:
 
 
 def hue_change(track: Track) -> float:
+    """Return the spread over the frames of the shape's mean hue."""
     inside = track.mask > 0.8
     mean = (track.frames * inside[:, None]).sum((2, 3)) / np.maximum(inside.sum((1, 2)), 1)[:, None]  # [T, 3]
     hue = _hue(mean)

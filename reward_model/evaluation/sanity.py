@@ -187,6 +187,7 @@ class _Found:
         self.warnings = np.zeros(num_clips, int)
 
     def put(self, rows: list[int], output: RewardOutput) -> None:
+        """Enter what the judge says of the clips numbered `rows`."""
         for dimension, values in output.scores.items():
             self.scores[dimension][rows] = values.tolist()
         if output.warnings:

@@ -64,6 +64,7 @@ def token_log_probs(
     """
 
     def read(part: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log-probability and entropy of some tokens."""
         logits = head(part).float().index_fill(1, banned, -torch.inf) / temperature
         every = logits.log_softmax(dim=-1)
         return every.gather(1, tokens[:, None])[:, 0], torch.special.entr(every.detach().exp()).sum(dim=-1)

@@ -101,6 +101,7 @@ def clips_ahead(
     how = partial(_to_clip, policy=policy, allow_damaged=allow_damaged, motion=motion)
 
     def plan(part: Sequence[_Item]) -> list[Clip | str]:
+        """Return the clips of one part, or why there are none."""
         return [how(*item) for item in part]
 
     if not read_ahead or not all(isinstance(item, (str, Path, bytes)) for item, _, _ in items):

@@ -233,6 +233,7 @@ class _Stem(nn.Module):
         self.norm = nn.BatchNorm3d(width)
 
     def forward(self, clip: Tensor) -> Tensor:
+        """Return the features [B, width, T, H / 4, W / 4] of a clip [B, 3, T, H, W]."""
         return F.max_pool3d(self.norm(self.conv(clip)).relu(), (1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1))
 
 
@@ -245,6 +246,7 @@ class _Bottleneck(nn.Module):
         self.conv_c, self.norm_c = _conv(inner, width_out), nn.BatchNorm3d(width_out)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the residual [B, width_out, T, H / stride, W / stride]."""
         x = self.norm_a(self.conv_a(x)).relu()
         x = self.norm_b(self.conv_b(x)).relu()
         return self.norm_c(self.conv_c(x))
@@ -259,6 +261,7 @@ class _Residual(nn.Module):
         self.branch2 = _Bottleneck(width_in, width_out, reach=reach, stride=stride)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the block's output [B, width_out, T, H / stride, W / stride]."""
         shortcut = self.branch1_norm(self.branch1_conv(x)) if self.projects else x
         return (shortcut + self.branch2(x)).relu()
 
@@ -271,6 +274,7 @@ class _Stage(nn.Module):
         self.res_blocks = nn.ModuleList([first, *rest])
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the output of the last block."""
         for block in self.res_blocks:
             x = block(x)
         return x
@@ -285,6 +289,7 @@ class _Fusion(nn.Module):
         self.norm = nn.BatchNorm3d(2 * width)
 
     def forward(self, slow: Tensor, fast: Tensor) -> Tensor:
+        """Return the slow features with the fast ones behind them, along the channels."""
         return torch.cat([slow, self.norm(self.conv_fast_to_slow(fast)).relu()], dim=1)
 
 
@@ -295,5 +300,6 @@ class _Pathways(nn.Module):
         self.multipathway_fusion = fusion
 
     def forward(self, slow: Tensor, fast: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the features of both pathways, the slow ones fused."""
         slow, fast = self.multipathway_blocks[0](slow), self.multipathway_blocks[1](fast)
         return slow if self.multipathway_fusion is None else self.multipathway_fusion(slow, fast), fast

@@ -45,6 +45,7 @@ def weighted(parts: Mapping[str, tuple[Reward, float]]) -> Reward:
     def reward(
         answers: Sequence[Answer], labels: Sequence[Label], groups: Tensor, *, perturbed: Perturbed | None = None
     ) -> RewardValues:
+        """Return the weighted sum of the parts."""
         found = {name: one(answers, labels, groups, perturbed=perturbed) for name, (one, _) in parts.items()}
         breakdown = {name: one.values for name, one in found.items()}
         for name, one in found.items():
@@ -98,6 +99,7 @@ def from_trl(
     def reward(
         answers: Sequence[Answer], labels: Sequence[Label], groups: Tensor, *, perturbed: Perturbed | None = None
     ) -> RewardValues:
+        """Return what the function pays."""
         ids = [int(group) for group in groups]
         texts = [answer.text for answer in answers]
         found = function(
@@ -147,6 +149,7 @@ def to_trl(reward: Reward, *, read: Callable[[str, int, Label], Answer], name: s
         group: list[int] | None = None,
         **columns: Any,
     ) -> list[float | None]:
+        """Return what the reward pays, as trl calls it; None for answers that cannot be read."""
         labels = [
             Label({key: value for key, value in (rated or {}).items() if value is not None}, word or "")
             for rated, word in zip(scores or [None] * len(prompts), choice or [None] * len(prompts), strict=True)

@@ -40,6 +40,7 @@ def format_reward(*, variant: Literal["released", "corrected"] = "corrected") ->
     def reward(
         answers: Sequence[Answer], labels: Sequence[Label], groups: Tensor, *, perturbed: Perturbed | None = None
     ) -> RewardValues:
+        """Return 1 for answers of the form, else 0."""
         values = [float(fits(answer)) for answer in answers]
         return values_of(values, torch.zeros(len(values)))
 

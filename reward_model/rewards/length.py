@@ -34,6 +34,7 @@ def length_bonus(*, low: int = 320, high: int = 512, gamma: float = 0.1) -> Rewa
     def reward(
         answers: Sequence[Answer], labels: Sequence[Label], groups: Tensor, *, perturbed: Perturbed | None = None
     ) -> RewardValues:
+        """Return the bonus of answers of the right length."""
         fits = [low < answer.num_tokens < high and not answer.fault for answer in answers]
         return values_of([gamma * fit for fit in fits], [float(bool(answer.fault)) for answer in answers])
 
@@ -60,6 +61,7 @@ def gated_length_bonus(
     def reward(
         answers: Sequence[Answer], labels: Sequence[Label], groups: Tensor, *, perturbed: Perturbed | None = None
     ) -> RewardValues:
+        """Return the bonus of accurate answers of the right length."""
         found = accuracy(answers, labels, groups)
         accurate = found.values > accuracy_floor
         several = (accurate[None] & (groups[:, None] == groups[None])).sum(dim=1) >= 2

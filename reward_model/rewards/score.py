@@ -87,6 +87,7 @@ def absolute(*, dimensions: Dimensions = None, parse: Parse = "released") -> Sco
     """Return the reward 1 - |score - label| / 4, not below 0: the l1 form of VQ-Insight's paper, on the unit scale."""
 
     def nearness(score: str, label: float) -> float:
+        """Return 1 minus the share of the scale between them."""
         return max(0.0, 1 - abs(float(score) - label) / SCALE_WIDTH)
 
     return ScoreReward(nearness=nearness, dimensions=dimensions, parse=parse)
@@ -99,6 +100,7 @@ def relative(*, dimensions: Dimensions = None, parse: Parse = "released") -> Sco
     """
 
     def nearness(score: str, label: float) -> float:
+        """Return 1 minus the error relative to the label."""
         return 1 - min(1.0, (abs(float(score) - label) + 1e-9) / (abs(label) + 1e-9))
 
     return ScoreReward(nearness=nearness, dimensions=dimensions, parse=parse)
@@ -108,6 +110,7 @@ def threshold(*, tolerance: float = 0.35, dimensions: Dimensions = None, parse: 
     """Return the reward 1 where |score - label| < `tolerance` (on the scale 1 to 5), else 0: Q-Insight's."""
 
     def nearness(score: str, label: float) -> float:
+        """Return 1 within the tolerance, else 0."""
         return float(abs(float(score) - label) < tolerance)
 
     return ScoreReward(nearness=nearness, dimensions=dimensions, parse=parse)
@@ -144,6 +147,7 @@ def bell(
         raise ValueError(f"sigma must be > 0, got {sigma}")
 
     def nearness(score: str, label: float) -> float:
+        """Return the bell, lowered for too few decimals."""
         factor = 1.0 if count_decimals(score, written=variant == "corrected") >= num_decimals else decimals_factor
         return factor * math.exp(-((float(score) - label) ** 2) / (2 * sigma**2))
 

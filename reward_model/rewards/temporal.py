@@ -59,6 +59,7 @@ def temporal_bonus(
     def reward(
         answers: Sequence[Answer], labels: Sequence[Label], groups: Tensor, *, perturbed: Perturbed | None = None
     ) -> RewardValues:
+        """Return the bonus of answers that rate the undisturbed clip better."""
         others = _required(perturbed)
         own = accuracy(answers, labels, groups)
         if variant == "corrected":
@@ -113,6 +114,7 @@ def temporal_consistency(
     def reward(
         answers: Sequence[Answer], labels: Sequence[Label], groups: Tensor, *, perturbed: Perturbed | None = None
     ) -> RewardValues:
+        """Return the bonus of groups that rate the undisturbed clip better."""
         others = _required(perturbed)
         own = accuracy(answers, labels, groups)
         if variant == "corrected":

@@ -146,6 +146,7 @@ def create_app(judge: Judge, settings: ServerSettings, *, token: str | None = No
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        """Keep the judge's thread while the application runs."""
         async with desk.open():
             yield
 

@@ -64,6 +64,7 @@ class Guard:
         start, status = time.perf_counter(), 500
 
         async def watch(message: Message) -> None:
+            """Note the status of the answer and pass it on."""
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]

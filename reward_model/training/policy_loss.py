@@ -45,6 +45,7 @@ def group_advantages(
     weight = kept.to(rewards.dtype)
 
     def total(values: Tensor) -> Tensor:
+        """Return the sum of usable values per group."""
         return torch.zeros(num, dtype=rewards.dtype).index_add(0, member, values * weight)
 
     count = total(torch.ones_like(rewards))

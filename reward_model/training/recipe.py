@@ -65,10 +65,10 @@ class DataConfig:
                 raise ValueError(f"data.{name} is read for {', '.join(kinds)} only, got it with {self.kind}")
         if self.scale and len(self.scale) != 2:
             raise ValueError(f"data.scale must be two numbers, got {self.scale}")
-        if self.weight <= 0 or self.num_clips < 0 or self.num_clips == 1:
-            raise ValueError(
-                f"data.weight must be > 0 and data.num_clips 0 or at least 2, got {self.weight} and {self.num_clips}"
-            )
+        if self.weight <= 0:
+            raise ValueError(f"data.weight must be > 0, got {self.weight}")
+        if self.num_clips < 0 or self.num_clips == 1:
+            raise ValueError(f"data.num_clips must be 0 or at least 2, got {self.num_clips}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -89,6 +89,7 @@ def refresh_levels(
     judge.train()
 
     def loss(step: int) -> list[tuple[Tensor, Mapping[str, float]]]:
+        """Return the loss of one step: ratings of anchors and order of pairs, half a batch each."""
         draw = random.Random(f"{seed}/{step}")
         lessons = [clip_lesson(clip, planner, ["rate"]) for clip in draw.choices(anchors, k=half)]
         anchor_loss, metrics = lesson_loss(judge, lessons, {"rate": 1.0})

@@ -96,6 +96,7 @@ def open_mixture(configs: Sequence[DataConfig], *, held_out: bool = False) -> So
     weights = [config.weight for config in configs]
 
     def draw(seed: int, num: int) -> list[Example]:
+        """Draw every pair of clips from one of the sections."""
         chosen = random.Random(seed).choices(range(len(sources)), weights, k=(num + 1) // 2)
         with torch.autocast("cpu", enabled=False):  # clips are what they are whatever precision the judge runs in
             return [e for i, source in enumerate(sources) for e in source(seed, 2 * chosen.count(i))][:num]
@@ -184,6 +185,7 @@ def clip_planner(judge: VideoJudge) -> Callable[[Video | Path], Clip]:
     policy, motion = FramePolicy.from_dict(judge.config.frame_policy), encoder_of(judge.config.motion)
 
     def plan(video: Video | Path) -> Clip:
+        """Return the clip as the judge sees it."""
         still = isinstance(video, Path) and video.suffix.lower() in IMAGE_SUFFIXES
         return plan_clip(video, None if still else policy, motion=motion)
 

@@ -62,9 +62,8 @@ def run_recipe(config: RecipeConfig, *, num_stages: int | None = None) -> Path:
             judge.configure(lineage=(*judge.config.lineage, stage.name))
             _save_atomically(judge, folder, {"stage": asdict(stage), "metrics": metrics})
         done.append(folder)
-    if (
-        rank_and_world()[0] == 0
-    ):  # the others need not wait: a card of a large judge outlasts their patience with a barrier
+    if rank_and_world()[0] == 0:
+        # the others need not wait: a card of a large judge outlasts their patience with a barrier
         finish(config, done, output / "judge")
     return output / "judge"
 
@@ -93,6 +92,7 @@ def run_stage(judge: VideoJudge, stage: StageConfig, *, seed: int, log_file: Pat
     log_file.parent.mkdir(parents=True, exist_ok=True)
 
     def write(row: dict[str, float]) -> None:
+        """Log one row of metrics."""
         log.info("%s %s", stage.name, " ".join(f"{k}={v:.4g}" for k, v in row.items()))
         with log_file.open("a") as file:
             file.write(json.dumps({"stage": stage.name, **row}) + "\n")
@@ -123,6 +123,7 @@ def _watch(judge: VideoJudge, stage: StageConfig, parameters: Sequence[nn.Parame
     """Return what measures the stage's weights on its held-out clips as it goes."""
 
     def measure() -> dict[str, float]:
+        """Return the table of the held-out clips."""
         judge.eval()
         try:
             return measure_stage(judge, stage)
@@ -146,6 +147,7 @@ def _sft(judge: VideoJudge, stage: StageConfig, seed: int) -> Iterator[Loss]:
     source, (rank, world) = open_mixture(stage.data), rank_and_world()
 
     def loss(step: int) -> list[tuple[torch.Tensor, dict[str, float]]]:
+        """Return the loss of one step."""
         lessons = draw_lessons(
             judge, source, stage, (seed * 1_000_003 + step) * world + rank, stage.fit.batch_size // world
         )
@@ -165,6 +167,7 @@ def _grpo(judge: VideoJudge, stage: StageConfig, seed: int) -> Iterator[Loss]:
 
     def loss(step: int) -> Iterator[tuple[torch.Tensor, dict[str, float]]]:
         # every process plans the whole batch and asks its share, so that any number of them asks the same questions
+        """Yield the loss of one step in parts."""
         planned = plan_questions(source(seed * 1_000_003 + step, stage.fit.batch_size), stage.tasks)
         mine = [ask(*planned[group], planner, group=group) for group in range(rank, len(planned), world)]
         return steps.parts(mine, step, seed=seed * 1_000_003)
@@ -212,6 +215,7 @@ def _noting_planner(judge: VideoJudge) -> Callable[[Video | Path], Clip]:
     planner = clip_planner(judge)
 
     def plan(video: Video | Path) -> Clip:
+        """Plan a video and note how it widens the trained range."""
         clip = planner(video)
         if (wider := widened(judge.config.trained_range, clip)) != judge.config.trained_range:
             judge.configure(trained_range=wider)

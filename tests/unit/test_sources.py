@@ -147,6 +147,8 @@ def test_an_image_is_a_clip_of_one_frame(tmp_path):
         ({"kind": "lsvq", "path": "x.csv", "columns": {"video": "v"}}, "data.columns is read for manifest, pairs only"),
         ({"kind": "video_r1", "path": "x.json", "scale": [1.0]}, "two numbers"),
         ({"kind": "pairs"}, "data.path must be given"),
+        ({"kind": "manifest", "path": "x.csv", "num_clips": 4}, "data.num_clips is read for moving_shapes only"),
+        ({"kind": "moving_shapes", "num_clips": 1}, "num_clips must be 0 or at least 2"),
     ],
 )
 def test_settings_that_nothing_reads_are_refused(changes, message):

@@ -162,6 +162,7 @@ def in_thread(function: Callable[..., Result]) -> Callable[..., Coroutine[Any, A
 
     @functools.wraps(function)
     async def call(*args: Any, **kwargs: Any) -> Result:
+        """Run the function in a thread and wait for it."""
         return await asyncio.to_thread(function, *args, **kwargs)
 
     return call

@@ -50,6 +50,7 @@ def tuple_reward(
     loaded = load_judge(judge, device=device)
 
     def reward(images: Tensor, prompts: Sequence[str], prompt_metadata: Any) -> tuple[Tensor, dict[str, list[float]]]:
+        """Return rewards [B] and each dimension's scores."""
         videos = with_time(images)
         out = loaded(videos, list(prompts), fps=fps, weights=weights, differentiable=differentiable)
         return out.rewards, scores_of(out, weights).or_raise().parts

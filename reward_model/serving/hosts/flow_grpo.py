@@ -46,11 +46,13 @@ def reward_factory(
     """
 
     def video_judge(device: str | torch.device) -> RewardFunction:
+        """Return the reward with the judge on `device`."""
         loaded = load_judge(judge, device=device)
 
         def reward(
             videos: Tensor | Sequence[Any], prompts: Sequence[str], metadata: Any, only_strict: bool = True
         ) -> tuple[list[float], dict[str, list[float]]]:
+            """Return the rewards and each dimension's scores."""
             frames = videos if isinstance(videos, Tensor) else _frames_of_pair(videos)
             scores = score(loaded, frames, list(prompts), fps=fps, weights=weights).or_raise()
             return scores.rewards, scores.parts

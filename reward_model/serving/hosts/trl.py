@@ -80,6 +80,7 @@ def video_reward(
         log_metric: Callable[[str, float], None] | None = None,
         **columns: Any,
     ) -> list[float | None]:
+        """Return one reward a completion; None where it could not be had."""
         named = {
             **columns,
             "prompt": [_text(one) for one in prompts],

@@ -33,18 +33,24 @@ class RewardRequest(Protocol):
     """What is read of the host's request: B prompts and B videos [C, T, H, W] in [0, 1] or uint8."""
 
     @property
-    def prompts(self) -> list[str]: ...
+    def prompts(self) -> list[str]:
+        """Return B prompts."""
+
     @property
-    def videos(self) -> list[Tensor] | None: ...
+    def videos(self) -> list[Tensor] | None:
+        """Return B videos, None where the request has none."""
 
 
 class ScoreItem(Protocol):
     """What is read of an item of the service: its turns (text, image), and mp4 bytes or a path for each."""
 
     @property
-    def history(self) -> Sequence[tuple[str, Any]]: ...
+    def history(self) -> Sequence[tuple[str, Any]]:
+        """Return the turns, each (kind, content)."""
+
     @property
-    def videos(self) -> Sequence[bytes | str | None] | None: ...
+    def videos(self) -> Sequence[bytes | str | None] | None:
+        """Return mp4 bytes or a path for each turn, None where it has none."""
 
 
 @dataclass(frozen=True)

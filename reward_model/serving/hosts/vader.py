@@ -52,6 +52,7 @@ def reward_loss(
     loss = load_judge(judge, device=device).as_loss(target, scale=scale, space=space, weights=weights)
 
     def loss_fn(frames: Tensor, prompts: str | Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Return the loss with gradient and the mean reward, both scalars."""
         videos = from_signed(frames)
         one_video = videos.ndim == 4 and isinstance(prompts, str)
         value, rewards = loss(videos.unsqueeze(0) if one_video else with_time(videos), prompts, fps=fps)

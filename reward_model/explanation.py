@@ -17,6 +17,7 @@ from reward_model.judge.model import VideoJudge
 from reward_model.language import parsing
 from reward_model.language import prompts as language
 from reward_model.records import LEVELS, Clip, ParsedAnswer
+from reward_model.scoring import reason_request
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def explain_clip(judge: VideoJudge, clip: Clip, prompt: str | None) -> Explanati
         request = language.score_request(Clip(pixels, clip.plan), prompt, asked)
         levels = readouts.read_levels(judge.next_token_logits([request])[0], judge.level_ids)
     with torch.no_grad():
-        request = judge.style.reason_request(clip, prompt)
+        request = reason_request(judge, clip, prompt, judge.config.reasons_about(judge.role_in_use))
         text = judge.generate([request], max_new_tokens=judge.config.max_answer_tokens)[0][0][0]
     answer = judge.style.parse_reason(text, ())
     parsed = answer if isinstance(answer, ParsedAnswer) else ParsedAnswer({}, "")

@@ -33,7 +33,26 @@ MIN_LEVEL_MASS = 0.5
 class ScoreSheet:
     """Scores under construction: dimension -> one tensor, spread, reason per row."""
 
-    def __init__(self, dims: tuple[str, ...], num_rows: int, config: JudgeConfig, device: torch.device) -> None:
+    def __init__(
+        self,
+        dims: tuple[str, ...],
+        num_rows: int,
+        config: JudgeConfig,
+        device: torch.device,
+        *,
+        named: tuple[str, ...] = (),
+    ) -> None:
+        """Take what is scored.
+
+        Args:
+            dims: dimensions.
+            num_rows: B.
+            config: the judge's.
+            device: where scores are.
+            named: all that a reasoned question names; empty for levels.
+        """
+        self.named = named
+        self.overall_alone = bool(named) and not {"visual_quality", "motion_quality"} & set(named)
         self.dims, self.num_rows, self.config, self.device = dims, num_rows, config, device
         self.levels: dict[tuple[int, str], tuple[Tensor, ...]] = {}
         self.reasons = {name: [""] * num_rows for name in dims}
@@ -55,7 +74,7 @@ class ScoreSheet:
                 self.reasons[name][row] = NO_PROMPT
         if isinstance(clip, str):
             return ()
-        unprompted = ("text_alignment", "overall")
+        unprompted = ("text_alignment",) if self.overall_alone else ("text_alignment", "overall")
         return tuple(d for d in self.dims if prompt is not None or d not in unprompted)
 
     def put_levels(self, row: int, asked: tuple[str, ...], read: LevelReadout) -> None:
@@ -134,7 +153,7 @@ class ScoreSheet:
         parts = [name for name in self.dims if name != "overall"]
         rows = []
         for row in range(self.num_rows):
-            if "overall" in self.dims and self.prompted[row]:
+            if "overall" in self.dims and (self.prompted[row] or self.overall_alone):
                 rows.append(scores["overall"][row])
                 continue
             had = tuple(name for name in parts if good[name][row])

@@ -26,8 +26,7 @@ from reward_model.records import (
     RewardOutput,
     VideoError,
 )
-from reward_model.score_sheet import ScoreSheet
-from reward_model.scoring import align_rows, check_asked, score_rows
+from reward_model.scoring import align_rows, open_sheet, score_rows
 
 if TYPE_CHECKING:
     from reward_model.media.intake import VideoLike
@@ -157,14 +156,6 @@ class VideoJudgeReward(nn.Module):
         Raises:
             ValueError: wrong shapes, ranges, unknown dimensions, weights or readout, missing fps or constants.
         """
-        dims = check_asked(
-            self.judge,
-            dimensions=dimensions,
-            weights=weights,
-            readout=readout,
-            num_samples=num_samples,
-            differentiable=differentiable,
-        )
         num, windows = clips_ahead(
             videos,
             WINDOW * batch_size,
@@ -175,8 +166,17 @@ class VideoJudgeReward(nn.Module):
             allow_damaged=self.allow_damaged,
             motion=self._motion,
         )
+        sheet = open_sheet(
+            self.judge,
+            self.role,
+            num,
+            dimensions=dimensions,
+            weights=weights,
+            readout=readout,
+            num_samples=num_samples,
+            differentiable=differentiable,
+        )
         texts = _one_prompt_each(prompts, num)
-        sheet = ScoreSheet(dims, num, self.judge.config, self.judge.device)
         done = 0
         for clips in windows:
             rows = [(row, clip, texts[row]) for row, clip in enumerate(clips, start=done)]

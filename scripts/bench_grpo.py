@@ -29,7 +29,7 @@ from reward_model.judge.decoding import END_TOKENS, Completion, token_ids
 from reward_model.judge.model import VideoJudge
 from reward_model.judge.tiny import build_tiny
 from reward_model.language import prompts
-from reward_model.records import Answer, Clip, FramePlan, Label, RewardValues
+from reward_model.records import DIMENSIONS, Answer, Clip, FramePlan, Label, RewardValues
 from reward_model.training.grpo import Answered, Credit, GrpoSettings, GrpoSteps, Rollout, grpo_parts
 from reward_model.training.questions import Question
 
@@ -58,7 +58,7 @@ def build_question(side: int, num_frames: int) -> Question:
     frames = torch.rand(num_frames, 3, side, side, generator=torch.Generator().manual_seed(0))
     times = tuple(i / 8 for i in range(num_frames))
     clip = Clip(frames, FramePlan(tuple(range(num_frames)), times, ("slow",) * num_frames, 8.0))
-    return Question("reason", prompts.reason_request(clip, "a dog runs"), Label(scores={"overall": 3.0}), 0)
+    return Question("reason", prompts.reason_request(clip, "a dog runs", DIMENSIONS), Label(scores={"overall": 3.0}), 0)
 
 
 def worth(text: str) -> float:

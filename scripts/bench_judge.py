@@ -40,7 +40,7 @@ from reward_model.judge.tiny import build_tiny  # noqa: E402
 from reward_model.language import prompts  # noqa: E402
 from reward_model.media.frame_sampling import FramePolicy, take  # noqa: E402
 from reward_model.media.video_io import write_video  # noqa: E402
-from reward_model.records import Clip, FramePlan, JudgeRequest, Video  # noqa: E402
+from reward_model.records import DIMENSIONS, Clip, FramePlan, JudgeRequest, Video  # noqa: E402
 from reward_model.video_reward import VideoJudgeReward  # noqa: E402
 from tests.parity.official_processor import declare_missing_operators  # noqa: E402
 
@@ -171,7 +171,7 @@ def predicted(judge: VideoJudge, request: JudgeRequest) -> float:
 def bench(judge: VideoJudge, clips: Sequence[Clip], repeats: int, *, processed: bool) -> dict[str, float]:
     """Compare, then time, the judge and the stock ways on clips of one size; names that begin with against_ are ratios."""
     request = prompts.score_request(clips[0], PROMPT, ASKED)
-    reason = prompts.reason_request(clips[0], PROMPT)
+    reason = prompts.reason_request(clips[0], PROMPT, DIMENSIONS)
     ways = {"": Stock(judge, processed=False)} | ({"_and_processor": Stock(judge, processed=True)} if processed else {})
     patches = patches_of([clips[0]], judge.family, quantise=True, device=judge.device)
     goal = predicted(judge, request)

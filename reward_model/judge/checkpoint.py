@@ -55,6 +55,9 @@ class JudgeConfig:
     """Level words, worst first."""
     dimensions: tuple[str, ...] = DIMENSIONS
     """Dimensions that it can be asked for."""
+    reasoned: Mapping[str, Sequence[Sequence[str]]] = field(default_factory=dict)
+    """Role ("" is the base) -> sets of dimensions that it was taught to rate in one reasoned answer; a role that is missing
+    rates what the base does, and a base that is missing all dimensions."""
     frame_policy: Mapping[str, Any] = field(default_factory=lambda: {"mode": "fps", "fps": 2.0, "max_frames": 16})
     """Fields of the frame planner's policy, the same at training and use."""
     motion: Mapping[str, Any] = field(default_factory=dict)
@@ -79,6 +82,26 @@ class JudgeConfig:
         rule = family_of(config, low, high, changes.pop("position_rule", None)).position_rule
         return cls(family=config.model_type, min_pixels=low, max_pixels=high, position_rule=rule, **changes)
 
+    def reasons_about(self, role: str | None, wanted: Sequence[str] = ()) -> tuple[str, ...]:
+        """Return what a reasoned question must name, as it was taught.
+
+        Args:
+            role: None is the base.
+            wanted: dimensions to be rated; none for as many as possible.
+
+        Returns:
+            The smallest set that a role was taught and that holds all of `wanted`, or the largest where nothing is wanted.
+
+        Raises:
+            ValueError: no such set.
+        """
+        sets = [tuple(one) for one in self.reasoned.get(role or "", self.reasoned.get("", [self.dimensions]))]
+        found = [one for one in sets if set(wanted) <= set(one)]
+        if not found:
+            known = " or ".join(", ".join(one) for one in sets)
+            raise ValueError(f"this judge's reasoned answers rate {known}, not {', '.join(wanted)}")
+        return min(found, key=len) if wanted else max(found, key=len)
+
     def save(self, folder: Path) -> None:
         """Write judge_config.json."""
         (folder / CONFIG_FILE).write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
@@ -101,6 +124,13 @@ class JudgeConfig:
                     f"{folder / CONFIG_FILE}: trained_range holds [lowest, highest] of {', '.join(CLIP_MEASURES)}, "
                     f"got {name!r}: {bounds!r}"
                 )
+        reasoned = {role: [tuple(one) for one in sets] for role, sets in values.get("reasoned", {}).items()}
+        for role, sets in reasoned.items():
+            if not sets or not all(one and set(one) <= set(values["dimensions"]) for one in sets):
+                raise ValueError(
+                    f"{folder / CONFIG_FILE}: reasoned holds sets of {', '.join(values['dimensions'])}, got {role!r}: {sets!r}"
+                )
+        values["reasoned"] = reasoned
         return cls(**values)
 
 

@@ -107,7 +107,11 @@ def _merged_config(config: JudgeConfig, role: str | None) -> JudgeConfig:
         origin |= {"base": config.base, "base_subfolder": config.base_subfolder, "revision": config.revision}
     if role is not None:
         origin["role"] = role
-    return dataclasses.replace(config, base=SAME_FOLDER, base_subfolder="", revision=None, origin=origin)
+    taught = config.reasoned.get(role or "", config.reasoned.get(""))
+    reasoned = {} if taught is None else {"": taught}
+    return dataclasses.replace(
+        config, base=SAME_FOLDER, base_subfolder="", revision=None, origin=origin, reasoned=reasoned
+    )
 
 
 def _write_processors(facts: VisionFacts, config: JudgeConfig, place: Path) -> None:

@@ -123,6 +123,11 @@ class JudgeParts(nn.Module):
         """Names of the adapters."""
         return self._roles.names
 
+    @property
+    def role_in_use(self) -> str | None:
+        """Name of the active adapter; None is the base alone."""
+        return self._roles.active
+
     def use_role(self, name: str | None) -> AbstractContextManager[None]:
         """Return a context with that adapter active (None: the base alone).
 

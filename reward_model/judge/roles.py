@@ -36,6 +36,11 @@ class Roles:
         """Roles in the order in which they were added."""
         return tuple(self._configs)
 
+    @property
+    def active(self) -> str | None:
+        """The role in use; None is the base."""
+        return self._active
+
     def add(self, name: str, *, rank: int, alpha: int, vision: bool, copy_from: str | None) -> None:
         """Add a role; see `VideoJudge.add_role`."""
         if not _NAME.fullmatch(name) or name in self._configs:

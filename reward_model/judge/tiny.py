@@ -195,7 +195,7 @@ def _own_texts() -> list[str]:
     requests = [
         prompts.score_request(clip, "a", DIMENSIONS),
         prompts.describe_request(clip),
-        prompts.reason_request(clip, "a"),
+        prompts.reason_request(clip, "a", DIMENSIONS),
         *(prompts.compare_request(clip, clip, "a", name) for name in DIMENSIONS),
     ]
     texts = [part for r in requests for part in (*r.prefix, *r.branches) if isinstance(part, str)]

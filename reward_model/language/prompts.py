@@ -62,11 +62,30 @@ def describe_request(clip: Clip) -> JudgeRequest:
     return _one_clip(clip, [f"Describe the video.{_ASSISTANT}Caption:"])
 
 
-def reason_request(clip: Clip, prompt: str | None) -> JudgeRequest:
-    """Return the question for a reasoned answer on all dimensions (on text alignment only with a prompt)."""
-    keys = ", ".join(name for name in DIMENSIONS if prompt is not None or name != "text_alignment")
-    ask = f"Reason in <think>, then give JSON scores 1-5 in <answer>: {keys}."
-    return _one_clip(clip, [f"{_questions(prompt)}{ask}{_ASSISTANT}"])
+def askable(dimensions: Sequence[str], prompt: str | None) -> tuple[str, ...]:
+    """Return those of `dimensions` that can be asked for: text alignment only with a prompt."""
+    return tuple(name for name in dimensions if prompt is not None or name != "text_alignment")
+
+
+def reason_request(clip: Clip, prompt: str | None, dimensions: Sequence[str]) -> JudgeRequest:
+    """Ask for a reasoned answer with one score per dimension.
+
+    Args:
+        clip: what is rated.
+        prompt: the text that the clip was generated from; None if there is none. `overall` is then asked without it.
+        dimensions: of `DIMENSIONS`, what the answer must rate.
+
+    Returns:
+        The request.
+
+    Raises:
+        ValueError: no or an unknown dimension, or text alignment without a prompt.
+    """
+    if not dimensions:
+        raise ValueError("a reasoned answer must rate at least one dimension")
+    names = [name for name in DIMENSIONS if name in [_checked(one, prompt) for one in dimensions]]
+    ask = f"Reason in <think>, then give JSON scores 1-5 in <answer>: {', '.join(names)}."
+    return _one_clip(clip, [f"{_questions(prompt, names)}{ask}{_ASSISTANT}"])
 
 
 def compare_request(first: Clip, second: Clip, prompt: str | None, dimension: str = "overall") -> JudgeRequest:
@@ -75,7 +94,7 @@ def compare_request(first: Clip, second: Clip, prompt: str | None, dimension: st
     Each clip is followed by all that a rating of it alone would be asked, so that what is seen of it is gathered there.
     """
     _check(dimension)
-    asked = _questions(prompt)
+    asked = _questions(prompt, askable(DIMENSIONS, prompt))
     prefix = (f"{_SYSTEM}A:", 0, f"{_RUBRIC}A:\n{asked}B:", 1, f"{_RUBRIC}B:\n{asked}")
     return JudgeRequest(
         (first, second), prefix, (f"Better {dimension.replace('_', ' ')}, A, B or neither?{_ASSISTANT}Better:",)
@@ -146,20 +165,26 @@ def _one_clip(clip: Clip, branches: Sequence[str]) -> JudgeRequest:
 
 
 def _level_branch(name: str, prompt: str | None) -> str:
-    _check(name)
-    if name == "text_alignment" and prompt is None:
-        raise ValueError("text_alignment needs a prompt, got None; leave the dimension out")
+    _checked(name, prompt)
     return f"{_prompt_line(prompt if name in _NEEDS_PROMPT else None)}{_QUESTION[name]}{_ASSISTANT}Rating:"
 
 
-def _questions(prompt: str | None) -> str:
-    """Return the prompt and the questions of all dimensions, a line each (text alignment only with a prompt)."""
-    asked = [text for name, text in _QUESTION.items() if prompt is not None or name != "text_alignment"]
-    return "\n".join([f"{_prompt_line(prompt)}{asked[0]}", *asked[1:], ""])
+def _questions(prompt: str | None, dimensions: Sequence[str]) -> str:
+    """Return the prompt and the questions of the dimensions, a line each."""
+    asked = "\n".join(_QUESTION[name] for name in dimensions)
+    return f"{_prompt_line(prompt)}{asked}\n"
 
 
 def _prompt_line(prompt: str | None) -> str:
     return "" if prompt is None else f"Prompt: {quote(prompt)}\n"
+
+
+def _checked(dimension: str, prompt: str | None) -> str:
+    """Return a dimension that can be asked for."""
+    _check(dimension)
+    if not askable([dimension], prompt):
+        raise ValueError("text_alignment needs a prompt, got None; leave the dimension out")
+    return dimension
 
 
 def _check(dimension: str) -> bool:

@@ -27,8 +27,8 @@ _PAIR = re.compile(rf"""\s*["']?(\w+)["']?\s*:\s*["']?({_NUMBER})["']?\s*""")
 class Style(Protocol):
     """One way of asking and reading."""
 
-    def reason_request(self, clip: Clip, prompt: str | None) -> JudgeRequest:
-        """Return the question for a reasoned answer."""
+    def reason_request(self, clip: Clip, prompt: str | None, dimensions: Sequence[str]) -> JudgeRequest:
+        """Return the question for a reasoned answer that rates these dimensions."""
 
     def parse_reason(self, text: str, dimensions: Sequence[str]) -> ParsedAnswer | ParseFailure:
         """Read a reasoned answer that must have these dimensions."""
@@ -40,9 +40,9 @@ class Style(Protocol):
 class OwnStyle:
     """The prompts and answers of `language.prompts` and `language.parsing`."""
 
-    def reason_request(self, clip: Clip, prompt: str | None) -> JudgeRequest:
-        """Return the question for a reasoned answer on all dimensions."""
-        return prompts.reason_request(clip, prompt)
+    def reason_request(self, clip: Clip, prompt: str | None, dimensions: Sequence[str]) -> JudgeRequest:
+        """Return the question for a reasoned answer that rates these dimensions."""
+        return prompts.reason_request(clip, prompt, dimensions)
 
     def parse_reason(self, text: str, dimensions: Sequence[str]) -> ParsedAnswer | ParseFailure:
         """Read a reasoned answer that must have these dimensions."""
@@ -79,8 +79,8 @@ class OtherStyle:
     keys: Mapping[str, str]
     scale: tuple[float, float]
 
-    def reason_request(self, clip: Clip, prompt: str | None) -> JudgeRequest:
-        """Return the question for a reasoned answer; a judge that only compares has none (ValueError)."""
+    def reason_request(self, clip: Clip, prompt: str | None, dimensions: Sequence[str]) -> JudgeRequest:
+        """Return the style's one question, whatever is asked; a judge that only compares has none (ValueError)."""
         if not self.wording.question:
             raise ValueError("this judge was trained to compare, not to score; use compare or rank")
         return JudgeRequest((clip,), (self._system(), 0), (f"{self._ask(self.wording.question, prompt)}{_ASSISTANT}",))

@@ -16,8 +16,7 @@ from reward_model.media.motion_encoders import encoder_of
 from reward_model.media.video_io import MediaLimits
 from reward_model.records import Clip, RewardOutput, VideoError
 from reward_model.rows import Row, comparison_rows, explanation_row, output_rows, unexplained_row
-from reward_model.score_sheet import ScoreSheet
-from reward_model.scoring import check_asked, score_rows
+from reward_model.scoring import open_sheet, score_rows
 from reward_model.serving import wire
 from reward_model.serving.server_schema import FileVideo, FramesVideo
 from reward_model.serving.server_settings import ServerSettings
@@ -151,14 +150,15 @@ class ServedJudge:
 
     def _score(self, clips: Sequence[Clip | str], prompts: Sequence[str | None], work: Scoring) -> RewardOutput:
         weights = None if work.weights is None else dict(work.weights)
-        dims = check_asked(
+        sheet = open_sheet(
             self._judge,
+            self._role,
+            len(clips),
             dimensions=work.dimensions,
             weights=weights,
             readout=work.readout,
             num_samples=work.num_samples,
         )
-        sheet = ScoreSheet(dims, len(clips), self._judge.config, self._judge.device)
         entries = [(row, clip, prompt) for row, (clip, prompt) in enumerate(zip(clips, prompts, strict=True))]
         with torch.no_grad(), self._judge.use_role(self._role):
             score_rows(self._judge, sheet, entries, work.readout, work.num_samples)

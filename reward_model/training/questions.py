@@ -47,9 +47,10 @@ class Question:
 
 
 def reason_question(rated: RatedClip, to_clip: ToClip, *, group: int) -> Question:
-    """Ask for a reasoned answer on every dimension that the clip is rated on (its label on the scale 1 to 5)."""
+    """Ask for a reasoned answer on the dimensions that the clip is rated on (its label on the scale 1 to 5)."""
     scores = {name: LOW + (HIGH - LOW) * float(quality) for name, quality in rated.quality.items()}
-    return Question("reason", language.reason_request(to_clip(rated.video), rated.prompt), Label(scores=scores), group)
+    request = language.reason_request(to_clip(rated.video), rated.prompt, tuple(scores))
+    return Question("reason", request, Label(scores=scores), group)
 
 
 def compare_question(pair: VideoPair, to_clip: ToClip, *, group: int) -> Question:

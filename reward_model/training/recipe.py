@@ -7,6 +7,7 @@ from typing import Literal
 
 from reward_model.media.frame_sampling import FramePolicy
 from reward_model.media.motion_encoders import MotionConfig
+from reward_model.records import DIMENSIONS
 from reward_model.rewards import RewardConfig
 from reward_model.training.fit import FitSettings
 from reward_model.training.grpo import GrpoSettings
@@ -23,6 +24,7 @@ _READ_BY = {
     "columns": ("manifest", "pairs"),
     "images": ("moving_shapes",),
     "num_clips": ("moving_shapes",),
+    "dimensions": ("moving_shapes",),
 }
 
 
@@ -51,6 +53,8 @@ class DataConfig:
     """moving_shapes only: the middle frame of each clip, rated on visual quality alone, in the clip's place."""
     num_clips: int = 0
     """moving_shapes only: train on that many clips over and over, as where annotations are few; 0 renders without end."""
+    dimensions: list[str] = field(default_factory=list)
+    """moving_shapes only: what clips are rated on, all that it can be where empty; other files say so by their columns."""
     weight: float = 1.0
     """Share of a batch relative to the other data of the stage."""
 
@@ -65,6 +69,10 @@ class DataConfig:
                 raise ValueError(f"data.{name} is read for {', '.join(kinds)} only, got it with {self.kind}")
         if self.scale and len(self.scale) != 2:
             raise ValueError(f"data.scale must be two numbers, got {self.scale}")
+        if unknown := sorted(set(self.dimensions) - set(DIMENSIONS)):
+            raise ValueError(f"data.dimensions must be of {', '.join(DIMENSIONS)}, got {unknown[0]!r}")
+        if self.images and self.dimensions not in ([], ["visual_quality"]):
+            raise ValueError(f"data.images are rated on visual_quality, got dimensions {self.dimensions}")
         if self.weight <= 0:
             raise ValueError(f"data.weight must be > 0, got {self.weight}")
         if self.num_clips < 0 or self.num_clips == 1:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,7 +64,7 @@ def open_source(config: DataConfig, *, held_out: bool = False) -> Source:
     """
     if config.kind == "moving_shapes":
         scenes = moving_shapes.split(moving_shapes.CORE)[int(held_out)]
-        clips: Source = partial(_render_pairs, scenes, config.clean_share)
+        clips: Source = partial(_render_pairs, scenes, config.clean_share, tuple(config.dimensions))
         if config.num_clips and not held_out:
             clips = partial(_draw_listed, clips(0, config.num_clips))
         return partial(_draw_images, clips) if config.images else clips
@@ -104,8 +105,19 @@ def open_mixture(configs: Sequence[DataConfig], *, held_out: bool = False) -> So
     return draw
 
 
-def _render_pairs(scenes: Sequence[moving_shapes.Scene], clean_share: float, seed: int, num: int) -> list[RatedClip]:
-    return [*moving_shapes.sample_rated(num, seed=seed, scenes=scenes, clean_share=clean_share, group_size=2)]
+def _render_pairs(
+    scenes: Sequence[moving_shapes.Scene], clean_share: float, dimensions: Sequence[str], seed: int, num: int
+) -> list[RatedClip]:
+    clips = moving_shapes.sample_rated(num, seed=seed, scenes=scenes, clean_share=clean_share, group_size=2)
+    return [rated_on(clip, dimensions) if dimensions else clip for clip in clips]
+
+
+def rated_on(rated: RatedClip, dimensions: Sequence[str]) -> RatedClip:
+    """Return a clip of which only these dimensions' quality and faults are known."""
+    quality = {name: value for name, value in rated.quality.items() if name in dimensions}
+    every: Any = rated.facts["faults"]
+    faults = {name: found for name, found in every.items() if name in dimensions}
+    return replace(rated, quality=quality, facts={**rated.facts, "faults": faults})
 
 
 def _draw_images(clips: Source, seed: int, num: int) -> list[Example]:
@@ -118,8 +130,7 @@ def middle_frame(rated: RatedClip) -> RatedClip:
     assert isinstance(video, Video)
     middle = len(video.frames) // 2
     still = Video(video.frames[middle : middle + 1], video.fps, source=video.source)
-    quality = {"visual_quality": rated.quality["visual_quality"]}
-    return replace(rated, video=still, prompt=None, quality=quality)
+    return replace(rated_on(rated, ["visual_quality"]), video=still, prompt=None)
 
 
 def _draw_listed(examples: Sequence[Example], seed: int, num: int) -> list[Example]:

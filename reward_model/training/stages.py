@@ -18,7 +18,7 @@ from torch import nn
 from reward_model.judge.checkpoint import BASE_FOLDER
 from reward_model.judge.model import VideoJudge
 from reward_model.media.trained_range import widened
-from reward_model.records import Clip, RatedClip, Video, VideoPair, VideoQuestion
+from reward_model.records import DIMENSIONS, Clip, RatedClip, Video, VideoPair, VideoQuestion
 from reward_model.rewards import build_rewards
 from reward_model.training.finish import finish
 from reward_model.training.fit import Loss, fit, rank_and_world
@@ -170,6 +170,7 @@ def _grpo(judge: VideoJudge, stage: StageConfig, seed: int) -> Iterator[Loss]:
         """Yield the loss of one step in parts."""
         planned = plan_questions(source(seed * 1_000_003 + step, stage.fit.batch_size), stage.tasks)
         mine = [ask(*planned[group], planner, group=group) for group in range(rank, len(planned), world)]
+        _note_reasoned(judge, stage, [e for kind, e in planned if kind == "reason"])
         return steps.parts(mine, step, seed=seed * 1_000_003)
 
     try:
@@ -200,6 +201,8 @@ def draw_lessons(judge: VideoJudge, source: Source, stage: StageConfig, seed: in
     scores = own_levels(judge, clips[: math.ceil(num * stage.task_share.get("reason", 1.0))]) if own else []
     for place, rated in enumerate(clips):
         chosen = [kind for kind in kinds if place < num * stage.task_share.get(kind, 1.0)]
+        if "reason" in chosen:
+            _note_reasoned(judge, stage, [rated])
         if chosen:
             lessons.append(clip_lesson(rated, planner, chosen, scores=scores[place] if place < len(scores) else None))
     if "compare" in stage.tasks:
@@ -222,6 +225,15 @@ def _noting_planner(judge: VideoJudge) -> Callable[[Video | Path], Clip]:
         return clip
 
     return plan
+
+
+def _note_reasoned(judge: VideoJudge, stage: StageConfig, asked: Sequence[Example]) -> None:
+    """Note which dimensions the stage's role is taught to rate in one reasoned answer."""
+    found, role = judge.config.reasoned, stage.role or ""
+    rated = [example.quality for example in asked if isinstance(example, RatedClip)]
+    sets = list(dict.fromkeys(tuple(name for name in DIMENSIONS if name in quality) for quality in rated))
+    if new := [one for one in sets if one not in found.get(role, ())]:
+        judge.configure(reasoned={**found, role: [*found.get(role, ()), *new]})
 
 
 def _both_orders(examples: Sequence[Example]) -> list[VideoPair]:

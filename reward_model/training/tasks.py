@@ -100,7 +100,7 @@ def _describe(rated: RatedClip, clip: Clip) -> _Part:
 def _reason(rated: RatedClip, clip: Clip) -> _Part:
     thought = reasoning(_fact(rated, "caption"), _fact(rated, "faults"), rated.quality)
     answer = language.reason_answer(rated.quality, thought)
-    return language.reason_request(clip, rated.prompt), (answer,), (None,)
+    return language.reason_request(clip, rated.prompt, tuple(rated.quality)), (answer,), (None,)
 
 
 _PART: Mapping[str, Callable[[RatedClip, Clip], _Part]] = {

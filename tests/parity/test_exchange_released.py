@@ -97,7 +97,7 @@ def test_the_current_rule_would_give_other_positions():
 @pytest.mark.parametrize("name", ["vqinsight-naturalvideo", "vqinsight-aigcvideo", "score_degradation"])
 def test_a_released_scorer_is_asked_as_one_plain_forward_of_its_whole_prompt(tmp_path, name, fps):
     judge, clip = released(tmp_path, name), make_clip(10, 32, 32, fps)
-    request = judge.style.reason_request(clip, "a red ball")
+    request = judge.style.reason_request(clip, "a red ball", judge.config.dimensions)
     wording = judge.style.wording
     given = wording.with_prompt.replace("{prompt}", "a red ball")
     text = (

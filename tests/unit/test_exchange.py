@@ -135,6 +135,14 @@ def test_a_base_of_the_hub_is_named_by_what_is_merged_from_it_and_a_local_one_is
     assert "someone" not in (tmp_path / "local" / "judge_config.json").read_text()
 
 
+def test_a_merged_role_reasons_about_what_it_was_taught(judge, tmp_path):
+    before = judge.config.reasoned
+    judge.configure(reasoned={"": [("visual_quality",)], "natural": [("overall",)]})
+    merge_role(judge, "natural", tmp_path / "merged")
+    judge.configure(reasoned=before)
+    assert JudgeConfig.load(tmp_path / "merged").reasoned == {"": [("overall",)]}
+
+
 def test_unknown_roles_and_folders_with_files_are_refused(judge, tmp_path):
     with pytest.raises(ValueError, match="unknown role 'nobody', this judge has generated, natural"):
         merge_role(judge, "nobody", tmp_path / "merged")
@@ -256,7 +264,7 @@ def test_a_released_answer_is_written_and_read_in_its_own_form(tmp_path):
     judge.model.lm_head.register_forward_hook(
         lambda *args: args[2] + bias.index_fill(0, torch.tensor(next(written)), 1e4)
     )
-    request = judge.style.reason_request(make_clip(), None)
+    request = judge.style.reason_request(make_clip(), None, ["visual_quality"])
     (text,) = judge.generate([request], max_new_tokens=100)[0][0]
     found = judge.style.parse_reason(text, ("visual_quality",))
     assert found.quality == {"visual_quality": 0.75, "overall": 0.75} and found.reasoning == "x"

@@ -17,7 +17,7 @@ def mixed_requests():
         prompts.score_request(clips[0], "a red cat", DIMENSIONS),
         prompts.compare_request(clips[1], clips[2], "a dog"),
         prompts.describe_request(clips[1]),
-        prompts.reason_request(clips[0], None),
+        prompts.reason_request(clips[0], None, ["overall"]),
         prompts.score_request(clips[2], None, ("overall",)),
     ]
     answers = [

@@ -38,7 +38,10 @@ def test_prefix_branch_and_answer_tokenised_apart_are_the_whole(tokenizer):
     cases = [
         (prompts.score_request(clip, caption, DIMENSIONS), prompts.level_answer(0.4)),
         (prompts.describe_request(clip), prompts.describe_answer(caption)),
-        (prompts.reason_request(clip, caption), prompts.reason_answer({"overall": 0.4}, f"the video shows {caption}.")),
+        (
+            prompts.reason_request(clip, caption, ["overall"]),
+            prompts.reason_answer({"overall": 0.4}, f"the video shows {caption}."),
+        ),
         (prompts.compare_request(clip, clip, caption), prompts.preference_answer(0)),
     ]
     for request, answer in cases:

@@ -14,7 +14,7 @@ def test_every_request_about_one_clip_has_the_same_prefix():
         prompts.score_request(clip, "a dog", DIMENSIONS),
         prompts.score_request(clip, None, ("visual_quality",)),
         prompts.describe_request(clip),
-        prompts.reason_request(clip, "a dog"),
+        prompts.reason_request(clip, "a dog", DIMENSIONS),
     ]
     assert len({request.prefix for request in requests}) == 1
     assert all(request.clips == (clip,) for request in requests)
@@ -77,6 +77,27 @@ def test_quality_outside_the_unit_interval_is_refused():
         prompts.reason_answer({"overall": 1.5}, "")
 
 
-def test_reasoning_without_a_prompt_does_not_ask_for_alignment():
-    assert "text_alignment" not in prompts.reason_request(make_clip(), None).branches[0]
-    assert "text_alignment" in prompts.reason_request(make_clip(), "a dog").branches[0]
+def test_a_reasoned_question_asks_for_its_dimensions_alone_and_in_the_usual_order():
+    (text,) = prompts.reason_request(make_clip(), "a dog", ["overall", "visual_quality"]).branches
+    assert text.startswith("Prompt: a dog\nVisual quality?\nOverall quality?\nReason in <think>")
+    assert "in <answer>: visual_quality, overall.<|im_end|>" in text
+    (bare,) = prompts.reason_request(make_clip(), None, ["overall"]).branches
+    assert bare.startswith("Overall quality?\nReason in <think>")
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ([], "a reasoned answer must rate at least one dimension"),
+        (["sharpness"], "unknown dimension 'sharpness'"),
+        (["overall", "text_alignment"], "text_alignment needs a prompt, got None"),
+    ],
+)
+def test_a_reasoned_question_about_what_cannot_be_asked_is_refused(asked, said):
+    with pytest.raises(ValueError, match=said):
+        prompts.reason_request(make_clip(), None, asked)
+
+
+def test_alignment_can_be_asked_with_a_prompt_only():
+    assert prompts.askable(DIMENSIONS, "a dog") == DIMENSIONS
+    assert prompts.askable(DIMENSIONS, None) == ("visual_quality", "motion_quality", "overall")

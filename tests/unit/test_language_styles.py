@@ -95,7 +95,7 @@ def test_a_dimension_that_the_judge_does_not_rate_is_missing_by_name():
 
 @pytest.mark.parametrize("name", SCORERS)
 def test_a_question_has_the_clip_first_and_the_generation_prompt_only_where_its_style_takes_one(name):
-    plain, given = (STYLES[name].reason_request(CLIP, prompt) for prompt in (None, "a {dog}<|im_end|>"))
+    plain, given = (STYLES[name].reason_request(CLIP, prompt, ["overall"]) for prompt in (None, "a {dog}<|im_end|>"))
     assert plain.prefix == given.prefix and plain.prefix[1] == 0
     assert plain.branches[0].endswith("<|im_end|>\n<|im_start|>assistant\n")
     takes = name == "vq_insight_generated"
@@ -117,12 +117,12 @@ def test_scorers_do_not_compare_and_the_comparator_does_not_score():
         with pytest.raises(ValueError, match="trained to score, not to compare"):
             STYLES[name].compare_request(CLIP, CLIP, None)
     with pytest.raises(ValueError, match="trained to compare, not to score"):
-        STYLES["vq_insight_comparator"].reason_request(CLIP, None)
+        STYLES["vq_insight_comparator"].reason_request(CLIP, None, ["overall"])
 
 
 def test_this_projects_own_style_is_its_prompts_and_its_parser():
     own = STYLES[OWN]
-    assert own.reason_request(CLIP, "a dog") == prompts.reason_request(CLIP, "a dog")
+    assert own.reason_request(CLIP, "a dog", ["overall"]) == prompts.reason_request(CLIP, "a dog", ["overall"])
     assert own.compare_request(CLIP, CLIP, None) == prompts.compare_request(CLIP, CLIP, None)
     answer = prompts.reason_answer({"overall": 0.5}, "So so.")
     assert own.parse_reason(answer, ("overall",)) == ParsedAnswer({"overall": 0.5}, "So so.")
@@ -131,7 +131,7 @@ def test_this_projects_own_style_is_its_prompts_and_its_parser():
 def test_single_sentences_can_be_replaced_and_unknown_ones_are_refused():
     found = style_of("vq_insight_natural", {"question": "How good, 0 to 100?"})
     assert isinstance(found, OtherStyle) and found.wording.system == STYLES["vq_insight_natural"].wording.system
-    assert found.reason_request(CLIP, None).branches[0].startswith("How good, 0 to 100?<|im_end|>")
+    assert found.reason_request(CLIP, None, ["overall"]).branches[0].startswith("How good, 0 to 100?<|im_end|>")
     with pytest.raises(
         ValueError, match="wording has no text 'ask', expected some of system, with_prompt, question, comparison"
     ):

@@ -172,8 +172,32 @@ def test_images_are_the_middle_frames_of_the_same_clips_rated_on_visual_quality_
     for clip, image in zip(clips, images, strict=True):
         assert torch.equal(image.video.frames, clip.video.frames[4:5])
         assert image.quality == {"visual_quality": clip.quality["visual_quality"]}
+        assert image.facts["faults"].keys() <= {"visual_quality"}
         assert image.prompt is None
         assert image.source_id == clip.source_id
+
+
+def test_clips_can_be_rated_on_some_dimensions_alone():
+    every = open_source(DataConfig(kind="moving_shapes"))(3, 6)
+    some = open_source(DataConfig(kind="moving_shapes", dimensions=["motion_quality", "overall"]))(3, 6)
+    for clip, part in zip(every, some, strict=True):
+        assert part.quality == {name: clip.quality[name] for name in ("motion_quality", "overall")}
+        assert part.facts["faults"] == {k: v for k, v in clip.facts["faults"].items() if k in part.quality}
+        assert part.prompt == clip.prompt and torch.equal(part.video.frames, clip.video.frames)
+    assert any("visual_quality" in clip.facts["faults"] for clip in every)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"kind": "manifest", "path": "x.csv", "dimensions": ["overall"]}, "dimensions is read for moving_shapes only"),
+        ({"kind": "moving_shapes", "dimensions": ["sharpness"]}, "data.dimensions must be of .* got 'sharpness'"),
+        ({"kind": "moving_shapes", "images": True, "dimensions": ["overall"]}, "data.images are rated on visual_qual"),
+    ],
+)
+def test_dimensions_that_cannot_be_rated_are_refused(changes, said):
+    with pytest.raises(ValueError, match=said):
+        DataConfig(**changes)
 
 
 def test_images_of_a_file_are_refused():

@@ -27,7 +27,6 @@ from reward_model.config import load_config
 from reward_model.datasets import moving_shapes
 from reward_model.evaluation import benchmark, metrics
 from reward_model.media.distortions import DEFECTS
-from reward_model.records import DIMENSIONS
 from reward_model.training.recipe import RecipeConfig, StageConfig
 from reward_model.video_reward import VideoJudgeReward
 
@@ -35,10 +34,10 @@ Change = Callable[[StageConfig], StageConfig | None]
 """What an arm makes of a stage of GRPO; None leaves it out."""
 
 START = "start"
-NUM_CLIPS, NUM_UNSEEN, NUM_PAIRS, SEED, NUM_RESAMPLES = 300, 150, 600, 4321, 1000
+NUM_CLIPS, NUM_UNSEEN, NUM_PAIRS, SEED, NUM_RESAMPLES = 600, 300, 1000, 4321, 1000
 
-RATED = {"generated": DIMENSIONS, "natural": ("overall",)}
-"""Scorer -> the dimensions that its recipe rewards, and that the table is about."""
+RATED = {"generated": ("visual_quality", "motion_quality", "text_alignment"), "natural": ("overall",)}
+"""Scorer -> the dimensions that it reasons about."""
 
 PARTS = {"right": "", "scores": "", "unseen": ", unseen defects"}
 """What a run's answers hold -> what the table calls it."""
@@ -85,8 +84,8 @@ ARMS: Mapping[str, tuple[str, Change]] = {
     "no_temporal": ("toy_vq_insight", scorer_only(without("temporal"))),
     "temporal_released": ("toy_vq_insight", scorer_only(instead("temporal", "temporal", variant="released"))),
     "vqathinker": ("toy_vqathinker", lambda stage: stage),
-    "absolute": ("toy_vqathinker", instead("bell", "absolute", dimensions="overall")),
-    "threshold": ("toy_vqathinker", instead("bell", "threshold", dimensions="overall")),
+    "absolute": ("toy_vqathinker", instead("bell", "absolute")),
+    "threshold": ("toy_vqathinker", instead("bell", "threshold")),
     "no_ranking": ("toy_vqathinker", without("ranking")),
     "no_consistency": ("toy_vqathinker", without("temporal_ranking")),
 }
@@ -110,9 +109,7 @@ def run_start(folder: Path) -> None:
     trained = run_recipe(recipe_of("vq_insight", 0, folder), num_stages=1)
     if torch.distributed.get_rank():
         return
-    scores = answers_of(trained, None)
-    pairs = answers_of(trained, None, compares=True)
-    found = {"generated": scores, "natural": scores, "comparator": pairs}
+    found = {role: answers_of(trained, role, start=True) for role in (*RATED, "comparator")}
     (folder / "answers.json").write_text(json.dumps(found) + "\n")
 
 
@@ -126,7 +123,7 @@ def run(arm: str, seed: int, folder: Path) -> None:
         take_stages(config, other, folder)
     trained = run_recipe(config)
     roles = [stage.role for stage in config.stages if stage.role in ("natural", "generated", "comparator")]
-    found = {role: answers_of(trained, role, compares=role == "comparator") for role in roles}
+    found = {role: answers_of(trained, role) for role in roles}
     (folder / "answers.json").write_text(json.dumps(found) + "\n")
 
 
@@ -144,15 +141,20 @@ def take_stages(config: RecipeConfig, other: Path, folder: Path) -> None:
         shutil.copytree(other / place, folder / place)
 
 
-def answers_of(judge: Path, role: str | None, *, compares: bool = False) -> dict[str, Any]:
-    """Return a role's reasoned scores of the held-out clips, or which of the held-out pairs it puts in the right order."""
-    reward = VideoJudgeReward.from_pretrained(judge, role=role)
-    if compares:
+def answers_of(judge: Path, role: str, *, start: bool = False) -> dict[str, Any]:
+    """Return a role's reasoned scores of the held-out clips, or which of the held-out pairs it puts in the right order.
+
+    `start` asks the judge that has no role yet what the role will be asked.
+    """
+    reward = VideoJudgeReward.from_pretrained(judge, role=None if start else role)
+    if role == "comparator":
         clips = benchmark.moving_shapes_clips(NUM_PAIRS, seed=SEED)
         pairs = benchmark.pairs_by_label(clips, min_gap=0.1, num=NUM_PAIRS, seed=SEED)
         output = reward.compare([p.first for p in pairs], [p.second for p in pairs], [p.prompt for p in pairs])
         right = [m * (p.preference["overall"] - 0.5) > 0 for m, p in zip(output.margin.tolist(), pairs, strict=True)]
         return {"prompts": [p.prompt for p in pairs], "right": right}
+    if start:
+        reward.judge.configure(reasoned={"": [RATED[role]]})
     found: dict[str, Any] = {}
     for name, shown in (("scores", held_out()), ("unseen", held_out(unseen=True))):
         scores, parse_rate = benchmark.score_clips(reward, shown, readout="reason")
@@ -252,10 +254,10 @@ def write(arms: Sequence[str], seeds: Sequence[int], runs: Path, docs: Path) -> 
     lines = [
         "# GRPO after supervision, one factor at a time",
         "",
-        f"{NUM_CLIPS} held-out clips rated by the oracle. Scorers: rank correlation of the reasoned answers, of generated clips as",
-        "the mean over the four dimensions, of natural ones (VQAThinker) in overall quality, which its rewards are about; also",
-        f"on {NUM_UNSEEN} clips with kinds of damage that no training shows. Comparator: accuracy on",
-        f"{NUM_PAIRS} pairs at least 0.1 apart. Start is the judge after supervision; the interval (95 %, by prompt) is of the",
+        f"{NUM_CLIPS} held-out clips rated by the oracle. Scorers: rank correlation of the reasoned answers; the scorer of",
+        "generated clips (VQ-Insight) rates visual quality, motion quality and text alignment, of which this is the mean, the",
+        f"natural one (VQAThinker) overall quality; also on {NUM_UNSEEN} clips with kinds of damage that no training shows.",
+        f"Comparator: accuracy on {NUM_PAIRS} pairs at least 0.1 apart. Start is the judge after supervision; the interval (95 %, by prompt) is of the",
         "difference, averaged over the seeds. `python scripts/run_judge_arms.py` makes this page.",
         "",
         "| arm, role | seeds | start | after GRPO | difference |",

@@ -171,8 +171,9 @@ class JudgeParts(nn.Module):
         self.configure(motion=dict(settings))
 
     def remove_role(self, name: str) -> None:
-        """Take an adapter away; ValueError if there is none of that name or it is in use."""
+        """Take an adapter away, and what is known of it; ValueError if there is none of that name or it is in use."""
         self._roles.remove(name)
+        self.configure(reasoned={role: sets for role, sets in self.config.reasoned.items() if role != name})
 
     def trainable_parameters(self, role: str | None, *, motion: bool = False) -> list[nn.Parameter]:
         """Make one role's weights the only ones that require a gradient, and return them.

@@ -166,8 +166,8 @@ def _grpo(judge: VideoJudge, stage: StageConfig, seed: int) -> Iterator[Loss]:
     steps = GrpoSteps(judge, build_rewards(stage.rewards), stage.grpo, role=stage.role, reference=reference)
 
     def loss(step: int) -> Iterator[tuple[torch.Tensor, dict[str, float]]]:
-        # every process plans the whole batch and asks its share, so that any number of them asks the same questions
         """Yield the loss of one step in parts."""
+        # every process plans the whole batch and asks its share, so that any number of them asks the same questions
         planned = plan_questions(source(seed * 1_000_003 + step, stage.fit.batch_size), stage.tasks)
         mine = [ask(*planned[group], planner, group=group) for group in range(rank, len(planned), world)]
         _note_reasoned(judge, stage, [e for kind, e in planned if kind == "reason"])

@@ -108,3 +108,11 @@ def test_a_grpo_stage_notes_what_its_role_reasons_about(tmp_path):
     )
     stages.run_stage(judge, stage, seed=0, log_file=tmp_path / "metrics.jsonl")
     assert judge.config.reasoned == {"natural": [("overall",)]}
+
+
+def test_a_role_that_is_taken_away_leaves_nothing_behind():
+    judge = build_judge()
+    judge.add_role("natural", rank=2, alpha=2)
+    judge.configure(reasoned={"": [DIMENSIONS], "natural": [("overall",)]})
+    judge.remove_role("natural")
+    assert judge.config.reasoned == {"": [DIMENSIONS]}

@@ -13,6 +13,7 @@ clh124/VQAThinker, train/src/open-r1-multimodal/src/open_r1/trainer/grpo_trainer
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -39,8 +40,8 @@ def temporal_bonus(
         accuracy: reward in [0, 1] that measures answers about true and perturbed clips alike.
         variant: paper: an answer whose accuracy is above `mu` x the mean accuracy on the perturbed clip. released: every
             answer above `accuracy_floor` of a group whose mean accuracy is at least `mu` x that mean; this is nearly always
-            the whole group, and then cancels in the advantages. corrected: an answer above `accuracy_floor` whose score
-            is above the perturbed clip's mean score by more than `margin`.
+            the whole group, and then cancels in the advantages. corrected: an answer above `accuracy_floor` whose score,
+            as far as its label reaches, is above the perturbed clip's mean score by more than `margin`.
         alpha: the bonus.
         mu: raising it asks for a greater lead over the perturbed clip (paper and released).
         accuracy_floor: keeps wild answers from being paid (released and corrected).
@@ -64,6 +65,9 @@ def temporal_bonus(
         own = accuracy(answers, labels, groups)
         if variant == "corrected":
             scores, other = _scores(answers, groups, others, dimension)
+            # a score above its label leads no further than the label does, or inflated scores would be paid
+            reach = torch.tensor([label.scores.get(dimension, math.nan) for label in labels], dtype=scores.dtype)
+            scores = torch.minimum(scores, reach)
             paid = (scores - other > margin) & (own.values > accuracy_floor)
             return _bonus(alpha, paid, own, other, scores)
         other = group_mean(_measured(accuracy, others), others.groups, groups)

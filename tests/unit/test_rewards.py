@@ -306,6 +306,9 @@ def test_the_corrected_bonus_goes_to_answers_that_score_the_perturbed_clip_lower
     assert temporal(vq("paper"), ["4"], ["5"]).values.item() > 0
     # a score far from its label is not paid for being higher
     assert temporal(vq("corrected"), ["5"], ["1"], label=1.2).values.item() == 0
+    # where the label itself does not lead, neither an exact nor an inflated score is paid
+    assert temporal(vq("corrected"), ["3", "3.6", "4.5"], ["2.9"], label=3.0).values.tolist() == [0, 0, 0]
+    assert_close(temporal(vq("corrected"), ["3", "3.6"], ["2.7"], label=3.0).values, torch.tensor([0.3, 0.3]))
 
 
 def test_unreadable_answers_about_perturbed_clips_count_as_inaccurate_in_the_papers_forms_only():

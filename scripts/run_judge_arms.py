@@ -39,6 +39,12 @@ NUM_CLIPS, NUM_UNSEEN, NUM_PAIRS, SEED, NUM_RESAMPLES = 600, 300, 1000, 4321, 10
 RATED = {"generated": ("visual_quality", "motion_quality", "text_alignment"), "natural": ("overall",)}
 """Scorer -> the dimensions that it reasons about."""
 
+WHOLE = {"toy_vq_insight": "vq_insight", "toy_vqathinker": "vqathinker"}
+"""Recipe -> the arm that leaves it whole."""
+
+Answers = Sequence[Mapping[str, Any]]
+"""What one role said after each of several runs."""
+
 PARTS = {"right": "", "scores": "", "unseen": ", unseen defects"}
 """What a run's answers hold -> what the table calls it."""
 
@@ -179,32 +185,25 @@ def score(found: Mapping[str, Any], part: str, truth: Mapping[str, np.ndarray], 
     return float(np.mean([metrics.srcc(values[name], truth[name][rows]) for name in truth]))
 
 
-def compare(
-    start: Mapping[str, Any], ends: Sequence[Mapping[str, Any]], part: str, dimensions: Sequence[str]
-) -> dict[str, float]:
-    """Return start, mean end over the seeds and their difference, with its bootstrap interval by prompt."""
+def compare(first: Answers, last: Answers, part: str, dimensions: Sequence[str]) -> dict[str, float]:
+    """Return the mean over the seeds on each side and the difference, with its bootstrap interval by prompt."""
     clips = held_out(unseen=part == "unseen")
     truth = {name: np.array([clip.quality[name] for clip in clips]) for name in dimensions}
-    prompts = np.array(start.get("prompts") or [clip.prompt for clip in clips])
+    prompts = np.array(first[0].get("prompts") or [clip.prompt for clip in clips])
     groups = [np.flatnonzero(prompts == prompt) for prompt in dict.fromkeys(prompts)]
     rng = np.random.default_rng(0)
 
     def means(rows: np.ndarray) -> np.ndarray:
-        return np.array([np.mean([score(one, part, truth, rows) for one in side]) for side in ([start], ends)])
+        return np.array([np.mean([score(one, part, truth, rows) for one in side]) for side in (first, last)])
 
     drawn = [
         means(np.concatenate([groups[i] for i in rng.integers(len(groups), size=len(groups))]))
         for _ in range(NUM_RESAMPLES)
     ]
     before, after = means(np.arange(len(prompts)))
-    low, high = np.quantile([last - first for first, last in drawn], [0.025, 0.975])
-    return {
-        "start": float(before),
-        "end": float(after),
-        "difference": float(after - before),
-        "low": float(low),
-        "high": float(high),
-    }
+    low, high = np.quantile([two - one for one, two in drawn], [0.025, 0.975])
+    mean = float(after - before)
+    return {"first": float(before), "last": float(after), "difference": mean, "low": float(low), "high": float(high)}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -236,38 +235,71 @@ def _run_apart(arm: str, seed: int, runs: Path) -> int:
     return run_apart([*launch, __file__, "--only", arm, str(seed), "--runs", str(runs)], folder)
 
 
+def row_of(
+    start: Mapping[str, Any], whole: Mapping[int, Any], ended: Mapping[int, Any], role: str, part: str
+) -> dict[str, Any]:
+    """Return one row of the table: an arm's runs by seed against the start and, where it is another, the whole recipe."""
+    rated, both = RATED.get(role, ()), sorted(set(whole) & set(ended))
+    against = None
+    if both and whole is not ended:
+        against = compare([whole[seed][role] for seed in both], [ended[seed][role] for seed in both], part, rated)
+    own = compare([start[role]], [one[role] for one in ended.values()], part, rated)
+    return {"seeds": len(ended), "start": own, "whole": against}
+
+
+def verdicts(table: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what the intervals show, in words: of GRPO from the start, and of what each arm leaves out or changes."""
+    names = {True: "better", False: "worse", None: "not shown to differ"}
+    lines = []
+    for against, title in (("start", "Against the start"), ("whole", "Against the whole recipe")):
+        found: dict[bool | None, list[str]] = {verdict: [] for verdict in names}
+        for row in table:
+            if (one := row[against]) is not None:
+                verdict = True if one["low"] > 0 else False if one["high"] < 0 else None
+                found[verdict].append(f"{row['arm']} ({row['role']}{PARTS[row['part']]})")
+        lines += [f"{title}, {names[verdict]}: {'; '.join(rows)}." for verdict, rows in found.items() if rows]
+    return lines
+
+
+def _interval(found: Mapping[str, float] | None) -> str:
+    return "" if found is None else f"{found['difference']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
+
+
 def write(arms: Sequence[str], seeds: Sequence[int], runs: Path, docs: Path) -> None:
     """Write docs/toy_grpo.md and .json of the finished runs."""
     torch.set_num_threads(1)
     start = json.loads((runs / START / "answers.json").read_text())
-    table: dict[str, Any] = {}
-    for arm in arms:
-        folders = [runs / f"{arm}-{seed}" for seed in seeds]
-        found = [json.loads((f / "answers.json").read_text()) for f in folders if (f / "answers.json").exists()]
-        for role in found[0] if found else ():
-            ends = [one[role] for one in found]
-            for part, name in PARTS.items():
-                if part in start[role]:
-                    table[f"{arm}, {role}{name}"] = compare(start[role], ends, part, RATED.get(role, ())) | {
-                        "seeds": len(found)
-                    }
+    found: dict[str, dict[int, Any]] = {}
+    for arm in dict.fromkeys([*(WHOLE[ARMS[arm][0]] for arm in arms), *arms]):
+        files = {seed: runs / f"{arm}-{seed}" / "answers.json" for seed in seeds}
+        found[arm] = {seed: json.loads(file.read_text()) for seed, file in files.items() if file.exists()}
+    table = [
+        {"arm": arm, "role": role, "part": part, **row_of(start, found[WHOLE[ARMS[arm][0]]], found[arm], role, part)}
+        for arm in arms
+        for role in next(iter(found[arm].values()), ())
+        for part in PARTS
+        if part in start[role]
+    ]
     lines = [
         "# GRPO after supervision, one factor at a time",
         "",
         f"{NUM_CLIPS} held-out clips rated by the oracle. Scorers: rank correlation of the reasoned answers; the scorer of",
         "generated clips (VQ-Insight) rates visual quality, motion quality and text alignment, of which this is the mean, the",
         f"natural one (VQAThinker) overall quality; also on {NUM_UNSEEN} clips with kinds of damage that no training shows.",
-        f"Comparator: accuracy on {NUM_PAIRS} pairs at least 0.1 apart. Start is the judge after supervision; the interval (95 %, by prompt) is of the",
-        "difference, averaged over the seeds. `python scripts/run_judge_arms.py` makes this page.",
+        f"Comparator: accuracy on {NUM_PAIRS} pairs at least 0.1 apart. Start is the judge after supervision. Differences are from",
+        "the start, and from the whole recipe with the same seeds: below 0 where what the arm leaves out or changes helps.",
+        "Intervals are 95 %, by prompt, of the mean over the seeds; one that holds 0 shows nothing.",
+        "`python scripts/run_judge_arms.py` makes this page.",
         "",
-        "| arm, role | seeds | start | after GRPO | difference |",
-        "|---|---|---|---|---|",
+        "| arm | role | seeds | start | after GRPO | from the start | from the whole recipe |",
+        "|---|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {name} | {row['seeds']} | {row['start']:.3f} | {row['end']:.3f} | {row['difference']:+.3f} "
-        f"[{row['low']:+.3f}, {row['high']:+.3f}] |"
-        for name, row in table.items()
+        f"| {row['arm']} | {row['role']}{PARTS[row['part']]} | {row['seeds']} | {row['start']['first']:.3f} "
+        f"| {row['start']['last']:.3f} | {_interval(row['start'])} | {_interval(row['whole'])} |"
+        for row in table
     ]
+    lines += ["", *(f"- {verdict}" for verdict in verdicts(table))]
     docs.mkdir(parents=True, exist_ok=True)
     (docs / "toy_grpo.md").write_text("\n".join([*lines, ""]), encoding="utf-8")
     (docs / "toy_grpo.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")

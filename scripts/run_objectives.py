@@ -240,7 +240,7 @@ def write(arms: Sequence[str], seeds: Sequence[int], runs: Path, docs: Path) -> 
         for source in ("oracle", "judge")
     }
     plot(panels, docs / "toy_objectives.svg", xlabel="seconds of one core", dashed=[ARMS["shuffled"].title])
-    longer = ", ".join(arm.title for arm in ARMS.values() if arm.tune_seconds != Arm.tune_seconds)
+    longer = "; ".join(arm.title for arm in ARMS.values() if arm.tune_seconds != Arm.tune_seconds)
     lines = [
         "# The objectives against one another",
         "",

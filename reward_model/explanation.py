@@ -17,7 +17,6 @@ from reward_model.judge.model import VideoJudge
 from reward_model.language import parsing
 from reward_model.language import prompts as language
 from reward_model.records import LEVELS, Clip, ParsedAnswer
-from reward_model.scoring import reason_request
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,8 @@ def explain_clip(judge: VideoJudge, clip: Clip, prompt: str | None) -> Explanati
         request = language.score_request(Clip(pixels, clip.plan), prompt, asked)
         levels = readouts.read_levels(judge.next_token_logits([request])[0], judge.level_ids)
     with torch.no_grad():
-        request = reason_request(judge, clip, prompt, judge.config.reasons_about(judge.role_in_use))
+        names = judge.config.reasons_about(judge.role_in_use)
+        request = judge.style.reason_request(clip, prompt, names)
         text = judge.generate([request], max_new_tokens=judge.config.max_answer_tokens)[0][0][0]
     answer = judge.style.parse_reason(text, ())
     parsed = answer if isinstance(answer, ParsedAnswer) else ParsedAnswer({}, "")

@@ -13,7 +13,7 @@ import torch
 from reward_model.judge import readouts
 from reward_model.judge.model import VideoJudge
 from reward_model.language import prompts as language
-from reward_model.records import DIMENSIONS, Clip, JudgeRequest
+from reward_model.records import DIMENSIONS, Clip
 from reward_model.score_sheet import ScoreSheet
 
 ALIGN_NAMES = {"VQ": "visual_quality", "MQ": "motion_quality", "TA": "text_alignment"}
@@ -101,18 +101,13 @@ def score_rows(judge: VideoJudge, sheet: ScoreSheet, rows: Sequence[Row], readou
             sheet.put_levels(row, asked, readouts.read_levels(branches, judge.level_ids))
         return
     answers = judge.generate(
-        [reason_request(judge, clip, prompt, sheet.named) for _, clip, prompt, _ in readable],
+        [judge.style.reason_request(clip, prompt, sheet.named) for _, clip, prompt, _ in readable],
         max_new_tokens=judge.config.max_answer_tokens,
         num_samples=num_samples,
         temperature=1.0 if num_samples > 1 else 0.0,
     )
     for (row, _, _, asked), (texts,) in zip(readable, answers, strict=True):
         sheet.put_answers(row, asked, texts, [judge.style.parse_reason(text, asked) for text in texts])
-
-
-def reason_request(judge: VideoJudge, clip: Clip, prompt: str | None, names: Sequence[str]) -> JudgeRequest:
-    """Return the question for a reasoned answer that rates these dimensions, as far as they can be had."""
-    return judge.style.reason_request(clip, prompt, language.askable(names, prompt))
 
 
 @torch.no_grad()

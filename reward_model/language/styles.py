@@ -41,8 +41,8 @@ class OwnStyle:
     """The prompts and answers of `language.prompts` and `language.parsing`."""
 
     def reason_request(self, clip: Clip, prompt: str | None, dimensions: Sequence[str]) -> JudgeRequest:
-        """Return the question for a reasoned answer that rates these dimensions."""
-        return prompts.reason_request(clip, prompt, dimensions)
+        """Return the question for a reasoned answer that rates these dimensions (text alignment only with a prompt)."""
+        return prompts.reason_request(clip, prompt, prompts.askable(dimensions, prompt))
 
     def parse_reason(self, text: str, dimensions: Sequence[str]) -> ParsedAnswer | ParseFailure:
         """Read a reasoned answer that must have these dimensions."""

@@ -104,6 +104,7 @@ def through_time(session: Session, samples: Rollout, num_steps: int, *, recomput
     sigmas, state = samples.tail.sigmas[-num_steps - 1 :], samples.tail.states[-num_steps]
 
     def step(state: Tensor, index: int) -> Tensor:
+        """Return the state after one step of Euler's method."""
         velocity = actors.policy(state, sigmas[index].expand(len(state)), samples.cond)
         return state + (sigmas[index + 1] - sigmas[index]) * velocity
 
@@ -167,11 +168,13 @@ def compare_decoder(session: Session, num_clips: int, num_frames: int, runs: Seq
     actors = actors_of(session.generator, session.scorer.differentiable)
 
     def gradient(decode: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return the gradient of the mean reward to the latents."""
         latents = noise.clone().requires_grad_(True)
         (found,) = torch.autograd.grad(-actors.reward(decode(latents), prompts).mean(), latents)
         return found
 
     def row(place: str, way: str, difference: float, action: Callable[[], Tensor]) -> dict:
+        """Return what an action holds for its backward pass and how long it takes."""
         found = [measure(session, action) for _ in range(REPEATS)]
         held, seconds = found[0][1] / 2**20, min(seconds for _, _, seconds in found)
         return {"run": place, "way": way, "held_mib": held, "difference": difference, "seconds": seconds}

@@ -252,6 +252,7 @@ def measure_judge(family: str, size: str, device: torch.device, repeats: int) ->
     pixels = clip.frames[None].to(device).requires_grad_(True)
 
     def backward() -> Tensor:
+        """Return the gradient of the reward to the pixels."""
         rewards = reward(pixels, [PROMPT], fps=8.0, differentiable=True).rewards
         return torch.autograd.grad(rewards.sum(), pixels)[0]
 

@@ -110,6 +110,8 @@ def build_trainer(
     kinds = (torch.tensor(ids) == judge.family.facts.video_token_id).int() * 2
 
     class Mended(GRPOTrainer):
+        """trl's trainer with the video in all its passes."""
+
         def _tokenize_prompts(self, prompts: list[str]) -> tuple[list, None, dict]:
             num = len(prompts)
             fields = {name: torch.cat([value] * num) for name, value in video.items()}
@@ -130,6 +132,7 @@ def build_trainer(
             extra["mm_token_type_ids"] = (input_ids == base.config.video_token_id).int() * 2
 
             def call(**inputs: Any) -> Any:
+                """Call the model with the video."""
                 return model(**inputs, **extra)
 
             return super()._get_per_token_logps_and_entropies(call, input_ids, *args, **kwargs)
@@ -245,6 +248,7 @@ def saved_bytes(action: Callable[[], object]) -> int:
     kept = []  # so that no address is used twice
 
     def pack(tensor: Tensor) -> Tensor:
+        """Note a tensor that is saved."""
         storage = tensor.untyped_storage()
         storages[storage.data_ptr()] = storage.nbytes()
         kept.append(tensor)

@@ -232,17 +232,20 @@ def command_line(num_files: int, repeats: int) -> dict[str, float]:
             write_video(name, rated.video.frames, fps=rated.video.fps)
 
         def score(jobs: int, *parts: str) -> subprocess.Popen[bytes]:
+            """Start the command line on some of the folders."""
             inputs = [str(Path(folder) / part) for part in parts]
             command = [sys.executable, "-m", "reward_model.cli", "score", *inputs, "--json", "--jobs", str(jobs)]
             quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
             return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, **quiet)
 
         def once(runs: Sequence[tuple[int, tuple[str, ...]]]) -> None:
+            """Run command lines side by side and wait for all of them."""
             for process in [score(jobs, *parts) for jobs, parts in runs]:
                 if process.wait():
                     raise RuntimeError("video-judge score failed")
 
         def took(*runs: tuple[int, tuple[str, ...]]) -> float:
+            """Return the seconds of some runs side by side."""
             return seconds(lambda: once(runs), repeats)
 
         few, everything = ("few",), ("few", "left", "right")

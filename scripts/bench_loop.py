@@ -55,6 +55,7 @@ class Clock:
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
+            """Call the function on its own clock."""
             self.charge()
             self._open.append(name)
             try:

@@ -40,6 +40,7 @@ def flip(num_bits: int) -> Damage:
     """Return the damage that flips bits anywhere in the file."""
 
     def damage(data: bytearray, rng: random.Random) -> bytes:
+        """Flip the bits."""
         for _ in range(num_bits):
             bit = rng.randrange(8 * len(data))
             data[bit >> 3] ^= 1 << (bit & 7)
@@ -59,6 +60,7 @@ def overwrite(with_noise: bool) -> Damage:
     """Return the damage that overwrites a stretch by zeros or noise."""
 
     def damage(data: bytearray, rng: random.Random) -> bytes:
+        """Overwrite the stretch."""
         where = stretch(data, rng, 0.05)
         size = where.stop - where.start
         data[where] = rng.randbytes(size) if with_noise else bytes(size)

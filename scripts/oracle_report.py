@@ -191,6 +191,7 @@ def main(argv: Sequence[str]) -> int:
     vae = AutoencoderKLWan.from_pretrained(arguments.vae, torch_dtype=torch.float32).eval().requires_grad_(False)
 
     def through(clips: Tensor) -> Tensor:
+        """Return clips as they come back from the VAE."""
         return reconstruct(vae, to_wan(clips)).transpose(1, 2) / 2 + 0.5
 
     core, num = world.CORE, arguments.num

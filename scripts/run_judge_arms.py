@@ -53,6 +53,7 @@ def without(*names: str) -> Change:
     """Return the change that drops rewards, and the rollouts on disturbed clips where no temporal reward is left."""
 
     def change(stage: StageConfig) -> StageConfig:
+        """Drop them."""
         kept = [term for term in stage.rewards if term.name not in names]
         temporal = any(term.name.startswith("temporal") for term in kept)
         grpo = stage.grpo if temporal else dataclasses.replace(stage.grpo, perturbation=None)
@@ -65,6 +66,7 @@ def instead(name: str, other: str, **settings: Any) -> Change:
     """Return the change that puts another reward, or other settings, in a reward's place."""
 
     def change(stage: StageConfig) -> StageConfig:
+        """Put the other in its place."""
         terms = [
             dataclasses.replace(term, name=other, settings=settings) if term.name == name else term
             for term in stage.rewards
@@ -194,6 +196,7 @@ def compare(first: Answers, last: Answers, part: str, dimensions: Sequence[str])
     rng = np.random.default_rng(0)
 
     def means(rows: np.ndarray) -> np.ndarray:
+        """Return the mean score of either side on some rows."""
         return np.array([np.mean([score(one, part, truth, rows) for one in side]) for side in (first, last)])
 
     drawn = [

@@ -188,6 +188,7 @@ def speed_ratio(
     rng = np.random.default_rng(0)
 
     def ratio(rows: np.ndarray) -> float:
+        """Return the ratio on some clips."""
         return float(theirs[-1] / seconds_to(own, mine[:, rows].mean(1), other[:, rows].mean(1)[-1]))
 
     drawn = [

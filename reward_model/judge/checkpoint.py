@@ -82,6 +82,10 @@ class JudgeConfig:
         rule = family_of(config, low, high, changes.pop("position_rule", None)).position_rule
         return cls(family=config.model_type, min_pixels=low, max_pixels=high, position_rule=rule, **changes)
 
+    def taught(self, role: str | None) -> list[tuple[str, ...]]:
+        """Return the sets of dimensions that a role (None is the base) was taught to rate at once; none are known of old."""
+        return [tuple(one) for one in self.reasoned.get(role or "", self.reasoned.get("", []))]
+
     def reasons_about(self, role: str | None, wanted: Sequence[str] = ()) -> tuple[str, ...]:
         """Return what a reasoned question must name, as it was taught.
 
@@ -95,7 +99,7 @@ class JudgeConfig:
         Raises:
             ValueError: no such set.
         """
-        sets = [tuple(one) for one in self.reasoned.get(role or "", self.reasoned.get("", [self.dimensions]))]
+        sets = self.taught(role) or [tuple(self.dimensions)]
         found = [one for one in sets if set(wanted) <= set(one)]
         if not found:
             known = " or ".join(", ".join(one) for one in sets)

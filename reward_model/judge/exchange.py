@@ -107,8 +107,7 @@ def _merged_config(config: JudgeConfig, role: str | None) -> JudgeConfig:
         origin |= {"base": config.base, "base_subfolder": config.base_subfolder, "revision": config.revision}
     if role is not None:
         origin["role"] = role
-    taught = config.reasoned.get(role or "", config.reasoned.get(""))
-    reasoned = {} if taught is None else {"": taught}
+    reasoned = {"": taught} if (taught := config.taught(role)) else {}
     return dataclasses.replace(
         config, base=SAME_FOLDER, base_subfolder="", revision=None, origin=origin, reasoned=reasoned
     )

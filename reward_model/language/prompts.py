@@ -83,7 +83,9 @@ def reason_request(clip: Clip, prompt: str | None, dimensions: Sequence[str]) ->
     """
     if not dimensions:
         raise ValueError("a reasoned answer must rate at least one dimension")
-    names = [name for name in DIMENSIONS if name in [_checked(one, prompt) for one in dimensions]]
+    for name in dimensions:
+        _check_askable(name, prompt)
+    names = [name for name in DIMENSIONS if name in dimensions]
     ask = f"Reason in <think>, then give JSON scores 1-5 in <answer>: {', '.join(names)}."
     return _one_clip(clip, [f"{_questions(prompt, names)}{ask}{_ASSISTANT}"])
 
@@ -165,7 +167,7 @@ def _one_clip(clip: Clip, branches: Sequence[str]) -> JudgeRequest:
 
 
 def _level_branch(name: str, prompt: str | None) -> str:
-    _checked(name, prompt)
+    _check_askable(name, prompt)
     return f"{_prompt_line(prompt if name in _NEEDS_PROMPT else None)}{_QUESTION[name]}{_ASSISTANT}Rating:"
 
 
@@ -179,12 +181,10 @@ def _prompt_line(prompt: str | None) -> str:
     return "" if prompt is None else f"Prompt: {quote(prompt)}\n"
 
 
-def _checked(dimension: str, prompt: str | None) -> str:
-    """Return a dimension that can be asked for."""
+def _check_askable(dimension: str, prompt: str | None) -> None:
     _check(dimension)
     if not askable([dimension], prompt):
         raise ValueError("text_alignment needs a prompt, got None; leave the dimension out")
-    return dimension
 
 
 def _check(dimension: str) -> bool:

@@ -24,6 +24,9 @@ from reward_model.training.fit import rank_and_world
 from reward_model.training.policy_loss import group_advantages, policy_loss
 from reward_model.training.questions import Question, perturbed
 
+UNPARSED_ADVANTAGE = -1.0
+"""Of answers that are left out of their group's statistics: a deviation below the readable ones."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class GrpoSettings:
@@ -44,7 +47,8 @@ class GrpoSettings:
     normalize_std: bool = True
     """Divide advantages by their group's standard deviation."""
     exclude_unparsed: bool = False
-    """Leave answers that cannot be read out of the group's statistics; they then neither gain nor lose."""
+    """Leave answers that cannot be read out of the group's statistics, where one of them outweighs all differences between
+    scores; each gets the advantage -1. (Left without any, they spread: nothing holds the form.)"""
     perturbation: str | None = None
     """Name of the disturbance in time of extra rollouts, which temporal rewards compare with; null draws none."""
     num_perturbed: int = 4
@@ -93,10 +97,10 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Credit:
-    """What this process's answers are worth: `advantages` [n]; `num_usable` answers and `metrics` of all processes."""
+    """What this process's answers are worth: `advantages` [n]; `num_answers` and `metrics` of all processes."""
 
     advantages: Tensor
-    num_usable: int
+    num_answers: int
     metrics: Mapping[str, float]
 
 
@@ -171,9 +175,11 @@ def credit(
         "flat_groups": found.num_flat / found.num_groups,
         "answer_tokens": sum(answer.num_tokens for answer in everything.answers) / len(values),
     }
+    advantages = found.values
+    if settings.exclude_unparsed:
+        advantages = advantages.masked_fill(~readable, UNPARSED_ADVANTAGE)
     own = torch.isin(groups, torch.tensor(rollout.answered.groups))
-    num_usable = int(readable.sum()) if settings.exclude_unparsed else len(values)
-    return Credit(found.values[own], num_usable, metrics)
+    return Credit(advantages[own], len(values), metrics)
 
 
 def reward_answers(
@@ -208,7 +214,7 @@ def grpo_parts(
     Yields:
         A part of the loss, and metrics of this process so far.
     """
-    share = max(1.0, credit.num_usable / rank_and_world()[1])
+    share = credit.num_answers / rank_and_world()[1]
     totals: dict[str, float] = {}
     entropy, num_tokens, start = 0.0, 0, 0
     for first in range(0, len(rollout.questions), settings.questions_per_part):

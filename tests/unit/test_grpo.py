@@ -14,7 +14,7 @@ from reward_model.records import DIMENSIONS, RatedClip, RewardValues, Video
 from reward_model.training import grpo
 from reward_model.training.fit import FitSettings, fit
 from reward_model.training.grpo import Answered, GrpoSettings, GrpoSteps, credit, draw, grpo_parts, reward_answers
-from reward_model.training.policy_loss import policy_loss
+from reward_model.training.policy_loss import group_advantages, policy_loss
 from reward_model.training.questions import ask, plan_questions
 from reward_model.training.tasks import pair_of
 from tests.tiny_judge import build_judge, forced_log_probs, make_clip
@@ -216,12 +216,15 @@ def test_a_kind_without_reward_is_refused():
         reward_answers({"reason": length_reward}, answered, None)
 
 
-def test_unreadable_answers_leave_the_statistics_where_that_is_asked_for(judge):
+def test_unreadable_answers_leave_the_statistics_where_that_is_asked_for_and_lose_by_a_constant(judge):
     rollout = rollout_of(judge, questions_of())
     assert any(answer.fault for answer in rollout.answered.answers)
     left = credit(rollout, REWARDS, dataclasses.replace(SETTINGS, exclude_unparsed=True))
     faults = torch.tensor([bool(answer.fault) for answer in rollout.answered.answers])
-    assert left.advantages[faults].abs().sum() == 0 and left.num_usable == int((~faults).sum())
+    assert left.advantages[faults].eq(-1).all() and left.num_answers == len(faults)
+    groups = torch.tensor(rollout.answered.groups)
+    expected = group_advantages(reward_answers(REWARDS, rollout.answered, None)[0][~faults], groups[~faults])
+    assert torch.equal(left.advantages[~faults], expected.values)
     assert left.metrics["parse_rate"] == pytest.approx(1 - float(faults.float().mean()))
 
 

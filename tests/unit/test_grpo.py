@@ -10,11 +10,20 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from reward_model.records import DIMENSIONS, RatedClip, RewardValues, Video
+from reward_model.records import DIMENSIONS, Answer, Label, RatedClip, RewardValues, Video
 from reward_model.training import grpo
 from reward_model.training.fit import FitSettings, fit
-from reward_model.training.grpo import Answered, GrpoSettings, GrpoSteps, credit, draw, grpo_parts, reward_answers
-from reward_model.training.policy_loss import group_advantages, policy_loss
+from reward_model.training.grpo import (
+    Answered,
+    GrpoSettings,
+    GrpoSteps,
+    Rollout,
+    credit,
+    draw,
+    grpo_parts,
+    reward_answers,
+)
+from reward_model.training.policy_loss import policy_loss
 from reward_model.training.questions import ask, plan_questions
 from reward_model.training.tasks import pair_of
 from tests.tiny_judge import build_judge, forced_log_probs, make_clip
@@ -216,16 +225,17 @@ def test_a_kind_without_reward_is_refused():
         reward_answers({"reason": length_reward}, answered, None)
 
 
-def test_unreadable_answers_leave_the_statistics_where_that_is_asked_for_and_lose_by_a_constant(judge):
-    rollout = rollout_of(judge, questions_of())
-    assert any(answer.fault for answer in rollout.answered.answers)
-    left = credit(rollout, REWARDS, dataclasses.replace(SETTINGS, exclude_unparsed=True))
-    faults = torch.tensor([bool(answer.fault) for answer in rollout.answered.answers])
-    assert left.advantages[faults].eq(-1).all() and left.num_answers == len(faults)
-    groups = torch.tensor(rollout.answered.groups)
-    expected = group_advantages(reward_answers(REWARDS, rollout.answered, None)[0][~faults], groups[~faults])
-    assert torch.equal(left.advantages[~faults], expected.values)
-    assert left.metrics["parse_rate"] == pytest.approx(1 - float(faults.float().mean()))
+def test_unreadable_answers_leave_the_statistics_where_that_is_asked_for_and_lose_by_a_constant():
+    answers = [Answer("1", num_tokens=1), Answer("3", num_tokens=1), Answer("100", num_tokens=1, fault="no scores")]
+    label = Label(scores={"overall": 3.0})
+    answered = Answered(("reason",) * 3, (label,) * 3, (0,) * 3, tuple(answers))
+    rewards = {
+        "reason": lambda answers, *_, perturbed: RewardValues(torch.tensor([float(a.text) for a in answers]), {})
+    }
+    found = credit(Rollout((), (), answered), rewards, dataclasses.replace(SETTINGS, exclude_unparsed=True))
+    # mean 2 and deviation sqrt(2) of the two that can be read
+    assert_close(found.advantages, torch.tensor([-0.7071, 0.7071, -1.0]), atol=1e-3, rtol=0)
+    assert found.num_answers == 3 and found.metrics["parse_rate"] == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize(

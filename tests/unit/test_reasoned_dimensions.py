@@ -62,6 +62,9 @@ def test_a_question_names_the_smallest_set_that_holds_what_is_wanted():
     assert config.reasons_about(None) == config.reasons_about(None, ["motion_quality"]) == DIMENSIONS[:3]
     assert config.reasons_about(None, ["overall"]) == config.reasons_about("natural") == ("overall",)
     assert config.reasons_about("comparator") == DIMENSIONS[:3]
+    assert dataclasses.replace(config, reasoned={"": [DIMENSIONS, ("overall",)]}).reasons_about(None, ["overall"]) == (
+        "overall",
+    )
     with pytest.raises(
         ValueError, match="rate overall or visual_quality, motion_quality, text_alignment, not overall, m"
     ):

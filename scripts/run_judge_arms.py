@@ -1,4 +1,4 @@
-"""Runs the toy GRPO recipes, one factor at a time and several seeds each, and writes their table.
+"""Runs the toy GRPO recipes, one factor at a time and several seeds each, and writes a table for each.
 
     python scripts/run_judge_arms.py                            both recipes, all arms, three seeds, two runs at a time
     python scripts/run_judge_arms.py --arms vq_insight no_temporal --seeds 0
@@ -45,8 +45,14 @@ WHOLE = {"toy_vq_insight": "vq_insight", "toy_vqathinker": "vqathinker"}
 Answers = Sequence[Mapping[str, Any]]
 """What one role said after each of several runs."""
 
-PARTS = {"right": "", "scores": "", "unseen": ", unseen defects"}
-"""What a run's answers hold -> what the table calls it."""
+PARTS = {
+    "right": "",
+    "scores": "",
+    "scores:nearness": ", nearness",
+    "unseen": ", unseen defects",
+    "unseen:nearness": ", unseen defects, nearness",
+}
+"""What a run's answers hold, and what is measured of it if not the rank correlation -> what the table calls it."""
 
 
 def without(*names: str) -> Change:
@@ -183,16 +189,23 @@ def held_out(*, unseen: bool = False) -> list[Any]:
 
 
 def score(found: Mapping[str, Any], part: str, truth: Mapping[str, np.ndarray], rows: np.ndarray) -> float:
-    """Return the mean rank correlation over the dimensions of `truth`, or the accuracy, on some rows; unread answers are 0.5."""
+    """Return what a part measures on some rows, higher for a better judge; unread answers are 0.5.
+
+    Accuracy of the comparator; of a scorer the mean over the dimensions of `truth` of the rank correlation, or of the
+    nearness, 1 - |quality - label|, which the reward `absolute` pays.
+    """
     if part == "right":
         return float(np.mean(np.array(found["right"])[rows]))
-    values = {name: np.nan_to_num(np.array(found[part][name], dtype=float), nan=0.5)[rows] for name in truth}
+    shown, _, measure = part.partition(":")
+    values = {name: np.nan_to_num(np.array(found[shown][name], dtype=float), nan=0.5)[rows] for name in truth}
+    if measure == "nearness":
+        return float(np.mean([1 - np.abs(values[name] - truth[name][rows]).mean() for name in truth]))
     return float(np.mean([metrics.srcc(values[name], truth[name][rows]) for name in truth]))
 
 
 def compare(first: Answers, last: Answers, part: str, dimensions: Sequence[str]) -> dict[str, float]:
     """Return the mean over the seeds on each side and the difference, with its bootstrap interval by prompt."""
-    clips = held_out(unseen=part == "unseen")
+    clips = held_out(unseen=part.startswith("unseen"))
     truth = {name: np.array([clip.quality[name] for clip in clips]) for name in dimensions}
     prompts = np.array(first[0].get("prompts") or [clip.prompt for clip in clips])
     groups = [np.flatnonzero(prompts == prompt) for prompt in dict.fromkeys(prompts)]
@@ -229,7 +242,10 @@ def main(argv: Sequence[str]) -> int:
     todo = [(arm, seed) for arm in options.arms for seed in options.seeds]  # an arm's stages serve the next
     with ThreadPoolExecutor(options.jobs) as pool:
         failed = sum(pool.map(lambda one: _run_apart(*one, options.runs), todo))
-    write(options.arms, options.seeds, options.runs, options.docs)
+    torch.set_num_threads(1)
+    for recipe in WHOLE:
+        if arms := [arm for arm in options.arms if ARMS[arm][0] == recipe]:
+            write(recipe, arms, options.seeds, options.runs, options.docs)
     return failed
 
 
@@ -271,31 +287,31 @@ def _interval(found: Mapping[str, float] | None) -> str:
     return "" if found is None else f"{found['difference']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
 
 
-def write(arms: Sequence[str], seeds: Sequence[int], runs: Path, docs: Path) -> None:
-    """Write docs/toy_grpo.md and .json of the finished runs."""
-    torch.set_num_threads(1)
+def write(recipe: str, arms: Sequence[str], seeds: Sequence[int], runs: Path, docs: Path) -> None:
+    """Write docs/<recipe>.md and .json of the finished runs of a recipe's arms."""
     start = json.loads((runs / START / "answers.json").read_text())
     found: dict[str, dict[int, Any]] = {}
-    for arm in dict.fromkeys([*(WHOLE[ARMS[arm][0]] for arm in arms), *arms]):
+    for arm in dict.fromkeys([WHOLE[recipe], *arms]):
         files = {seed: runs / f"{arm}-{seed}" / "answers.json" for seed in seeds}
         found[arm] = {seed: json.loads(file.read_text()) for seed, file in files.items() if file.exists()}
     table = [
-        {"arm": arm, "role": role, "part": part, **row_of(start, found[WHOLE[ARMS[arm][0]]], found[arm], role, part)}
+        {"arm": arm, "role": role, "part": part, **row_of(start, found[WHOLE[recipe]], found[arm], role, part)}
         for arm in arms
         for role in next(iter(found[arm].values()), ())
         for part in PARTS
-        if part in start[role]
+        if part.partition(":")[0] in start[role]
     ]
     lines = [
-        "# GRPO after supervision, one factor at a time",
+        f"# GRPO after supervision, one factor at a time: {recipe}",
         "",
-        f"{NUM_CLIPS} held-out clips rated by the oracle. Scorers: rank correlation of the reasoned answers; the scorer of",
-        "generated clips (VQ-Insight) rates visual quality, motion quality and text alignment, of which this is the mean, the",
-        f"natural one (VQAThinker) overall quality; also on {NUM_UNSEEN} clips with kinds of damage that no training shows.",
-        f"Comparator: accuracy on {NUM_PAIRS} pairs at least 0.1 apart. Start is the judge after supervision. Differences are from",
-        "the start, and from the whole recipe with the same seeds: below 0 where what the arm leaves out or changes helps.",
+        f"{NUM_CLIPS} held-out clips rated by the oracle. Scorer: rank correlation of the reasoned answers; that of generated",
+        "clips rates visual quality, motion quality and text alignment, of which this is the mean, the natural one overall",
+        "quality. Nearness is 1 - |quality - label|, which the reward `absolute` pays: it can rise while ranks do not, where an",
+        f"unsure judge learns to hedge. Both also on {NUM_UNSEEN} clips with kinds of damage that no training shows.",
+        f"Comparator: accuracy on {NUM_PAIRS} pairs at least 0.1 apart. Start is the judge after supervision. Differences are",
+        "from the start, and from the whole recipe with the same seeds: below 0 where what the arm leaves out or changes helps.",
         "Intervals are 95 %, by prompt, of the mean over the seeds; one that holds 0 shows nothing.",
-        "`python scripts/run_judge_arms.py` makes this page.",
+        f"`python scripts/run_judge_arms.py --arms {' '.join(arms)}` makes this page.",
         "",
         "| arm | role | seeds | start | after GRPO | from the start | from the whole recipe |",
         "|---|---|---|---|---|---|---|",
@@ -307,8 +323,8 @@ def write(arms: Sequence[str], seeds: Sequence[int], runs: Path, docs: Path) -> 
     ]
     lines += ["", *(f"- {verdict}" for verdict in verdicts(table))]
     docs.mkdir(parents=True, exist_ok=True)
-    (docs / "toy_grpo.md").write_text("\n".join([*lines, ""]), encoding="utf-8")
-    (docs / "toy_grpo.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    (docs / f"{recipe}.md").write_text("\n".join([*lines, ""]), encoding="utf-8")
+    (docs / f"{recipe}.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
     sys.stdout.write("\n".join([*lines, ""]))
 
 

@@ -34,7 +34,7 @@ Change = Callable[[StageConfig], StageConfig | None]
 """What an arm makes of a stage of GRPO; None leaves it out."""
 
 START = "start"
-NUM_CLIPS, NUM_UNSEEN, NUM_PAIRS, SEED, NUM_RESAMPLES = 1000, 500, 1000, 4321, 1000
+NUM_CLIPS, NUM_UNSEEN, NUM_PAIRS, SEED, NUM_RESAMPLES = 1000, 500, 3000, 4321, 1000
 
 RATED = {"generated": ("visual_quality", "motion_quality", "text_alignment"), "natural": ("overall",)}
 """Scorer -> the dimensions that it reasons about."""

@@ -34,7 +34,7 @@ Change = Callable[[StageConfig], StageConfig | None]
 """What an arm makes of a stage of GRPO; None leaves it out."""
 
 START = "start"
-NUM_CLIPS, NUM_UNSEEN, NUM_PAIRS, SEED, NUM_RESAMPLES = 1000, 500, 3000, 4321, 1000
+NUM_CLIPS, NUM_UNSEEN, NUM_PAIRS, SEED, NUM_RESAMPLES = 1000, 500, 1500, 4321, 1000
 
 RATED = {"generated": ("visual_quality", "motion_quality", "text_alignment"), "natural": ("overall",)}
 """Scorer -> the dimensions that it reasons about."""
@@ -96,7 +96,7 @@ def cold(stage: StageConfig) -> StageConfig | None:
 
 ARMS: Mapping[str, tuple[str, Change]] = {
     "vq_insight": ("toy_vq_insight", lambda stage: stage),
-    "no_warm_up": ("toy_vq_insight", cold),
+    "no_warm_up": ("toy_vq_insight", scorer_only(cold)),
     "no_temporal": ("toy_vq_insight", scorer_only(without("temporal"))),
     "temporal_released": ("toy_vq_insight", scorer_only(instead("temporal", "temporal", variant="released"))),
     "vqathinker": ("toy_vqathinker", lambda stage: stage),

@@ -24,9 +24,6 @@ from reward_model.training.fit import rank_and_world
 from reward_model.training.policy_loss import group_advantages, policy_loss
 from reward_model.training.questions import Question, perturbed
 
-UNPARSED_ADVANTAGE = -1.0
-"""Of answers that are left out of their group's statistics: a deviation below the readable ones."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class GrpoSettings:
@@ -47,8 +44,8 @@ class GrpoSettings:
     normalize_std: bool = True
     """Divide advantages by their group's standard deviation."""
     exclude_unparsed: bool = False
-    """Leave answers that cannot be read out of the group's statistics, where one of them outweighs all differences between
-    scores; each gets the advantage -1. (Left without any, they spread: nothing holds the form.)"""
+    """Compare rewards among a group's readable answers only, since one unreadable answer outweighs all differences between
+    scores, and add what holds the form: 1 for a readable answer, 0 for another, less the group's mean."""
     perturbation: str | None = None
     """Name of the disturbance in time of extra rollouts, which temporal rewards compare with; null draws none."""
     num_perturbed: int = 4
@@ -177,7 +174,8 @@ def credit(
     }
     advantages = found.values
     if settings.exclude_unparsed:
-        advantages = advantages.masked_fill(~readable, UNPARSED_ADVANTAGE)
+        # centred: a push down alone, where most answers are unreadable, scatters them further
+        advantages = advantages + group_advantages(readable.float(), groups, normalize_std=False).values
     own = torch.isin(groups, torch.tensor(rollout.answered.groups))
     return Credit(advantages[own], len(values), metrics)
 

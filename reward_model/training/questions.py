@@ -54,7 +54,9 @@ def reason_question(rated: RatedClip, to_clip: ToClip, *, group: int) -> Questio
 
 
 def compare_question(pair: VideoPair, to_clip: ToClip, *, group: int) -> Question:
-    """Ask which of a pair's clips is better overall, or neither."""
+    """Ask which of a pair's clips is better overall, or neither; a pair that is not labelled overall raises ValueError."""
+    if "overall" not in pair.preference:
+        raise ValueError(f"pair {pair.source_id} is not labelled overall, only {', '.join(pair.preference)}")
     right = language.preference_answer(pair.preference["overall"] - 0.5).strip()
     request = language.compare_request(to_clip(pair.first), to_clip(pair.second), pair.prompt)
     return Question("compare", request, Label(choice=right), group, language.PREFERENCES, one_token=True)
@@ -80,7 +82,7 @@ def plan_questions(examples: Sequence[Example], shares: Mapping[str, float]) -> 
     """Choose what is asked about a batch.
 
     Args:
-        examples: drawn from the stage's data; neighbouring clips of one prompt make pairs beside the labelled ones.
+        examples: drawn from the stage's data; neighbouring clips of one prompt, rated overall, make pairs beside the labelled.
         shares: kind of question -> questions per clip of the batch, at most as many as the examples allow.
 
     Returns:
@@ -90,7 +92,7 @@ def plan_questions(examples: Sequence[Example], shares: Mapping[str, float]) -> 
         "reason": [e for e in examples if isinstance(e, RatedClip)],
         "compare": [
             *(e for e in examples if isinstance(e, VideoPair)),
-            *(pair_of(*two) for two in neighbours(examples)),
+            *(pair for pair in (pair_of(*two) for two in neighbours(examples)) if "overall" in pair.preference),
         ],
         "ask": [e for e in examples if isinstance(e, VideoQuestion)],
     }

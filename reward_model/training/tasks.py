@@ -124,9 +124,13 @@ def pair_of(first: RatedClip, second: RatedClip) -> VideoPair:
 
 
 def neighbours(examples: Sequence[object]) -> list[tuple[RatedClip, RatedClip]]:
-    """Return the pairs of rated clips that stand next to each other and share their prompt."""
-    beside = zip(examples, examples[1:], strict=False)
-    return [(a, b) for a, b in beside if isinstance(a, RatedClip) and isinstance(b, RatedClip) and a.prompt == b.prompt]
+    """Return the pairs of rated clips that stand next to each other, share their prompt and are rated alike in something."""
+    beside = [
+        (a, b)
+        for a, b in zip(examples, examples[1:], strict=False)
+        if isinstance(a, RatedClip) and isinstance(b, RatedClip)
+    ]
+    return [(a, b) for a, b in beside if a.prompt == b.prompt and not a.quality.keys().isdisjoint(b.quality)]
 
 
 def swapped(pair: VideoPair) -> VideoPair:

@@ -84,6 +84,13 @@ def test_questions_are_planned_by_shares_and_compare_clips_of_one_prompt():
     assert [pair.source_id for kind, pair in planned if kind == "compare"] == ["clip 0|clip 1", "clip 2|clip 3"]
 
 
+def test_only_pairs_labelled_overall_are_asked_about():
+    first, second = (dataclasses.replace(rated(seed), quality={"motion_quality": 0.1 + 0.5 * seed}) for seed in (0, 1))
+    assert plan_questions([first, second], {"compare": 0.5}) == []
+    with pytest.raises(ValueError, match="not labelled overall, only motion_quality"):
+        ask("compare", pair_of(first, second), to_clip, group=0)
+
+
 def test_labels_stand_on_the_scale_of_the_answers():
     question = ask("reason", rated(0, quality=0.75), to_clip, group=0)
     assert question.label.scores == dict.fromkeys(DIMENSIONS, 4.0)
@@ -225,17 +232,26 @@ def test_a_kind_without_reward_is_refused():
         reward_answers({"reason": length_reward}, answered, None)
 
 
-def test_unreadable_answers_leave_the_statistics_where_that_is_asked_for_and_lose_by_a_constant():
-    answers = [Answer("1", num_tokens=1), Answer("3", num_tokens=1), Answer("100", num_tokens=1, fault="no scores")]
+def credited_apart(*answers):
     label = Label(scores={"overall": 3.0})
-    answered = Answered(("reason",) * 3, (label,) * 3, (0,) * 3, tuple(answers))
+    answered = Answered(("reason",) * len(answers), (label,) * len(answers), (0,) * len(answers), answers)
     rewards = {
         "reason": lambda answers, *_, perturbed: RewardValues(torch.tensor([float(a.text) for a in answers]), {})
     }
-    found = credit(Rollout((), (), answered), rewards, dataclasses.replace(SETTINGS, exclude_unparsed=True))
-    # mean 2 and deviation sqrt(2) of the two that can be read
-    assert_close(found.advantages, torch.tensor([-0.7071, 0.7071, -1.0]), atol=1e-3, rtol=0)
+    return credit(Rollout((), (), answered), rewards, dataclasses.replace(SETTINGS, exclude_unparsed=True))
+
+
+def test_rewards_are_compared_among_readable_answers_and_readability_apart_where_that_is_asked_for():
+    read, unread = (Answer("1", num_tokens=1), Answer("3", num_tokens=1)), Answer("100", num_tokens=1, fault="none")
+    found = credited_apart(*read, unread)
+    # mean 2 and deviation sqrt(2) of the two that can be read: -+0.7071; readable 1, 1, 0 less 2/3
+    assert_close(found.advantages, torch.tensor([-0.7071 + 1 / 3, 0.7071 + 1 / 3, -2 / 3]), atol=1e-3, rtol=0)
     assert found.num_answers == 3 and found.metrics["parse_rate"] == pytest.approx(2 / 3)
+
+
+def test_a_group_without_a_readable_answer_teaches_nothing():
+    unread = [Answer(text, num_tokens=1, fault="none") for text in ("1", "3")]
+    assert credited_apart(*unread).advantages.tolist() == [0.0, 0.0]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from reward_model.training.recipe import DataConfig, LoraConfig, RecipeConfig, S
 from reward_model.training.refresh import fidelity_loss, preference_probability, refresh_levels
 from reward_model.training.sft import lesson_loss
 from reward_model.training.sources import open_mixture
-from reward_model.training.tasks import clip_lesson, pair_lesson, pair_of, soft_level
+from reward_model.training.tasks import clip_lesson, neighbours, pair_lesson, pair_of, soft_level
 from tests.tiny_judge import build_judge
 
 
@@ -105,6 +105,13 @@ def test_a_task_without_its_facts_is_refused():
 def test_pairs_are_answered_by_the_better_clip_or_neither(first, second, word):
     lesson = pair_lesson(pair_of(rated(0, first), rated(1, second)), to_clip)
     assert lesson.answers == (word,) * len(DIMENSIONS)
+
+
+def test_clips_that_share_a_prompt_but_no_dimension_make_no_pair():
+    first, second, third = (rated(seed) for seed in range(3))
+    first = dataclasses.replace(first, quality={"overall": 0.2})
+    second = dataclasses.replace(second, quality={"visual_quality": 0.9})
+    assert neighbours([first, second, third]) == [(second, third)]
 
 
 def test_pairs_are_compared_in_each_dimension_that_both_are_rated_on():

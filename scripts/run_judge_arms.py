@@ -4,8 +4,8 @@
     python scripts/run_judge_arms.py --arms vq_insight no_temporal --seeds 0
 
 All arms go on from one supervised start. Start and end are measured on held-out clips and pairs, against the oracle;
-differences are paired by clip, averaged over seeds, and bootstrapped by prompt. Finished runs are kept, and stages that two
-arms of a seed share are trained once.
+differences are paired by clip, averaged over seeds, and bootstrapped by prompt and by seed. Finished runs are kept, and
+stages that two arms of a seed share are trained once.
 """
 
 from __future__ import annotations
@@ -203,31 +203,37 @@ def score(found: Mapping[str, Any], part: str, truth: Mapping[str, np.ndarray], 
 
 
 def compare(first: Answers, last: Answers, part: str, dimensions: Sequence[str]) -> dict[str, Any]:
-    """Return the mean over the seeds on each side and the difference, with its bootstrap interval by prompt, and by seed."""
+    """Return the mean over the runs on each side, the difference with its bootstrap interval, and the difference by seed.
+
+    Prompts and runs are resampled; where both sides have several runs, those of one seed stay together.
+    """
     clips = held_out(unseen=part.startswith("unseen"))
     truth = {name: np.array([clip.quality[name] for clip in clips]) for name in dimensions}
     prompts = np.array(first[0].get("prompts") or [clip.prompt for clip in clips])
     groups = [np.flatnonzero(prompts == prompt) for prompt in dict.fromkeys(prompts)]
     rng = np.random.default_rng(0)
 
-    def means(rows: np.ndarray) -> np.ndarray:
-        """Return the mean score of either side on some rows."""
-        return np.array([np.mean([score(one, part, truth, rows) for one in side]) for side in (first, last)])
+    def mean(side: Answers, rows: np.ndarray, runs: Sequence[int]) -> float:
+        """Return the mean score of a side on some rows, over some runs; the start is one run."""
+        chosen = [run % len(side) for run in runs]
+        scores = {run: score(side[run], part, truth, rows) for run in set(chosen)}
+        return float(np.mean([scores[run] for run in chosen]))
 
-    drawn = [
-        means(np.concatenate([groups[i] for i in rng.integers(len(groups), size=len(groups))]))
-        for _ in range(NUM_RESAMPLES)
-    ]
+    differences = []
+    for _ in range(NUM_RESAMPLES):
+        rows = np.concatenate([groups[i] for i in rng.integers(len(groups), size=len(groups))])
+        runs = rng.integers(len(last), size=len(last)).tolist()
+        differences.append(mean(last, rows, runs) - mean(first, rows, runs))
     everything = np.arange(len(prompts))
-    before, after = means(everything)
-    low, high = np.quantile([two - one for one, two in drawn], [0.025, 0.975])
+    before, after = (mean(side, everything, range(len(last))) for side in (first, last))
+    low, high = np.quantile(differences, [0.025, 0.975])
     return {
-        "first": float(before),
-        "last": float(after),
-        "difference": float(after - before),
+        "first": before,
+        "last": after,
+        "difference": after - before,
         "low": float(low),
         "high": float(high),
-        "by_seed": [score(one, part, truth, everything) - float(before) for one in last],
+        "by_seed": [score(one, part, truth, everything) - before for one in last],
     }
 
 
@@ -316,8 +322,7 @@ def write(recipe: str, arms: Sequence[str], seeds: Sequence[int], runs: Path, do
         f"unsure judge learns to hedge. Both also on {NUM_UNSEEN} clips with kinds of damage that no training shows.",
         f"Comparator: accuracy on {NUM_PAIRS} pairs at least 0.1 apart. Start is the judge after supervision. Differences are",
         "from the start, and from the whole recipe with the same seeds: below 0 where what the arm leaves out or changes helps.",
-        "Intervals are 95 %, by prompt, of the mean over the seeds; one that holds 0 shows nothing. How far runs differ among",
-        "themselves is not in them: the differences by seed stand beside.",
+        "Intervals are 95 %, of the mean over the seeds, resampled by prompt and by seed; one that holds 0 shows nothing.",
         f"`python scripts/run_judge_arms.py --arms {' '.join(arms)}` makes this page.",
         "",
         "| arm | role | start | after GRPO | from the start | by seed | from the whole recipe |",

@@ -1,0 +1,57 @@
+"""The experiment of scripts/run_judge_arms.py: what each arm changes, and how runs are compared."""
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def arms(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "scripts"))
+    import run_judge_arms
+
+    monkeypatch.setattr(run_judge_arms, "NUM_CLIPS", 2)
+    return run_judge_arms
+
+
+def learned(arms, arm):
+    """Return role -> (rewards, disturbance) of the arm's stages of GRPO."""
+    stages = arms.recipe_of(arm, 0, Path("unused")).stages[1:]
+    return {stage.role: ([term.name for term in stage.rewards], stage.grpo.perturbation) for stage in stages}
+
+
+def test_an_arm_changes_one_factor(arms):
+    whole = learned(arms, "vq_insight")
+    assert whole["generated"] == (["absolute", "format", "temporal"], "shuffle")
+    assert learned(arms, "no_temporal")["generated"] == (["absolute", "format"], None)
+    assert learned(arms, "temporal_released")["generated"] == whole["generated"]
+    assert list(learned(arms, "no_warm_up")) == ["generated"]
+    assert learned(arms, "vqathinker") == {"natural": (["bell", "ranking", "format", "temporal_ranking"], "shuffle")}
+    assert learned(arms, "absolute")["natural"][0][0] == "absolute"
+    assert learned(arms, "threshold")["natural"][0][0] == "threshold"
+    assert learned(arms, "no_ranking")["natural"] == (["bell", "format", "temporal_ranking"], "shuffle")
+    assert learned(arms, "no_consistency")["natural"] == (["bell", "ranking", "format"], None)
+
+
+def test_another_variant_keeps_the_other_settings_and_cold_adapters_start_at_the_base(arms):
+    settings = {
+        arm: next(s for s in arms.recipe_of(arm, 0, Path("unused")).stages if s.role == "generated")
+        for arm in ("vq_insight", "temporal_released", "no_warm_up")
+    }
+    assert settings["vq_insight"].rewards[-1].settings == {"variant": "corrected", "alpha": 0.1}
+    assert settings["temporal_released"].rewards[-1].settings == {"variant": "released", "alpha": 0.1}
+    assert [one.start for one in settings.values()] == ["warm_up", "warm_up", None]
+
+
+def test_runs_are_compared_by_prompt_and_by_seed(arms):
+    def answers(*right):
+        return {"prompts": ["a", "a", "b"], "right": [bool(one) for one in right]}
+
+    start, better, same = answers(1, 0, 0), answers(1, 1, 0), answers(1, 0, 0)
+    found = arms.compare([start], [better, same], "right", ())
+    assert (found["first"], found["last"]) == pytest.approx((1 / 3, 1 / 2))
+    assert found["difference"] == pytest.approx(1 / 6) and found["by_seed"] == pytest.approx([1 / 3, 0])
+    # prompts a, a and both runs the better one: half of the rows gain; b, b or both runs the same: none does
+    assert (found["low"], found["high"]) == pytest.approx((0, 1 / 2))
+    whole = arms.compare([better, same], [better, same], "right", ())
+    assert whole["difference"] == whole["low"] == whole["high"] == 0  # runs of one seed stay together

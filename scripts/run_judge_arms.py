@@ -3,7 +3,7 @@
     python scripts/run_judge_arms.py                            both recipes, all arms, three seeds, two runs at a time
     python scripts/run_judge_arms.py --arms vq_insight no_temporal --seeds 0
 
-All arms go on from one supervised start. Start and end are measured on held-out clips and pairs, against the oracle;
+All arms of a recipe go on from one supervised start. Start and end are measured on held-out clips and pairs, against the oracle;
 differences are paired by clip, averaged over seeds, and bootstrapped by prompt and by seed. Finished runs are kept, and
 stages that two arms of a seed share are trained once.
 """
@@ -33,7 +33,6 @@ from reward_model.video_reward import VideoJudgeReward
 Change = Callable[[StageConfig], StageConfig | None]
 """What an arm makes of a stage of GRPO; None leaves it out."""
 
-START = "start"
 NUM_CLIPS, NUM_UNSEEN, NUM_PAIRS, SEED, NUM_RESAMPLES = 1000, 500, 1500, 4321, 1000
 
 RATED = {"generated": ("visual_quality", "motion_quality", "text_alignment"), "natural": ("overall",)}
@@ -41,6 +40,9 @@ RATED = {"generated": ("visual_quality", "motion_quality", "text_alignment"), "n
 
 WHOLE = {"toy_vq_insight": "vq_insight", "toy_vqathinker": "vqathinker"}
 """Recipe -> the arm that leaves it whole."""
+
+STARTS = {recipe: f"{arm}_start" for recipe, arm in WHOLE.items()}
+"""Recipe -> the run of its supervised stage alone, with seed 0, from which the arms go on with every seed."""
 
 Answers = Sequence[Mapping[str, Any]]
 """What one role said after each of several runs."""
@@ -116,17 +118,16 @@ def recipe_of(arm: str, seed: int, folder: Path) -> RecipeConfig:
     return dataclasses.replace(config, seed=seed, stages=[s for s in stages if s is not None], output=str(folder))
 
 
-def run_start(folder: Path) -> None:
-    """Train, on the processes that torchrun starts, what all arms share; write what it says of held-out clips and pairs."""
+def run_start(recipe: str, folder: Path) -> None:
+    """Train, on the processes that torchrun starts, what a recipe's arms share; write what it says when held out."""
     from reward_model.training.stages import run_recipe
 
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")
-    trained = run_recipe(recipe_of("vq_insight", 0, folder), num_stages=1)
-    if torch.distributed.get_rank():
-        return
-    found = {role: answers_of(trained, role, start=True) for role in (*RATED, "comparator")}
-    (folder / "answers.json").write_text(json.dumps(found) + "\n")
+    config = recipe_of(WHOLE[recipe], 0, folder)
+    trained = run_recipe(config, num_stages=1)
+    if not torch.distributed.get_rank():
+        write_answers(config, trained, folder, start=True)
 
 
 def run(arm: str, seed: int, folder: Path) -> None:
@@ -135,11 +136,15 @@ def run(arm: str, seed: int, folder: Path) -> None:
 
     torch.set_num_threads(1)
     config = recipe_of(arm, seed, folder)
-    for other in (folder.parent / START, *sorted(folder.parent.glob(f"*-{seed}"))):
+    for other in (folder.parent / f"{STARTS[ARMS[arm][0]]}-0", *sorted(folder.parent.glob(f"*-{seed}"))):
         take_stages(config, other, folder)
-    trained = run_recipe(config)
-    roles = [stage.role for stage in config.stages if stage.role in ("natural", "generated", "comparator")]
-    found = {role: answers_of(trained, role) for role in roles}
+    write_answers(config, run_recipe(config), folder)
+
+
+def write_answers(config: RecipeConfig, judge: Path, folder: Path, *, start: bool = False) -> None:
+    """Write what a judge says, in each role that the recipe trains and the table shows, where clips are held out."""
+    roles = [stage.role for stage in config.stages if stage.role in (*RATED, "comparator")]
+    found = {role: answers_of(judge, role, start=start) for role in roles}
     (folder / "answers.json").write_text(json.dumps(found) + "\n")
 
 
@@ -244,28 +249,31 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     if options.only:
         arm, seed = options.only
-        if arm == START:
-            run_start(options.runs / START)
+        folder = options.runs / f"{arm}-{seed}"
+        recipe = next((name for name, start in STARTS.items() if start == arm), None)
+        if recipe is None:
+            run(arm, int(seed), folder)
         else:
-            run(arm, int(seed), options.runs / f"{arm}-{seed}")
+            run_start(recipe, folder)
         return 0
-    if _run_apart(START, 0, options.runs):
+    recipes = [recipe for recipe in WHOLE if any(ARMS[arm][0] == recipe for arm in options.arms)]
+    if any(_run_apart(STARTS[recipe], 0, options.runs) for recipe in recipes):
         return 1
     todo = [(arm, seed) for arm in options.arms for seed in options.seeds]  # an arm's stages serve the next
     with ThreadPoolExecutor(options.jobs) as pool:
         failed = sum(pool.map(lambda one: _run_apart(*one, options.runs), todo))
     torch.set_num_threads(1)
-    for recipe in WHOLE:
-        if arms := [arm for arm in options.arms if ARMS[arm][0] == recipe]:
-            write(recipe, arms, options.seeds, options.runs, options.docs)
+    for recipe in recipes:
+        arms = [arm for arm in options.arms if ARMS[arm][0] == recipe]
+        write(recipe, arms, options.seeds, options.runs, options.docs)
     return failed
 
 
 def _run_apart(arm: str, seed: int, runs: Path) -> int:
-    folder = runs / (START if arm == START else f"{arm}-{seed}")
+    folder = runs / f"{arm}-{seed}"
     if (folder / "answers.json").exists():
         return 0
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] if arm == START else []
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] if arm in STARTS.values() else []
     return run_apart([*launch, __file__, "--only", arm, str(seed), "--runs", str(runs)], folder)
 
 
@@ -301,7 +309,7 @@ def _interval(found: Mapping[str, float] | None) -> str:
 
 def write(recipe: str, arms: Sequence[str], seeds: Sequence[int], runs: Path, docs: Path) -> None:
     """Write docs/<recipe>.md and .json of the finished runs of a recipe's arms."""
-    start = json.loads((runs / START / "answers.json").read_text())
+    start = json.loads((runs / f"{STARTS[recipe]}-0" / "answers.json").read_text())
     found: dict[str, dict[int, Any]] = {}
     for arm in dict.fromkeys([WHOLE[recipe], *arms]):
         files = {seed: runs / f"{arm}-{seed}" / "answers.json" for seed in seeds}

@@ -1,5 +1,7 @@
 """The experiment of scripts/run_judge_arms.py: what each arm changes, and how runs are compared."""
 
+import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,25 @@ def test_another_variant_keeps_the_other_settings_and_cold_adapters_start_at_the
     assert settings["vq_insight"].rewards[-1].settings == {"variant": "corrected", "alpha": 0.1}
     assert settings["temporal_released"].rewards[-1].settings == {"variant": "released", "alpha": 0.1}
     assert [one.start for one in settings.values()] == ["warm_up", "warm_up", None]
+
+
+def test_a_run_goes_on_from_the_stages_that_another_finished_with_the_same_settings(arms, tmp_path):
+    def finish(folder, config):
+        for number, stage in enumerate(config.stages):
+            place = folder / "stages" / f"{number:02d}-{stage.name}"
+            place.mkdir(parents=True)
+            (place / "done.json").write_text(json.dumps({"stage": dataclasses.asdict(stage)}))
+
+    def taken(arm):
+        folder = tmp_path / arm
+        arms.take_stages(arms.recipe_of(arm, 0, folder), tmp_path / "finished", folder)
+        return sorted(place.name for place in folder.glob("stages/*"))
+
+    finish(tmp_path / "finished", arms.recipe_of("vq_insight", 0, tmp_path / "finished"))
+    assert taken("no_temporal") == ["00-start", "01-warm_up"]
+    assert taken("no_warm_up") == ["00-start"]
+    assert taken("vqathinker") == []  # its start sees more answers
+    assert set(arms.STARTS.values()).isdisjoint(arms.ARMS)
 
 
 def test_runs_are_compared_by_prompt_and_by_seed(arms):

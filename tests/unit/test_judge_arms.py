@@ -52,16 +52,18 @@ def test_a_run_goes_on_from_the_stages_that_another_finished_with_the_same_setti
             place.mkdir(parents=True)
             (place / "done.json").write_text(json.dumps({"stage": dataclasses.asdict(stage)}))
 
-    def taken(arm):
-        folder = tmp_path / arm
-        arms.take_stages(arms.recipe_of(arm, 0, folder), tmp_path / "finished", folder)
-        return sorted(place.name for place in folder.glob("stages/*"))
+    def taken(name, config):
+        arms.take_stages(config, tmp_path / "finished", tmp_path / name)
+        return sorted(place.name for place in tmp_path.glob(f"{name}/stages/*"))
 
-    finish(tmp_path / "finished", arms.recipe_of("vq_insight", 0, tmp_path / "finished"))
-    assert taken("no_temporal") == ["00-start", "01-warm_up"]
-    assert taken("no_warm_up") == ["00-start"]
-    assert taken("vqathinker") == []  # its start sees more answers
-    assert set(arms.STARTS.values()).isdisjoint(arms.ARMS)
+    whole = arms.recipe_of("vq_insight", 0, tmp_path)
+    finish(tmp_path / "finished", whole)
+    assert taken("whole", whole) == ["00-start", "01-warm_up", "02-generated", "03-comparator"]
+    assert taken("no_temporal", arms.recipe_of("no_temporal", 0, tmp_path)) == ["00-start", "01-warm_up"]
+    assert taken("vqathinker", arms.recipe_of("vqathinker", 0, tmp_path)) == []  # its start sees more answers
+    start, warm_up, *last = whole.stages
+    longer = dataclasses.replace(whole, stages=[start, dataclasses.replace(warm_up, num_held_out=8), *last])
+    assert taken("longer", longer) == ["00-start"]  # what follows another warm-up is not the same stage
 
 
 def test_runs_are_compared_by_prompt_and_by_seed(arms):

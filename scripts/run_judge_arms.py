@@ -331,7 +331,7 @@ def write(recipe: str, arms: Sequence[str], seeds: Sequence[int], runs: Path, do
         f"Comparator: accuracy on {NUM_PAIRS} pairs at least 0.1 apart. Start is the judge after supervision. Differences are",
         "from the start, and from the whole recipe with the same seeds: below 0 where what the arm leaves out or changes helps.",
         "Intervals are 95 %, of the mean over the seeds, resampled by prompt and by seed; one that holds 0 shows nothing.",
-        f"`python scripts/run_judge_arms.py --arms {' '.join(arms)}` makes this page.",
+        f"`python scripts/run_judge_arms.py --arms {' '.join(arms)} --seeds {' '.join(map(str, seeds))}` makes this page.",
         "",
         "| arm | role | start | after GRPO | from the start | by seed | from the whole recipe |",
         "|---|---|---|---|---|---|---|",

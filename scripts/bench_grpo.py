@@ -11,11 +11,14 @@ is timed. Prints a table and, last, one JSON line. Needs trl and datasets (the e
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import multiprocessing
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -272,7 +275,7 @@ def seconds(action: Callable[[], object], repeats: int) -> float:
 def bench_cell(
     size: dict[str, int], side: int, frames: int, group: int, num_tokens: int, repeats: int
 ) -> dict[str, Any]:
-    """Compare and time one prompt length and group size.
+    """Compare and time one prompt length, group size and answer length, on one thread.
 
     Args:
         size: of the model.
@@ -285,6 +288,7 @@ def bench_cell(
     Returns:
         One row of the table.
     """
+    torch.set_num_threads(1)
     question, judge = build_question(side, frames), build_judge(size, side)
     settings = GrpoSettings(group_size=group, kl_coef=KL_COEF, max_answer_tokens=num_tokens)
     once, each = (build_trainer(judge, question, size, group, num_tokens, once=flag) for flag in (True, False))
@@ -318,12 +322,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--groups", type=int, nargs="+", default=[4, 8, 16], help="answers per question")
     parser.add_argument("--sides", type=int, nargs="+", default=[140, 224, 308], help="frame sides, multiples of 28")
     parser.add_argument("--frames", type=int, default=16, help="frames of the clip")
-    parser.add_argument("--answer-tokens", type=int, nargs="+", default=[64], help="length of every answer")
+    parser.add_argument("--answer-tokens", type=int, nargs="+", default=[64, 128], help="length of every answer")
     parser.add_argument("--repeats", type=int, default=2, help="runs of which the shortest counts")
     parser.add_argument("--docs", type=Path, help="folder that gets the table as bench_grpo.md and .json")
     parser.add_argument("--smoke", action="store_true", help="a tiny model, to try the script")
     options = parser.parse_args(argv)
-    torch.set_num_threads(1)
     size = {"hidden": 256, "layers": 6, "vision_hidden": 256, "vision_layers": 4}
     if options.smoke:
         size = {"hidden": 64, "layers": 2, "vision_hidden": 32, "vision_layers": 2}
@@ -333,15 +336,15 @@ def main(argv: Sequence[str]) -> int:
     )
     lines = ["  ".join(name.rjust(13) for name in (*names, "log_probs", "gradient"))]
     print(lines[0])
-    for side in options.sides:
-        for group in options.groups:
-            for num_tokens in options.answer_tokens:
-                row = bench_cell(size, side, options.frames, group, num_tokens, options.repeats)
-                rows.append(row)
-                cells = [f"{row[name]:.2f}" for name in names]
-                cells += [f"{row[f'{name}_difference']:.1e}" for name in ("log_probs", "gradient")]
-                lines.append("  ".join(cell.rjust(13) for cell in cells))
-                print(lines[-1], flush=True)
+    # a process per cell: what trl leaves behind adds up to gigabytes
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
+        for side, group, num_tokens in itertools.product(options.sides, options.groups, options.answer_tokens):
+            row = pool.submit(bench_cell, size, side, options.frames, group, num_tokens, options.repeats).result()
+            rows.append(row)
+            cells = [f"{row[name]:.2f}" for name in names]
+            cells += [f"{row[f'{name}_difference']:.1e}" for name in ("log_probs", "gradient")]
+            lines.append("  ".join(cell.rjust(13) for cell in cells))
+            print(lines[-1], flush=True)
     found = {
         "bench": "grpo",
         "command": " ".join(["python", "scripts/bench_grpo.py", *argv]),

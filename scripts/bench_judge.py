@@ -31,7 +31,7 @@ import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from reward_model.datasets import moving_shapes  # noqa: E402
-from reward_model.judge import prefix_attention, windows  # noqa: E402
+from reward_model.judge import tree_attention, windows  # noqa: E402
 from reward_model.judge.batching import clip_grid, patches_of  # noqa: E402
 from reward_model.judge.checkpoint import JudgeConfig  # noqa: E402
 from reward_model.judge.families.base import merged  # noqa: E402
@@ -45,7 +45,7 @@ from reward_model.video_reward import VideoJudgeReward  # noqa: E402
 from tests.parity.official_processor import declare_missing_operators  # noqa: E402
 
 ASKED = ("visual_quality", "motion_quality", "text_alignment")
-OWN_ATTENTION = (prefix_attention.NAME, windows.NAME)
+OWN_ATTENTION = (tree_attention.NAME, windows.NAME)
 TOLERANCE = 1e-4
 SHAPES: Mapping[str, Mapping[str, int]] = {
     "10m": {"hidden": 160, "layers": 28, "vision_hidden": 64, "vision_layers": 32},

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from reward_model.judge.families.base import Family
-from reward_model.judge.shared_prefix import Rows, additive
+from reward_model.judge.shared_prefix import Rows, prefixes_of, ranges
+from reward_model.judge.tree_attention import NO_MASK, Seen, Written, additive, attends_in_parts
 
 VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
 END_TOKENS = ("<|im_end|>", "<|endoftext|>")
@@ -44,30 +45,40 @@ def uniforms(keys: Sequence[str], num: int) -> Tensor:
 class _Slots:
     """The sequences' places in the rows, and the forward pass of one more token of each."""
 
-    def __init__(self, rows: Rows, num_samples: int, max_new_tokens: int, model: Any) -> None:
+    def __init__(self, rows: Rows, num_samples: int, max_new_tokens: int, model: Any, cache: Any) -> None:
         num_rows, self.length = rows.tokens.shape
         self.device, self.embed = model.lm_head.weight.device, model.get_input_embeddings()
-        row = (rows.ends // self.length).repeat_interleave(num_samples)
+        row = rows.texts[:, 0].repeat_interleave(num_samples)
         counts = torch.bincount(row, minlength=num_rows)
         column = torch.cat([torch.arange(count) for count in counts.tolist()])
         branch = torch.zeros(num_rows, int(counts.max()), dtype=torch.long)
         positions = torch.zeros_like(branch)
-        branch[row, column] = rows.branch.flatten()[rows.ends].repeat_interleave(num_samples)
+        branch[row, column] = torch.arange(len(rows.ends)).repeat_interleave(num_samples)
         positions[row, column] = rows.next_positions.repeat_interleave(num_samples)
-        # a token sees the common part and its branch, and of the tokens written since its own sequence's
-        prefix = (rows.branch[:, None] == 0) | (rows.branch[:, None] == branch[:, :, None])  # [R, S, L]
-        own = torch.eye(branch.shape[1], dtype=torch.bool).repeat(1, max_new_tokens - 1).expand(num_rows, -1, -1)
-        seen = torch.cat([prefix, own], dim=2).to(self.device)
-        self.mask = additive(seen, self.embed.weight.dtype)[:, None]  # [R, 1, S, L + n S]
+        if attends_in_parts(model):
+            places, known = ranges(*rows.texts.T[3:])
+            self.cache = Written(cache, places[branch], known[branch], max_new_tokens)
+            self.seen = Seen(NO_MASK, prefixes=prefixes_of(rows), written=self.cache)
+        else:
+            self.cache = cache
+            # a token sees the common part and its branch, and of the tokens written since its own sequence's
+            name = rows.branch.flatten()[rows.ends][branch]
+            prefix = (rows.branch[:, None] == 0) | (rows.branch[:, None] == name[:, :, None])  # [R, S, L]
+            own = torch.eye(branch.shape[1], dtype=torch.bool).repeat(1, max_new_tokens - 1).expand(num_rows, -1, -1)
+            allowed = torch.cat([prefix, own], dim=2).to(self.device)
+            self.seen = Seen(additive(allowed, self.embed.weight.dtype)[:, None])  # [R, 1, S, L + n S]
         self.row, self.column, self.positions = (t.to(self.device) for t in (row, column, positions))
 
-    def forward(self, model: Any, family: Family, cache: Any, token: Tensor, turn: int) -> Tensor:
+    def forward(self, model: Any, family: Family, token: Tensor, turn: int) -> Tensor:
         """Return the logits [sequences, V] behind new token number `turn` [sequences]."""
         tokens = torch.zeros_like(self.positions)  # [R, S]
         tokens[self.row, self.column] = token
-        mask = self.mask[..., : self.length + (turn + 1) * tokens.shape[1]]
-        positions = (self.positions + turn).expand(3, -1, -1)
-        hidden = family.text(model, self.embed(tokens), positions, mask, cache=cache)  # [R, S, D]
+        positions, seen = (self.positions + turn).expand(3, -1, -1), self.seen
+        if seen.written is None:
+            seen = Seen(seen.mask[..., : self.length + (turn + 1) * tokens.shape[1]])
+        hidden = family.text(model, self.embed(tokens), positions, seen, cache=self.cache)  # [R, S, D]
+        if seen.written is not None:
+            seen.written.size += 1
         return model.lm_head(hidden[self.row, self.column]).float()
 
 
@@ -103,7 +114,7 @@ def continue_branches(
     Returns:
         The sequences, those of a branch following one another.
     """
-    slots, device = _Slots(rows, num_samples, max_new_tokens, model), logits.device
+    slots, device = _Slots(rows, num_samples, max_new_tokens, model, cache), logits.device
     logits = logits.repeat_interleave(num_samples, dim=0)
     stop, never = (torch.tensor(list(ids), device=device, dtype=torch.long) for ids in (ends, banned))
     alive = torch.ones(len(logits), dtype=torch.bool, device=device)
@@ -119,7 +130,7 @@ def continue_branches(
         alive = alive & ~torch.isin(token, stop)
         if turn + 1 == max_new_tokens or not bool(alive.any()):
             break
-        logits = slots.forward(model, family, cache, token, turn)
+        logits = slots.forward(model, family, token, turn)
     lengths = torch.stack(living, dim=1).sum(dim=1).tolist()
     ids, values = torch.stack(tokens, dim=1).tolist(), torch.stack(chosen, dim=1).cpu()
     return [

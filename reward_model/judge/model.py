@@ -15,9 +15,8 @@ from reward_model.judge.batching import AnswerText, Batch, lay_out
 from reward_model.judge.decoding import END_TOKENS, Completion, continue_branches, token_ids, uniforms
 from reward_model.judge.motion_tokens import MOTION_TOKEN
 from reward_model.judge.parts import JudgeParts
-from reward_model.judge.prefix_attention import num_common
 from reward_model.judge.score_head import states_at
-from reward_model.judge.shared_prefix import tree_mask
+from reward_model.judge.shared_prefix import seen_in
 from reward_model.records import Clip, JudgeRequest
 
 
@@ -217,17 +216,15 @@ class VideoJudge(JudgeParts):
             slots = tokens == token_ids(self.tokenizer, [MOTION_TOKEN])[0]
             projected = self.motion(batch.motion.to(device)).to(embeddings.dtype)
             embeddings = embeddings.masked_scatter(slots[..., None], projected)
-        mask = tree_mask(rows, dtype=embeddings.dtype, device=device)
         positions = rows.positions.to(device)
         return self.family.text(
             self.model,
             embeddings,
             positions,
-            mask,
+            seen_in(rows, self.model),
             deep=deep,
             video_mask=video_mask,
             cache=cache,
-            num_common=num_common(rows),
         )
 
     def _head(self, hidden: Tensor, places: Tensor) -> Tensor:

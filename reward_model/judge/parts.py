@@ -18,9 +18,9 @@ from reward_model.judge.decoding import VISION_TOKENS, token_ids
 from reward_model.judge.families import Family, family_of
 from reward_model.judge.location import locate
 from reward_model.judge.motion_tokens import MOTION_TOKEN, MotionProjector
-from reward_model.judge.prefix_attention import split_prefix
 from reward_model.judge.roles import Roles, base_state
 from reward_model.judge.score_head import ScoreHead
+from reward_model.judge.tree_attention import attend_in_trees
 from reward_model.judge.windows import batch_windows
 from reward_model.language import prompts, styles
 
@@ -41,7 +41,7 @@ class JudgeParts(nn.Module):
         """
         super().__init__()
         batch_windows(model)
-        split_prefix(model)
+        attend_in_trees(model)
         self.model: Any = model
         self.tokenizer, self.config = tokenizer, config
         self.family = self._family(config.min_pixels, config.max_pixels)

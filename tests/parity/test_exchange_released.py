@@ -12,6 +12,7 @@ from reward_model.judge.batching import clip_grid, patches_of
 from reward_model.judge.families.base import prefix_positions
 from reward_model.judge.model import VideoJudge
 from reward_model.judge.tiny import build_tokenizer
+from reward_model.judge.tree_attention import Seen
 from reward_model.records import DIMENSIONS, FramePlan
 from tests.parity import released_layout as layout
 from tests.tiny_judge import build_judge, make_clip
@@ -81,7 +82,7 @@ def test_a_checkpoint_in_the_released_layout_has_the_logits_of_the_transformers_
         features = judge.family.encode(judge.model, layout.patches(), grid)
         embeddings = judge.model.get_input_embeddings()(ids)
         embeddings = embeddings.masked_scatter((ids == layout.VIDEO_PAD)[:, None], features.tokens)[None]
-        hidden = judge.family.text(judge.model, embeddings, positions[:, None], (1 - seen) * -1e9)
+        hidden = judge.family.text(judge.model, embeddings, positions[:, None], Seen((1 - seen) * -1e9))
         logits = judge.model.lm_head(hidden[0, -2:])
     assert_close(logits, golden["logits"], atol=1e-5, rtol=0)
 

@@ -12,6 +12,7 @@ from reward_model.judge.families.base import prefix_positions
 from reward_model.judge.model import VideoJudge
 from reward_model.judge.score_head import states_at
 from reward_model.judge.tiny import build_tokenizer
+from reward_model.judge.tree_attention import Seen
 from reward_model.judge.videoalign import load_videoalign
 from tests.parity import videoalign_layout as layout
 from tests.tiny_judge import make_clip
@@ -47,7 +48,7 @@ def states_of(judge, ids):
     found = family.encode(judge.model, layout.patches(), torch.tensor([layout.GRID])).tokens
     embeddings = judge.model.get_input_embeddings()(ids).masked_scatter(is_video[:, None], found)[None]
     mask = (1 - torch.ones(1, 1, len(ids), len(ids)).tril()) * -1e9
-    hidden = family.text(judge.model, embeddings, positions[:, None], mask)
+    hidden = family.text(judge.model, embeddings, positions[:, None], Seen(mask))
     return states_at(hidden, ids[None], torch.zeros_like(ids)[None], [len(ids) - 1], judge.head.token_ids)
 
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from reward_model.judge.tree_attention import Seen
 from reward_model.records import FramePlan
 
 Grid = tuple[int, int, int]
@@ -107,17 +108,15 @@ class Family(Protocol):
         model: Any,
         embeddings: Tensor,
         positions: Tensor,
-        mask: Tensor,
+        seen: Seen,
         *,
         deep: tuple[Tensor, ...] = (),
         video_mask: Tensor | None = None,
         cache: object | None = None,
-        num_common: int = 0,
     ) -> Tensor:
-        """Run the text model: embeddings [B, L, D], positions [3, B, L], additive mask [B, 1, L, K] -> [B, L, D].
+        """Run the text model: embeddings [B, L, D], positions [3, B, L] -> [B, L, D].
 
-        `deep` is added at the True places of `video_mask` [B, L]; a `cache` is filled. The first `num_common` tokens of every
-        row, for which the mask is causal, attend without it.
+        `deep` is added at the True places of `video_mask` [B, L]; a `cache` is filled.
         """
 
 

@@ -18,6 +18,7 @@ from reward_model.judge.families.base import (
     merged,
     time_offsets,
 )
+from reward_model.judge.tree_attention import Seen
 from reward_model.records import FramePlan
 
 DEFAULT_PIXELS = (128 * 28 * 28, 768 * 28 * 28)
@@ -85,20 +86,19 @@ class Qwen25VL:
         model: Any,
         embeddings: Tensor,
         positions: Tensor,
-        mask: Tensor,
+        seen: Seen,
         *,
         deep: tuple[Tensor, ...] = (),
         video_mask: Tensor | None = None,
         cache: object | None = None,
-        num_common: int = 0,
     ) -> Tensor:
         """Run the text model; this family adds nothing in deep layers."""
         output = model.model.language_model(
             inputs_embeds=embeddings,
             position_ids=positions,
-            attention_mask={"full_attention": mask, "sliding_attention": mask},
+            attention_mask={"full_attention": seen.mask, "sliding_attention": seen.mask},
             past_key_values=cache,
             use_cache=cache is not None,
-            num_common=num_common,
+            seen=seen,
         )
         return output.last_hidden_state

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from reward_model.judge.families.base import Grid, Run, VisionFacts, VisionFeatures, bounded_size, merged
+from reward_model.judge.tree_attention import Seen
 from reward_model.records import FramePlan
 
 DEFAULT_PIXELS = (128 * 32 * 32, 768 * 32 * 32)
@@ -71,21 +72,20 @@ class Qwen3VL:
         model: Any,
         embeddings: Tensor,
         positions: Tensor,
-        mask: Tensor,
+        seen: Seen,
         *,
         deep: tuple[Tensor, ...] = (),
         video_mask: Tensor | None = None,
         cache: object | None = None,
-        num_common: int = 0,
     ) -> Tensor:
         """Run the text model; layer k adds `deep[k]` at the video tokens."""
         output = model.model.language_model(
             inputs_embeds=embeddings,
             position_ids=positions,
-            attention_mask=mask,
+            attention_mask=seen.mask,
             past_key_values=cache,
             use_cache=cache is not None,
-            num_common=num_common,
+            seen=seen,
             visual_pos_masks=video_mask if deep else None,
             deepstack_visual_embeds=list(deep) or None,
         )

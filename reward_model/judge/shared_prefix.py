@@ -101,14 +101,19 @@ def seen_in(rows: Rows, model: Any) -> Seen:
     if not attends_in_parts(model):
         weight = model.lm_head.weight
         return Seen(tree_mask(rows, dtype=weight.dtype, device=weight.device), num_common(rows))
-    row, *bounds = rows.texts.T
+    sizes = (rows.texts[:, 4] - rows.texts[:, 3]).float().log2().ceil()  # texts of like length are padded together
+    texts = tuple(_texts(rows.texts[sizes == size]) for size in sizes.unique())
+    return Seen(NO_MASK, prefixes=prefixes_of(rows), texts=texts)
+
+
+def _texts(places: Tensor) -> Texts:
+    row, *bounds = places.T
     (before, known), (own, real) = ranges(*bounds[:2]), ranges(*bounds[2:])
     num, length = own.shape
     causal = torch.ones(length, length, dtype=torch.bool).tril().expand(num, -1, -1)
     allowed = torch.cat([known[:, None].expand(-1, length, -1), causal], dim=2)  # [N, Q, K]
     mask = additive(allowed, torch.float64)[:, None]
-    texts = Texts(row[:, None], own, real, torch.cat([before, own], dim=1), mask)
-    return Seen(NO_MASK, prefixes=prefixes_of(rows), texts=texts)
+    return Texts(row[:, None], own, real, torch.cat([before, own], dim=1), mask)
 
 
 def ranges(start: Tensor, stop: Tensor) -> tuple[Tensor, Tensor]:

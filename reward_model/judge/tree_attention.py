@@ -105,7 +105,7 @@ class Seen:
     mask: Tensor
     num_common: int = 0
     prefixes: tuple[tuple[int, int], ...] = ()
-    texts: Texts | None = None
+    texts: tuple[Texts, ...] = ()
     written: Written | None = None
 
 
@@ -183,12 +183,11 @@ class _InParts(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, seen: Seen, scale: float) -> Tensor:
         """Return [R, q, h, d]."""
         out, sums = _attend_prefixes(query, key, value, seen, scale)
-        texts = seen.texts
-        assert texts is not None
-        q, k, v = (part.double() for part in _of_texts(texts, query, key, value))
-        own, own_sums = (part.transpose(1, 2)[texts.real] for part in _attend(q, k, v, scale, mask=texts.mask))
-        at = texts.row.expand_as(texts.queries)[texts.real], texts.queries[texts.real]
-        out[at], sums[at] = _merge(out[at], sums[at], own, own_sums)
+        for texts in seen.texts:
+            q, k, v = (part.double() for part in _of_texts(texts, query, key, value))
+            own, own_sums = (part.transpose(1, 2)[texts.real] for part in _attend(q, k, v, scale, mask=texts.mask))
+            at = texts.row.expand_as(texts.queries)[texts.real], texts.queries[texts.real]
+            out[at], sums[at] = _merge(out[at], sums[at], own, own_sums)
         ctx.save_for_backward(query, key, value, out, sums)
         ctx.seen, ctx.scale = seen, scale
         return out
@@ -197,7 +196,7 @@ class _InParts(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         """Return the gradients of query, key and value."""
         *before, out, sums = ctx.saved_tensors
-        seen, texts, scale, after = ctx.seen, ctx.seen.texts, ctx.scale, (*grads, out, sums)
+        seen, scale, after = ctx.seen, ctx.scale, (*grads, out, sums)
         totals = [t.new_zeros(t.transpose(1, 2).shape) for t in before]
         for rows, new, old, causal in _prefix_calls(seen):
             places = (new, old, old)
@@ -206,11 +205,12 @@ class _InParts(torch.autograd.Function):
             found = _attend_backward(inputs, results, scale, causal=causal)
             for total, part, at in zip(totals, found, places, strict=True):
                 total[rows, at] += part.transpose(1, 2)
-        grad, *results = (t[texts.row, texts.queries].transpose(1, 2) for t in after)
-        grad = grad * texts.real[:, None, :, None]
-        found = _attend_backward(_of_texts(texts, *before), [grad, *results], scale, mask=texts.mask.to(out.dtype))
-        for total, part, at in zip(totals, found, (texts.queries, texts.keys, texts.keys), strict=True):
-            total.index_put_((texts.row, at), part.transpose(1, 2), accumulate=True)
+        for texts in seen.texts:
+            grad, *results = (t[texts.row, texts.queries].transpose(1, 2) for t in after)
+            grad = grad * texts.real[:, None, :, None]
+            found = _attend_backward(_of_texts(texts, *before), [grad, *results], scale, mask=texts.mask.to(out.dtype))
+            for total, part, at in zip(totals, found, (texts.queries, texts.keys, texts.keys), strict=True):
+                total.index_put_((texts.row, at), part.transpose(1, 2), accumulate=True)
         dq, dk, dv = (total.transpose(1, 2) for total in totals)
         return dq, dk, dv, None, None
 

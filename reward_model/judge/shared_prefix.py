@@ -99,7 +99,7 @@ def pack(trees: Sequence[Tree], *, pad_id: int) -> Rows:
 def seen_in(rows: Rows, model: Any) -> Seen:
     """Return what the tokens of rows see in a pass over all of them."""
     if not attends_in_parts(model):
-        weight = model.lm_head.weight
+        weight = model.get_input_embeddings().weight
         return Seen(tree_mask(rows, dtype=weight.dtype, device=weight.device), num_common(rows))
     sizes = (rows.texts[:, 4] - rows.texts[:, 3]).float().log2().ceil()  # texts of like length are padded together
     texts = tuple(_texts(rows.texts[sizes == size]) for size in sizes.unique())

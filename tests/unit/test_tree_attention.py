@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from reward_model.judge import decoding, shared_prefix
-from reward_model.judge.tree_attention import NAME
+from reward_model.judge.tree_attention import NAME, attends_in_parts
 from reward_model.language import prompts
 from tests.tiny_judge import build_judge, make_clip
 
@@ -71,13 +71,21 @@ def test_half_precision_equals_a_masked_pass_within_its_rounding(judge, masked):
 def test_autocast_reaches_the_parts(judge, masked):
     judge.trainable_parameters(None)
     with torch.autocast("cpu", torch.bfloat16):
-        found, _ = values_and_gradients(judge)
-        drawn = judge.sample(requests(), max_new_tokens=5, num_samples=2)
+        found, own = values_and_gradients(judge)
+        ((drawn,), *_), *_ = judge.sample(requests(1), max_new_tokens=9)
+        read = judge.log_probs(requests(1), [[[drawn.tokens], [], []]], banned=judge.banned_ids).values
         masked()
-        expected, _ = values_and_gradients(judge)
+        expected, gradient = values_and_gradients(judge)
     torch.testing.assert_close(found, expected, rtol=0, atol=0.05)
-    assert not torch.equal(found, values_and_gradients(judge)[0])
-    assert all(len(c.tokens) > 0 for one in drawn for row in one for c in row)
+    torch.testing.assert_close(drawn.log_probs, read.detach(), rtol=0, atol=0.05)
+    assert float((own - gradient).norm() / gradient.norm()) < 0.05
+
+
+def test_dropout_is_left_to_the_masked_pass(judge):
+    config = judge.model.model.language_model.config
+    assert attends_in_parts(judge.eval().model) and attends_in_parts(judge.train().model)
+    config.attention_dropout = 0.1
+    assert not attends_in_parts(judge.model) and attends_in_parts(judge.eval().model)
 
 
 @pytest.mark.parametrize("least", [None, 1])
@@ -93,6 +101,9 @@ def test_answers_are_those_of_masked_passes(judge, masked, least):
 
 @pytest.mark.parametrize("num_samples", [1, 3, 4])
 def test_an_answer_has_the_same_bits_written_token_by_token_and_read_as_a_whole(judge, num_samples):
+    numbers = torch.randn(500, 64, generator=torch.Generator().manual_seed(0))
+    if not torch.equal((numbers @ numbers.T)[:12], numbers[:12] @ numbers.T):
+        pytest.skip("this machine's matrix products depend on the number of rows")
     asked = requests(3)
     drawn = judge.sample(asked, max_new_tokens=40, temperature=1.0, num_samples=num_samples)
     tokens = [[[c.tokens for c in row] for row in one] for one in drawn]

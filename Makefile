@@ -41,4 +41,4 @@ format: setup
 	$(BIN)/ruff format .
 
 bench: setup
-	@for script in scripts/bench_*.py; do echo "$$script"; $(BIN)/python $$script $(ARGS) || exit 1; done
+	@for script in scripts/bench/*.py; do echo "$$script"; $(BIN)/python $$script $(ARGS) || exit 1; done

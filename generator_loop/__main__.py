@@ -40,7 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _launch(path: str, overrides: Sequence[str], *, dry_run: bool) -> int:
-    from generator_loop.launch import StopRequest, refuse_lost_processes, set_threads, start_processes, unused_output
+    from generator_loop.run.launch import (
+        StopRequest,
+        refuse_lost_processes,
+        set_threads,
+        start_processes,
+        unused_output,
+    )
 
     refuse_lost_processes(os.environ)
     resumed = [item.removeprefix(RESUME) for item in overrides if item.startswith(RESUME)]
@@ -48,8 +54,8 @@ def _launch(path: str, overrides: Sequence[str], *, dry_run: bool) -> int:
     settings += [f"run.output={folder}" for folder in resumed]
 
     _quieten_libraries()
-    from generator_loop.session import open_session, read_config
-    from generator_loop.state import begin, restore
+    from generator_loop.run.session import open_session, read_config
+    from generator_loop.run.state import begin, restore
 
     config = read_config(path, settings)
     set_threads(config.run.num_threads)
@@ -61,7 +67,7 @@ def _launch(path: str, overrides: Sequence[str], *, dry_run: bool) -> int:
             f"sampling.num_prompts={config.sampling.num_prompts} must be a multiple of the {processes.count} processes"
         )
     if dry_run:
-        from generator_loop.estimate import estimate
+        from generator_loop.run.estimate import estimate
 
         print(estimate(open_session(config, processes)))
         return 0

@@ -15,22 +15,24 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from generator_loop import judge_refresh, monitors, summary
 from generator_loop.adapters.base import OLD, POLICY, REFERENCE
-from generator_loop.advantages import Credit, part_advantages
-from generator_loop.ema import blend
-from generator_loop.evaluation import Evaluation
+from generator_loop.evaluation import summary
+from generator_loop.evaluation.held_out import Evaluation
+from generator_loop.guards import monitors
+from generator_loop.optim.ema import blend
+from generator_loop.optim.step import actors_of, all_sum
 from generator_loop.records import Prompt, Rollout, Scored
-from generator_loop.rewards import transformed
+from generator_loop.refresh import refresh as judge_refresh
+from generator_loop.rewards.advantages import Credit, part_advantages
+from generator_loop.rewards.scorer import transformed
+from generator_loop.run.session import Session, anchored
+from generator_loop.run.state import save
 from generator_loop.sampling.prompts import draw_prompts
 from generator_loop.sampling.rollout import rollout
-from generator_loop.session import Session, anchored
-from generator_loop.state import save
 from generator_loop.tracking.checkpoint import latest, write_json
 from generator_loop.tracking.metric_log import is_distributed
 from generator_loop.tracking.model_card import write_model_card
 from generator_loop.tracking.report import write_report
-from generator_loop.update import actors_of, all_sum
 from reward_model import VideoJudgeReward, write_video
 
 log = logging.getLogger(__name__)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from reward_model.config import load_config
-    from reward_model.datasets import moving_shapes, oracle
     from reward_model.evaluation.metrics import bootstrap_interval, pair_accuracy, pairs_within_groups, srcc
     from reward_model.media.video_io import read_video, write_video
     from reward_model.serving.client import VideoJudgeClient
+    from reward_model.toy_world import moving_shapes, oracle
     from reward_model.video_reward import VideoJudgeReward
 
 __all__ = [
@@ -45,7 +45,7 @@ _HOMES = {
 
 def __getattr__(name: str) -> object:
     if name in ("moving_shapes", "oracle"):
-        return import_module(f"reward_model.datasets.{name}")
+        return import_module(f"reward_model.toy_world.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'reward_model' has no attribute {name!r}; public names: {', '.join(__all__)}")
     return getattr(import_module(_HOMES[name]), name)

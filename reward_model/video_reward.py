@@ -12,13 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from reward_model.comparing import compare_clips, rank_clips
-from reward_model.explanation import Explanation, explain_clip
 from reward_model.judge.model import VideoJudge
 from reward_model.media.frame_sampling import FramePolicy
 from reward_model.media.intake import clips_ahead, to_clips
 from reward_model.media.motion_encoders import encoder_of
-from reward_model.pixel_loss import pixel_loss
 from reward_model.records import (
     Clip,
     Comparison,
@@ -26,7 +23,10 @@ from reward_model.records import (
     RewardOutput,
     VideoError,
 )
-from reward_model.scoring import align_rows, open_sheet, score_rows
+from reward_model.scoring.compare import compare_clips, rank_clips
+from reward_model.scoring.explain import Explanation, explain_clip
+from reward_model.scoring.loss import pixel_loss
+from reward_model.scoring.score import align_rows, open_sheet, score_rows
 
 if TYPE_CHECKING:
     from reward_model.media.intake import VideoLike

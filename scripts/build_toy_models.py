@@ -49,7 +49,7 @@ def build_clips() -> None:
     """Pass labelled clips through the VAE, so that the judge meets the generator's look with known labels."""
     from generator_loop.pretrain import round_trip, wait_for_vae
     from reward_model.training.recipe import DataConfig
-    from reward_model.training.sources import open_source, store_clips
+    from reward_model.training.tasks.mixture import open_source, store_clips
 
     if CLIPS.exists():
         return
@@ -100,8 +100,8 @@ def install(part: str) -> None:
         return
     import torch
 
-    from reward_model.datasets.moving_shapes import world_hash
     from reward_model.judge.model import VideoJudge
+    from reward_model.toy_world.moving_shapes import world_hash
 
     judge = VideoJudge.from_pretrained(source)
     judge.to(torch.float16)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from reward_model.judge.videoalign import load_videoalign
+from reward_model.judge.exchange.videoalign import load_videoalign
 
 
 def main(argv: Sequence[str]) -> int:

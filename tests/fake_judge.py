@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from reward_model.explanation import Explanation
 from reward_model.records import DIMENSIONS, Comparison, FramePlan, Ranking, RewardOutput, Video, VideoError
+from reward_model.scoring.explain import Explanation
 
 PLAN = FramePlan((0, 4), (0.0, 0.5), ("slow", "slow"), 2.0)
 

@@ -4,11 +4,11 @@ import torch
 from torch.testing import assert_close
 
 from generator_loop.adapters.base import OLD, POLICY, REFERENCE
-from generator_loop.advantages import group_advantages
 from generator_loop.objectives import OBJECTIVE_CONFIGS, OBJECTIVES
+from generator_loop.optim.step import Updater, actors_of
 from generator_loop.records import Draw, Prompt
+from generator_loop.rewards.advantages import group_advantages
 from generator_loop.sampling.rollout import PromptEncoder, rollout
-from generator_loop.update import Updater, actors_of
 from tests.tiny_wan import randomise_lora
 from tests.toy_flow import toy_scores
 

@@ -15,13 +15,13 @@ from urllib.parse import urlsplit
 import torch
 
 from reward_model.records import DIMENSIONS, Clip, Comparison, FramePlan, RewardOutput
-from reward_model.rows import comparison_rows, output_rows, unexplained_row
+from reward_model.scoring.json_rows import comparison_rows, output_rows, unexplained_row
 from reward_model.serving import wire
-from reward_model.serving.server import make_server
-from reward_model.serving.server_app import create_app
-from reward_model.serving.server_judge import Comparing, Question, Scoring, Work
-from reward_model.serving.server_schema import FileVideo, FramesVideo
-from reward_model.serving.server_settings import ServerSettings
+from reward_model.serving.server.app import create_app
+from reward_model.serving.server.judge import Comparing, Question, Scoring, Work
+from reward_model.serving.server.main import make_server
+from reward_model.serving.server.schema import FileVideo, FramesVideo
+from reward_model.serving.server.settings import ServerSettings
 
 
 class MeanJudge:

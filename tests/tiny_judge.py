@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from reward_model.judge.batching import AnswerText, clip_grid, patches_of
-from reward_model.judge.checkpoint import JudgeConfig
+from reward_model.judge.checkpoints.format import JudgeConfig
+from reward_model.judge.engine.batching import AnswerText, clip_grid, patches_of
+from reward_model.judge.families.tiny import build_tiny
 from reward_model.judge.model import VideoJudge
-from reward_model.judge.tiny import build_tiny
 from reward_model.records import Clip, FramePlan, JudgeRequest
 
 FAMILIES = ("qwen2_5_vl", "qwen3_vl")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from reward_model.datasets import moving_shapes
+from reward_model.toy_world import moving_shapes
 from tests.tiny_wan import build_wan
 
 RECIPE = {
@@ -49,9 +49,9 @@ def save_tiny_wan(folder: Path) -> Path:
 
 def save_tiny_judge(folder: Path, *, family: str = "qwen2_5_vl", roles: tuple[str, ...] = ("generated",)) -> Path:
     """Write a random judge that speaks of moving shapes, with a random adapter for each role."""
-    from reward_model.judge.checkpoint import JudgeConfig
+    from reward_model.judge.checkpoints.format import JudgeConfig
+    from reward_model.judge.families.tiny import build_tiny, build_tokenizer
     from reward_model.judge.model import VideoJudge
-    from reward_model.judge.tiny import build_tiny, build_tokenizer
 
     words = build_tokenizer(moving_shapes.caption(scene) for scene in moving_shapes.CORE.scenes())
     model, tokenizer = build_tiny(
@@ -72,7 +72,7 @@ def save_tiny_judge(folder: Path, *, family: str = "qwen2_5_vl", roles: tuple[st
 
 def _speak_levels(judge) -> None:
     """Make the level words likely, as training would: a judge that says something else gives no valid score."""
-    from reward_model.language.prompts import score_request
+    from reward_model.language.requests import score_request
     from reward_model.records import DIMENSIONS, Clip, FramePlan
 
     plan = FramePlan(indices=(0, 1, 2, 3), times=(0.0, 0.1, 0.2, 0.3), kinds=("slow",) * 4, fps=8.0)

@@ -18,9 +18,9 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from generator_loop.advantages import Credit
+from generator_loop.flow.sde import RandomSteps
 from generator_loop.records import Draw, LossOutput, Predict, Prompt, Rollout, Scored
-from generator_loop.sde import RandomSteps
+from generator_loop.rewards.advantages import Credit
 
 Reward = Callable[[Tensor, Sequence[Prompt]], Tensor]
 """reward(frames [N, T, C, H, W], N prompts) -> [N] with gradient to the frames, NaN where it could not be had."""

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from generator_loop.advantages import Credit
 from generator_loop.objectives.base import Actors, LossObjective, keyed_noise, logit_normal_levels, mean_square, noised
 from generator_loop.records import Conditioning, Draw, LossOutput, Rollout, Scored
+from generator_loop.rewards.advantages import Credit
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,9 +16,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from generator_loop.advantages import Credit
 from generator_loop.objectives.base import Actors, check_decoded, drawn_run, mean_square
 from generator_loop.records import Conditioning, Draw, Prompt, Rollout, Scored, Tail
+from generator_loop.rewards.advantages import Credit
 
 
 @dataclass(frozen=True, kw_only=True)

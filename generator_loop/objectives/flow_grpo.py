@@ -20,10 +20,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from generator_loop.advantages import Credit
+from generator_loop.flow.sde import Kernel, KernelName, RandomSteps, step_weights
 from generator_loop.objectives.base import Actors, LossObjective, mean_square
 from generator_loop.records import Conditioning, Draw, LossOutput, Rollout, Scored
-from generator_loop.sde import Kernel, KernelName, RandomSteps, step_weights
+from generator_loop.rewards.advantages import Credit
 
 Balance = Literal["gradient", "guard", "none"]
 

@@ -12,9 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from generator_loop.advantages import Credit
 from generator_loop.objectives.base import Actors, LossObjective, keyed_noise, mean_square, noised
 from generator_loop.records import Conditioning, Draw, LossOutput, Rollout, Scored
+from generator_loop.rewards.advantages import Credit
 
 MIN_ERROR = 1e-5
 """Floor of the mean absolute error that weights a sample (authors' code)."""

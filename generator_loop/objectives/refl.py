@@ -19,9 +19,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from generator_loop.advantages import Credit
 from generator_loop.objectives.base import Actors, LossObjective, check_decoded, drawn_run, mean_square
 from generator_loop.records import Conditioning, Draw, LossOutput, Prompt, Rollout, Scored
+from generator_loop.rewards.advantages import Credit
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from generator_loop.adapters.base import VideoGenerator
+from generator_loop.flow.sde import Kernel, RandomSteps
 from generator_loop.records import Conditioning, Draw, Prompt, Rollout, Tail, Walk
-from generator_loop.sde import Kernel, RandomSteps
 
 
 class PromptEncoder:

@@ -91,7 +91,7 @@ def _show(args: argparse.Namespace, found: Calibration, place: str | None) -> No
 
 def _check_place(args: argparse.Namespace) -> None:
     """Refuse a judge that has no folder of its own to write to, before anything is computed."""
-    from reward_model.judge.checkpoint import CONFIG_FILE
+    from reward_model.judge.checkpoints.format import CONFIG_FILE
 
     if args.output and args.output.exists() and any(args.output.iterdir()):
         raise ValueError(f"--output {args.output} is not empty; name a new folder")
@@ -135,7 +135,7 @@ def _comparator(judge: Any) -> Any:
 
 def _write(args: argparse.Namespace, judge: Any, constants: Mapping[str, Mapping[str, float]]) -> Path:
     """Write the constants of the measured dimensions; those of others stay."""
-    from reward_model.judge.checkpoint import CONFIG_FILE, JudgeConfig
+    from reward_model.judge.checkpoints.format import CONFIG_FILE, JudgeConfig
 
     if args.output:
         judge.judge.configure(calibration={**judge.judge.config.calibration, **constants})

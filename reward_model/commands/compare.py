@@ -12,7 +12,7 @@ from reward_model.commands.inputs import LISTS
 from reward_model.commands.judge_options import JudgeFactory, column_map, open_judge
 from reward_model.commands.progress import progress_bar
 from reward_model.commands.results import Result, json_line
-from reward_model.rows import comparison_rows
+from reward_model.scoring.json_rows import comparison_rows
 
 if TYPE_CHECKING:
     from reward_model.records import Comparison

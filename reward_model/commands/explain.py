@@ -7,7 +7,7 @@ from typing import Any
 
 from reward_model.commands.judge_options import JudgeFactory, open_judge
 from reward_model.commands.results import json_line
-from reward_model.rows import explanation_row, unexplained_row
+from reward_model.scoring.json_rows import explanation_row, unexplained_row
 
 EXAMPLES = """examples:
   video-judge explain clip.mp4

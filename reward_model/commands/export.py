@@ -51,7 +51,7 @@ def run(args: argparse.Namespace, _: JudgeFactory) -> int:
     """Write the folder, upload it where asked, and say where it is; the judge is taken whole, without a role in use."""
     from reward_model.evaluation.card import write_card
     from reward_model.evaluation.export import export_hub_folder, push_to_hub
-    from reward_model.judge.exchange import merge_role
+    from reward_model.judge.exchange.merge import merge_role
     from reward_model.judge.model import VideoJudge
 
     facts = _facts(args)

@@ -10,7 +10,7 @@ from typing import Any
 
 from reward_model.commands.inputs import Item
 from reward_model.records import DIMENSIONS, NO_PROMPT
-from reward_model.rows import output_rows, unscored_row
+from reward_model.scoring.json_rows import output_rows, unscored_row
 
 Result = dict[str, Any]
 """What is written of one video; JSON values only."""

@@ -1,11 +1,11 @@
-"""`video-judge serve`: the server of `reward_model.serving.server`, with the judge that the options name."""
+"""`video-judge serve`: the server of `reward_model.serving.server.main`, with the judge that the options name."""
 
 from __future__ import annotations
 
 import argparse
 
 from reward_model.commands.judge_options import JudgeFactory, open_judge
-from reward_model.serving import server
+from reward_model.serving.server import main as server
 
 add_arguments = server.add_arguments
 

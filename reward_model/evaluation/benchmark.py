@@ -13,10 +13,10 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from reward_model.datasets import moving_shapes, oracle
 from reward_model.evaluation import metrics
 from reward_model.evaluation.tables import PairRow, PairTable, RatingRow, RatingTable
 from reward_model.records import DIMENSIONS, Comparison, RatedClip, RewardOutput, Video, VideoPair
+from reward_model.toy_world import moving_shapes, oracle
 
 FloatArray = NDArray[np.float64]
 Readout = Literal["level", "reason"]

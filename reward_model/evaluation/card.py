@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from reward_model.judge.checkpoint import BASE_FOLDER, SAME_FOLDER, JudgeConfig
+from reward_model.judge.checkpoints.format import BASE_FOLDER, SAME_FOLDER, JudgeConfig
 from reward_model.records import CLIP_MEASURES
 
 FAMILY_NAMES = {"qwen2_5_vl": "Qwen2.5-VL", "qwen3_vl": "Qwen3-VL", "qwen2_vl": "Qwen2-VL"}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from reward_model.evaluation.card import CardFacts, write_card
-from reward_model.judge.checkpoint import BASE_FOLDER, SAME_FOLDER, JudgeConfig
+from reward_model.judge.checkpoints.format import BASE_FOLDER, SAME_FOLDER, JudgeConfig
 from reward_model.judge.model import VideoJudge
 
 

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from reward_model.datasets import moving_shapes as world
-from reward_model.datasets.labels import TABLE
 from reward_model.evaluation.benchmark import Reward, score_clips
 from reward_model.media.distortions import SEVERITIES
 from reward_model.records import RatedClip
+from reward_model.toy_world import moving_shapes as world
+from reward_model.toy_world.labels import TABLE
 
 FloatArray = NDArray[np.float64]
 

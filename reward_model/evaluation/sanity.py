@@ -27,7 +27,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from reward_model.datasets import moving_shapes as world
 from reward_model.evaluation.benchmark import Progress, Reward
 from reward_model.evaluation.metrics import Interval, bootstrap_interval
 from reward_model.evaluation.tables import format_rows, nulls
@@ -36,6 +35,7 @@ from reward_model.media.frame_sampling import FramePolicy
 from reward_model.media.perturbations import perturb
 from reward_model.media.video_io import read_video
 from reward_model.records import DIMENSIONS, RatedClip, RewardOutput, Video, VideoError
+from reward_model.toy_world import moving_shapes as world
 
 DIRECTION = re.compile(
     r"\b((left|right|up|down|for|back)(wards?)?|ris(es|ing)|fall(s|ing)|approach(es|ing)|away|towards?)\b", re.I

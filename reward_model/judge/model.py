@@ -10,13 +10,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from reward_model.judge.answers import AnswerLogits, TokenLogProbs, token_log_probs
-from reward_model.judge.batching import AnswerText, Batch, lay_out
-from reward_model.judge.decoding import END_TOKENS, Completion, continue_branches, token_ids, uniforms
-from reward_model.judge.motion_tokens import MOTION_TOKEN
+from reward_model.judge.engine.answers import AnswerLogits, TokenLogProbs, token_log_probs
+from reward_model.judge.engine.batching import AnswerText, Batch, lay_out
+from reward_model.judge.engine.decoding import END_TOKENS, Completion, continue_branches, token_ids, uniforms
+from reward_model.judge.engine.shared_prefix import seen_in
+from reward_model.judge.modules.motion_tokens import MOTION_TOKEN
+from reward_model.judge.modules.score_head import states_at
 from reward_model.judge.parts import JudgeParts
-from reward_model.judge.score_head import states_at
-from reward_model.judge.shared_prefix import seen_in
 from reward_model.records import Clip, JudgeRequest
 
 

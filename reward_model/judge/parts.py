@@ -11,18 +11,19 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from reward_model.judge.batching import TokenCache
-from reward_model.judge.checkpoint import BASE_FOLDER, SAME_FOLDER, JudgeConfig, load_parts, quiet
-from reward_model.judge.clip_encoder import ClipEncoder
-from reward_model.judge.decoding import VISION_TOKENS, token_ids
+from reward_model.judge.attention.tree import attend_in_trees
+from reward_model.judge.attention.windows import batch_windows
+from reward_model.judge.checkpoints.format import BASE_FOLDER, SAME_FOLDER, JudgeConfig, load_parts, quiet
+from reward_model.judge.checkpoints.location import locate
+from reward_model.judge.engine.batching import TokenCache
+from reward_model.judge.engine.clip_encoder import ClipEncoder
+from reward_model.judge.engine.decoding import VISION_TOKENS, token_ids
 from reward_model.judge.families import Family, family_of
-from reward_model.judge.location import locate
-from reward_model.judge.motion_tokens import MOTION_TOKEN, MotionProjector
-from reward_model.judge.roles import Roles, base_state
-from reward_model.judge.score_head import ScoreHead
-from reward_model.judge.tree_attention import attend_in_trees
-from reward_model.judge.windows import batch_windows
-from reward_model.language import prompts, styles
+from reward_model.judge.modules.motion_tokens import MOTION_TOKEN, MotionProjector
+from reward_model.judge.modules.roles import Roles, base_state
+from reward_model.judge.modules.score_head import ScoreHead
+from reward_model.language import styles
+from reward_model.language.requests import level_texts, preference_texts
 
 
 class JudgeParts(nn.Module):
@@ -46,8 +47,8 @@ class JudgeParts(nn.Module):
         self.tokenizer, self.config = tokenizer, config
         self.family = self._family(config.min_pixels, config.max_pixels)
         self.style = styles.style_of(config.prompt_style, config.wording)
-        self.level_ids = tuple(self._one_token(text) for text in prompts.level_texts())
-        self.preference_ids = tuple(self._one_token(text) for text in prompts.preference_texts())
+        self.level_ids = tuple(self._one_token(text) for text in level_texts())
+        self.preference_ids = tuple(self._one_token(text) for text in preference_texts())
         self.banned_ids = tuple(token_ids(tokenizer, VISION_TOKENS))
         self.motion: MotionProjector | None = None
         self.head: ScoreHead | None = None

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 
-from reward_model.language.prompts import END, SCORE_RANGE
+from reward_model.language.requests import END, SCORE_RANGE
 from reward_model.records import DIMENSIONS, LEVELS, Answer, ParsedAnswer, ParseFailure
 
 _FORM = re.compile(r"\s*<think>(.*?)</think>\s*<answer>(.*?)</answer>\s*", re.DOTALL)

@@ -13,7 +13,8 @@ from dataclasses import dataclass, fields, replace
 from statistics import fmean
 from typing import Protocol
 
-from reward_model.language import parsing, prompts
+from reward_model.language import parsing
+from reward_model.language.requests import END, askable, compare_request, quote, reason_request
 from reward_model.records import Clip, JudgeRequest, ParsedAnswer, ParseFailure
 
 OWN = "own"
@@ -34,7 +35,7 @@ class Style(Protocol):
         """Read a reasoned answer that must have these dimensions."""
 
     def compare_request(self, first: Clip, second: Clip, prompt: str | None) -> JudgeRequest:
-        """Return the question which clip is better, whose next token is one of `prompts.PREFERENCES`."""
+        """Return the question which clip is better, whose next token is one of `PREFERENCES`."""
 
 
 class OwnStyle:
@@ -42,7 +43,7 @@ class OwnStyle:
 
     def reason_request(self, clip: Clip, prompt: str | None, dimensions: Sequence[str]) -> JudgeRequest:
         """Return the question for a reasoned answer that rates these dimensions (text alignment only with a prompt)."""
-        return prompts.reason_request(clip, prompt, prompts.askable(dimensions, prompt))
+        return reason_request(clip, prompt, askable(dimensions, prompt))
 
     def parse_reason(self, text: str, dimensions: Sequence[str]) -> ParsedAnswer | ParseFailure:
         """Read a reasoned answer that must have these dimensions."""
@@ -50,7 +51,7 @@ class OwnStyle:
 
     def compare_request(self, first: Clip, second: Clip, prompt: str | None) -> JudgeRequest:
         """Return the question which clip is better overall."""
-        return prompts.compare_request(first, second, prompt)
+        return compare_request(first, second, prompt)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,10 +115,10 @@ class OtherStyle:
         return JudgeRequest((first, second), prefix, (begun,))
 
     def _system(self) -> str:
-        return f"<|im_start|>system\n{self.wording.system}{prompts.END}\n<|im_start|>user\n"
+        return f"<|im_start|>system\n{self.wording.system}{END}\n<|im_start|>user\n"
 
     def _ask(self, question: str, prompt: str | None) -> str:
-        given = "" if prompt is None else self.wording.with_prompt.replace("{prompt}", prompts.quote(prompt))
+        given = "" if prompt is None else self.wording.with_prompt.replace("{prompt}", quote(prompt))
         return f"{given}{question}"
 
     def _scores(self, block: str) -> dict[str, float] | str:
@@ -132,7 +133,7 @@ class OtherStyle:
         return dict(found)
 
 
-_ASSISTANT = f"{prompts.END}\n<|im_start|>assistant\n"
+_ASSISTANT = f"{END}\n<|im_start|>assistant\n"
 _THINK = (
     "A user asks, an assistant answers. The assistant reasons inside <think></think> first and then states the answer inside "
     "<answer></answer>."

@@ -17,9 +17,9 @@ from urllib.parse import urlsplit
 
 from torch import Tensor
 
-from reward_model.explanation import Explanation
 from reward_model.records import Comparison, RewardOutput, Video, VideoError
-from reward_model.rows import Row
+from reward_model.scoring.explain import Explanation
+from reward_model.scoring.json_rows import Row
 from reward_model.serving import wire
 
 VideoLike = Tensor | str | Path | bytes | Video

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reward_model.explanation import Explanation
 from reward_model.records import LEVELS, Comparison, FramePlan, RewardOutput
-from reward_model.rows import Row
+from reward_model.scoring.explain import Explanation
+from reward_model.scoring.json_rows import Row
 
 DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32)
 """What frames may be made of."""

@@ -17,7 +17,7 @@ from reward_model.judge.model import VideoJudge
 from reward_model.records import RatedClip
 from reward_model.training.measure import HELD_OUT_SEED
 from reward_model.training.recipe import RecipeConfig, StageConfig
-from reward_model.training.sources import open_mixture
+from reward_model.training.tasks.mixture import open_mixture
 from reward_model.video_reward import VideoJudgeReward
 
 PROVENANCE = "provenance.json"

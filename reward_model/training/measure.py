@@ -11,13 +11,13 @@ import torch
 
 from reward_model.evaluation.benchmark import evaluate_pairs, evaluate_ratings, pairs_by_label
 from reward_model.evaluation.metrics import srcc
+from reward_model.judge.engine.readouts import read_levels
 from reward_model.judge.model import VideoJudge
-from reward_model.judge.readouts import read_levels
 from reward_model.records import RatedClip, VideoPair, VideoQuestion
-from reward_model.training.questions import closed_question
 from reward_model.training.recipe import StageConfig
-from reward_model.training.sources import clip_planner, open_mixture
-from reward_model.training.tasks import clip_lesson
+from reward_model.training.tasks.mixture import clip_planner, open_mixture
+from reward_model.training.tasks.rollout_prompts import closed_question
+from reward_model.training.tasks.supervised import clip_lesson
 from reward_model.video_reward import VideoJudgeReward
 
 HELD_OUT_SEED = 2**40

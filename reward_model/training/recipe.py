@@ -10,7 +10,7 @@ from reward_model.media.motion_encoders import MotionConfig
 from reward_model.records import DIMENSIONS
 from reward_model.rewards import RewardConfig
 from reward_model.training.fit import FitSettings
-from reward_model.training.grpo import GrpoSettings
+from reward_model.training.methods.grpo import GrpoSettings
 
 QUESTIONS = ("reason", "compare", "ask")
 TASKS = ("rate", "match", "describe", "reason", "compare", "ask")

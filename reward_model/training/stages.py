@@ -15,22 +15,30 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from reward_model.judge.checkpoint import BASE_FOLDER
+from reward_model.judge.checkpoints.format import BASE_FOLDER
 from reward_model.judge.model import VideoJudge
 from reward_model.media.trained_range import widened
 from reward_model.records import DIMENSIONS, Clip, RatedClip, Video, VideoPair, VideoQuestion
 from reward_model.rewards import build_rewards
 from reward_model.training.finish import finish
 from reward_model.training.fit import Loss, fit, rank_and_world
-from reward_model.training.grpo import GrpoSteps
 from reward_model.training.measure import measure_stage, own_levels
-from reward_model.training.questions import Example, ask, plan_questions
+from reward_model.training.methods.grpo import GrpoSteps
+from reward_model.training.methods.sft import lesson_loss
 from reward_model.training.recipe import RecipeConfig, StageConfig
 from reward_model.training.selection import BestWeights
-from reward_model.training.sft import lesson_loss
-from reward_model.training.sources import Source, clip_planner, open_mixture
 from reward_model.training.start import add_layers, start_judge
-from reward_model.training.tasks import Lesson, clip_lesson, closed_lesson, neighbours, pair_lesson, pair_of, swapped
+from reward_model.training.tasks.mixture import Source, clip_planner, open_mixture
+from reward_model.training.tasks.rollout_prompts import Example, ask, plan_questions
+from reward_model.training.tasks.supervised import (
+    Lesson,
+    clip_lesson,
+    closed_lesson,
+    neighbours,
+    pair_lesson,
+    pair_of,
+    swapped,
+)
 
 log = logging.getLogger(__name__)
 

@@ -7,14 +7,14 @@ from dataclasses import asdict
 
 import torch
 
-from reward_model.datasets import moving_shapes
-from reward_model.judge.checkpoint import JudgeConfig
+from reward_model.judge.checkpoints.format import JudgeConfig
+from reward_model.judge.families.tiny import build_tiny, build_tokenizer
 from reward_model.judge.model import VideoJudge
-from reward_model.judge.tiny import build_tiny, build_tokenizer
 from reward_model.language.styles import OWN
 from reward_model.media.distortions import DEFECTS
 from reward_model.media.motion_encoders import build_encoder
 from reward_model.records import DIMENSIONS
+from reward_model.toy_world import moving_shapes
 from reward_model.training.recipe import RecipeConfig, ScratchConfig
 
 WORLD_SIZE, WORLD_FRAMES = 32, 9

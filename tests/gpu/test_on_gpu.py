@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from reward_model.judge.batching import patches_of
+from reward_model.judge.engine.batching import patches_of
 from reward_model.records import Clip, FramePlan
 from reward_model.video_reward import VideoJudgeReward
 from tests.tiny_judge import FAMILIES, build_judge
@@ -77,7 +77,7 @@ def test_the_generator_predicts_and_decodes_as_on_the_cpu():
 
 def test_the_benchmark_runs(tmp_path):
     out = tmp_path / "gpu.json"
-    command = [sys.executable, "scripts/bench_gpu.py", "--size", "tiny", "--repeats", "1", "--out", str(out)]
+    command = [sys.executable, "scripts/bench/gpu.py", "--size", "tiny", "--repeats", "1", "--out", str(out)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=300)
     found = json.loads(out.read_text())

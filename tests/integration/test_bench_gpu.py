@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 def run(*arguments):
     """Run the script on one thread and return what it printed."""
-    command = [sys.executable, "scripts/bench_gpu.py", *arguments]
+    command = [sys.executable, "scripts/bench/gpu.py", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from reward_model.datasets import moving_shapes
 from reward_model.media.video_io import write_video
+from reward_model.toy_world import moving_shapes
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "check_damage.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "experiments" / "check_damage.py"
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from abc import ABC, abstractmethod
 import pytest
 import torch
 
-from reward_model.serving.hosts.vader import reward_loss
-from reward_model.serving.hosts.videox_fun import JudgeFrames
+from reward_model.hosts.vader import reward_loss
+from reward_model.hosts.videox_fun import JudgeFrames
 from tests.tiny_wan import build_wan
 
 pytestmark = pytest.mark.slow

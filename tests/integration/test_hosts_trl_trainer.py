@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from reward_model import write_video
-from reward_model.serving.hosts.core import load_judge
-from reward_model.serving.hosts.trl import in_thread, video_reward
+from reward_model.hosts.core import load_judge
+from reward_model.hosts.trl import in_thread, video_reward
 
 CAPTIONS = [f"a {colour} {shape} moving left" for colour in ("red", "blue", "green") for shape in ("circle", "square")]
 FPS = 8.0

@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 import torch
 
-from generator_loop import loop, state
+from generator_loop import loop
 from generator_loop.__main__ import main
-from generator_loop.estimate import num_clips
-from generator_loop.launch import Processes
-from generator_loop.session import Session, open_session, read_config
+from generator_loop.run import state
+from generator_loop.run.estimate import num_clips
+from generator_loop.run.launch import Processes
+from generator_loop.run.session import Session, open_session, read_config
 from generator_loop.tracking import checkpoint
 from reward_model import read_video
 from tests.tiny_models import RECIPE, save_tiny_judge, save_tiny_wan

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from generator_loop.adapters.base import OLD, POLICY, REFERENCE
-from generator_loop.advantages import group_advantages
 from generator_loop.objectives import OBJECTIVE_CONFIGS, OBJECTIVES
 from generator_loop.objectives.base import noised
+from generator_loop.optim.step import Updater, actors_of
 from generator_loop.records import Conditioning, Draw, Prompt
+from generator_loop.rewards.advantages import group_advantages
 from generator_loop.sampling.rollout import PromptEncoder, rollout
-from generator_loop.update import Updater, actors_of
 from tests.toy_flow import toy_scores
 
 PROMPTS = tuple(Prompt(index, str(index)) for index in range(8))

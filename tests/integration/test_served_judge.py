@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from generator_loop import loop, state
-from generator_loop.launch import Processes
-from generator_loop.session import Session, open_session, read_config
+from generator_loop import loop
+from generator_loop.run import state
+from generator_loop.run.launch import Processes
+from generator_loop.run.session import Session, open_session, read_config
 from tests.running_server import MeanJudge, running
 from tests.tiny_models import RECIPE, save_tiny_wan
 

@@ -10,12 +10,12 @@ pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 
 from reward_model import cli
-from reward_model.datasets import moving_shapes
 from reward_model.media.video_io import encode_video, write_video
 from reward_model.records import VideoError
 from reward_model.serving.client import VideoJudgeClient
-from reward_model.serving.server_judge import ServedJudge
-from reward_model.serving.server_settings import ServerSettings
+from reward_model.serving.server.judge import ServedJudge
+from reward_model.serving.server.settings import ServerSettings
+from reward_model.toy_world import moving_shapes
 from reward_model.video_reward import VideoJudgeReward
 from tests.running_server import ask, frames_of, running
 

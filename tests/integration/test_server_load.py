@@ -1,4 +1,4 @@
-"""Many clients at once: no error, no lost or swapped answer. scripts/bench_server.py does the same for longer."""
+"""Many clients at once: no error, no lost or swapped answer. scripts/bench/server.py does the same for longer."""
 
 import json
 import os
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_clients_at_one_time_get_their_own_answers():
-    command = [sys.executable, "scripts/bench_server.py", "--seconds", "3", "--clients", "16", "--max-growth-mb", "96"]
+    command = [sys.executable, "scripts/bench/server.py", "--seconds", "3", "--clients", "16", "--max-growth-mb", "96"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -19,7 +19,8 @@ from tests.running_server import ask, frames_of
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
 import argparse, sys
-from reward_model.serving import server, server_judge
+from reward_model.serving.server import main as server
+from reward_model.serving.server import judge as server_judge
 from tests.running_server import MeanJudge
 
 server_judge.ServedJudge = lambda reward, settings: MeanJudge(seconds=0.5)

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-from reward_model.judge.batching import clip_grid, patches_of
-from reward_model.judge.exchange import merge_role
+from reward_model.judge.engine.batching import clip_grid, patches_of
+from reward_model.judge.exchange.merge import merge_role
 from reward_model.records import Clip
 from tests.parity import merged_processor as program
 from tests.tiny_judge import FAMILIES, build_judge, make_clip

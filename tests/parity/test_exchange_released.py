@@ -8,11 +8,11 @@ import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from reward_model.judge.batching import clip_grid, patches_of
+from reward_model.judge.attention.tree import Seen
+from reward_model.judge.engine.batching import clip_grid, patches_of
 from reward_model.judge.families.base import prefix_positions
+from reward_model.judge.families.tiny import build_tokenizer
 from reward_model.judge.model import VideoJudge
-from reward_model.judge.tiny import build_tokenizer
-from reward_model.judge.tree_attention import Seen
 from reward_model.records import DIMENSIONS, FramePlan
 from tests.parity import released_layout as layout
 from tests.tiny_judge import build_judge, make_clip
@@ -125,10 +125,10 @@ def test_the_released_comparator_is_asked_as_one_plain_forward_of_its_whole_prom
 
 
 def test_every_released_scorer_answers_a_level_question_with_finite_logits(tmp_path):
-    from reward_model.language import prompts
+    from reward_model.language.requests import score_request
 
     judge = released(tmp_path, "vqinsight-aigcvideo")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        logits = judge.next_token_logits([prompts.score_request(make_clip(), "a dog", DIMENSIONS)])[0]
+        logits = judge.next_token_logits([score_request(make_clip(), "a dog", DIMENSIONS)])[0]
     assert logits.shape[0] == 4 and logits.isfinite().all()

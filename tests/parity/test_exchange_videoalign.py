@@ -7,13 +7,13 @@ import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from reward_model.judge.batching import clip_grid, patches_of
+from reward_model.judge.attention.tree import Seen
+from reward_model.judge.engine.batching import clip_grid, patches_of
+from reward_model.judge.exchange.videoalign import load_videoalign
 from reward_model.judge.families.base import prefix_positions
+from reward_model.judge.families.tiny import build_tokenizer
 from reward_model.judge.model import VideoJudge
-from reward_model.judge.score_head import states_at
-from reward_model.judge.tiny import build_tokenizer
-from reward_model.judge.tree_attention import Seen
-from reward_model.judge.videoalign import load_videoalign
+from reward_model.judge.modules.score_head import states_at
 from tests.parity import videoalign_layout as layout
 from tests.tiny_judge import make_clip
 

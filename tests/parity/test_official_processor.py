@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from reward_model.judge.batching import clip_grid, patches_of
+from reward_model.judge.engine.batching import clip_grid, patches_of
 from reward_model.judge.families import family_of
-from reward_model.judge.tiny import build_tiny, build_tokenizer
+from reward_model.judge.families.tiny import build_tiny, build_tokenizer
 from reward_model.records import Clip, FramePlan
 from tests.parity import official_processor as official
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reward_model.judge.tree_attention import Seen
+from reward_model.judge.attention.tree import Seen
 from reward_model.records import FramePlan
 
 Grid = tuple[int, int, int]

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from reward_model.judge.attention.tree import Seen
 from reward_model.judge.families.base import (
     Grid,
     Run,
@@ -18,7 +19,6 @@ from reward_model.judge.families.base import (
     merged,
     time_offsets,
 )
-from reward_model.judge.tree_attention import Seen
 from reward_model.records import FramePlan
 
 DEFAULT_PIXELS = (128 * 28 * 28, 768 * 28 * 28)

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from reward_model.judge.attention.tree import Seen
 from reward_model.judge.families.base import Grid, Run, VisionFacts, VisionFeatures, bounded_size, merged
-from reward_model.judge.tree_attention import Seen
 from reward_model.records import FramePlan
 
 DEFAULT_PIXELS = (128 * 32 * 32, 768 * 32 * 32)

@@ -1,0 +1,209 @@
+"""Measurement on held-out prompts: the same noise each time, judges that learn and judges that do not, and the oracle.
+
+Shape legend: N = prompts x seeds clips, clips of one prompt consecutive; T pixel frames.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from generator_loop.adapters.base import VideoGenerator, predict_with
+from generator_loop.objectives.base import keyed_noise, mean_square, noised
+from generator_loop.records import Draw, Prompt, Rollout
+from generator_loop.rewards.scorer import Judge, weighted
+from generator_loop.sampling.rollout import PromptEncoder, rollout
+from generator_loop.tracking.metric_log import is_distributed
+
+INITIAL, CURRENT, AUDIT = "initial", "current", "audit"
+"""The judges that look at an evaluation: as it was at the start, as it is, and the one that never learns."""
+
+Measure = Callable[[Tensor, str], Mapping[str, float]]
+"""measure(frames [T, C, H, W], prompt) -> named numbers."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured: `columns` maps "source/dimension" to N numbers (NaN where missing), one per clip.
+
+    `prompt_ids` [N] names each clip's prompt.
+    """
+
+    prompt_ids: tuple[int, ...]
+    columns: Mapping[str, tuple[float, ...]]
+
+    def first(self, num_prompts: int) -> Evaluation:
+        """Return the evaluation of the first `num_prompts` prompts only."""
+        kept = list(dict.fromkeys(self.prompt_ids))[:num_prompts]
+        num = sum(prompt_id in set(kept) for prompt_id in self.prompt_ids)
+        return Evaluation(self.prompt_ids[:num], {name: column[:num] for name, column in self.columns.items()})
+
+    def mean(self, name: str) -> float:
+        """Return the mean of a column over the clips that have it; NaN without any."""
+        finite = [value for value in self.columns.get(name, ()) if math.isfinite(value)]
+        return sum(finite) / len(finite) if finite else math.nan
+
+    def means(self, source: str) -> dict[str, float]:
+        """Return dimension -> mean of one source; empty if nothing was measured."""
+        prefix = f"{source}/"
+        return {name.removeprefix(prefix): self.mean(name) for name in self.columns if name.startswith(prefix)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluator:
+    """Samples the held-out prompts and lets every judge and measure look at each clip."""
+
+    prompts: tuple[Prompt, ...]
+    """Held-out prompts, in the order of the evaluation's rows."""
+    judges: Mapping[str, Judge]
+    """`initial`, `current` and, where there is one, `audit`."""
+    measures: Mapping[str, Measure]
+    """Source -> measure; the moving-shapes world gives `oracle` and `open`."""
+    weights: Mapping[str, float]
+    """Dimension -> weight of the reward."""
+    encoder: PromptEncoder
+    """Text embeddings."""
+    draw: Draw
+    """The evaluation's own random streams."""
+    num_seeds: int
+    """Clips per prompt."""
+    num_steps: int
+    """Sampler steps."""
+    batch_size: int
+    """Clips per forward pass of the generator."""
+    judge_batch_size: int
+    """Clips per forward pass of a judge."""
+    rank: int = 0
+    """This process."""
+    num_ranks: int = 1
+    """Number of processes; each evaluates every num_ranks-th prompt."""
+
+    def evaluate(
+        self,
+        generator: VideoGenerator,
+        num_prompts: int,
+        *,
+        judge_is_initial: bool = False,
+        keep: Callable[[Prompt, Tensor], None] | None = None,
+    ) -> Evaluation:
+        """Measure the policy on the first `num_prompts` held-out prompts.
+
+        Args:
+            generator: sampled with its live weights.
+            num_prompts: how many prompts; all processes pass the same number.
+            judge_is_initial: the current judge still is the initial one, whose scores then serve for both.
+            keep: receives each of this process's prompts with its first clip [T, C, H, W], to write it as video.
+
+        Returns:
+            The measurement, the same on all processes.
+        """
+        prompts = self.prompts[:num_prompts]
+        rows: list[tuple[int, dict[str, float]]] = []
+        for places in _chunks(
+            range(self.rank, len(prompts), self.num_ranks), max(1, self.batch_size // self.num_seeds)
+        ):
+            drawn = rollout(
+                generator,
+                [prompts[place] for place in places],
+                encoder=self.encoder,
+                draw=self.draw,
+                group_size=self.num_seeds,
+                num_steps=self.num_steps,
+                batch_size=self.batch_size,
+            )
+            where = [place * self.num_seeds + seed for place in places for seed in range(self.num_seeds)]
+            rows += zip(where, self._look(drawn, generator.fps, judge_is_initial), strict=True)
+            if keep is not None:
+                for index, prompt in enumerate(drawn.prompts):
+                    keep(prompt, drawn.frames[index * self.num_seeds])
+        return self._gather(prompts, rows)
+
+    @torch.no_grad()
+    def _look(self, drawn: Rollout, fps: float, judge_is_initial: bool) -> list[dict[str, float]]:
+        """Return one dict of named numbers for each clip."""
+        texts = [prompt.text for prompt in drawn.prompts for _ in range(drawn.group_size)]
+        found: list[dict[str, float]] = [{} for _ in texts]
+        for source, judge in self.judges.items():
+            if source == CURRENT and judge_is_initial:
+                continue
+            out = judge(drawn.frames, texts, fps=fps, batch_size=self.judge_batch_size)
+            for name, values in {**out.scores, "reward": weighted(out.scores, self.weights)}.items():
+                for row, value in zip(found, values.tolist(), strict=True):
+                    row[f"{source}/{name}"] = value
+                    if source == INITIAL and judge_is_initial:
+                        row[f"{CURRENT}/{name}"] = value
+        for source, measure in self.measures.items():
+            for row, frames, text in zip(found, drawn.frames, texts, strict=True):
+                row |= {f"{source}/{name}": float(value) for name, value in measure(frames, text).items()}
+        spread = drawn.latents.unflatten(0, (-1, drawn.group_size)).std(dim=1, correction=0).flatten(1).mean(1)
+        for row, value in zip(found, spread.repeat_interleave(drawn.group_size).tolist(), strict=True):
+            row["latents/spread"] = value
+        return found
+
+    def _gather(self, prompts: Sequence[Prompt], rows: Sequence[tuple[int, Mapping[str, float]]]) -> Evaluation:
+        """Put the rows of all processes in the order of the prompts."""
+        found = list(rows)
+        if is_distributed():
+            shares: list[Any] = [None] * self.num_ranks
+            torch.distributed.all_gather_object(shares, found)
+            found = [row for share in shares for row in share]
+        table = dict(found)
+        names = sorted({name for row in table.values() for name in row})
+        columns = {name: tuple(table[place].get(name, math.nan) for place in sorted(table)) for name in names}
+        return Evaluation(tuple(p.prompt_id for p in prompts for _ in range(self.num_seeds)), columns)
+
+
+class Probes:
+    """Fixed noisy latents on which a policy is compared with the initial one, and clean clips it should still fit."""
+
+    def __init__(
+        self,
+        generator: VideoGenerator,
+        sampled: Rollout,
+        *,
+        clean: tuple[Tensor, Sequence[Prompt]] | None,
+        encoder: PromptEncoder,
+        draw: Draw,
+    ) -> None:
+        """Fix the probes while the generator still is the initial one.
+
+        Args:
+            generator: its live weights are remembered as the initial policy's.
+            sampled: samples of the initial policy, one per prompt.
+            clean: real or rendered frames [N, T, C, H, W] with their prompts; None leaves the flow loss out.
+            encoder: text embeddings.
+            draw: the probes' own random streams.
+        """
+        generator.set_weights(INITIAL, generator.weights("policy"))
+        self._generator, self._has_clean = generator, clean is not None
+        self._own = self._noised(sampled.latents, sampled.prompts, sampled.cond, draw.fork("own"))
+        if clean is not None:
+            frames, prompts = clean
+            self._clean = self._noised(generator.encode(frames), prompts, encoder(prompts), draw.fork("clean"))
+
+    @torch.no_grad()
+    def measure(self) -> dict[str, float]:
+        """Return `kl`, the mean squared velocity difference to the initial policy, and `flow_loss` on clean clips."""
+        policy, initial = predict_with(self._generator, "policy"), predict_with(self._generator, INITIAL)
+        latents, sigma, cond, _ = self._own
+        found = {"kl": float(mean_square(policy(latents, sigma, cond) - initial(latents, sigma, cond)).mean())}
+        if self._has_clean:
+            latents, sigma, cond, target = self._clean
+            found["flow_loss"] = float(mean_square(policy(latents, sigma, cond) - target).mean())
+        return found
+
+    def _noised(self, latents: Tensor, prompts: Sequence[Prompt], cond: Any, draw: Draw) -> tuple[Any, ...]:
+        sigma = torch.linspace(0.1, 0.9, len(latents), device=latents.device)
+        noise = keyed_noise(draw, [(prompt.prompt_id, place) for place, prompt in enumerate(prompts)], latents)
+        noisy, target = noised(latents, noise, sigma)
+        return noisy, sigma, cond, target
+
+
+def _chunks(places: range, size: int) -> Iterator[list[int]]:
+    for start in range(0, len(places), size):
+        yield list(places[start : start + size])

@@ -1,0 +1,104 @@
+"""What a run will take, measured on this machine by one small step of each kind, before anything is written."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from generator_loop.adapters.base import POLICY
+from generator_loop.optim.step import actors_of
+from generator_loop.records import Draw
+from generator_loop.rewards.advantages import group_advantages
+from generator_loop.run.session import Session
+from generator_loop.sampling.rollout import rollout
+
+Result = TypeVar("Result")
+
+
+def estimate(session: Session) -> str:
+    """Return a table of clips, hours and memory.
+
+    One group of clips is sampled, scored and learned from; the trained weights are put back. The result is this
+    process's; all processes work at the same time.
+
+    Args:
+        session: a freshly opened run.
+
+    Returns:
+        Lines of text.
+    """
+    config, generator = session.config, session.generator
+    clips = num_clips(session)
+    before = {name: tensor.clone() for name, tensor in generator.weights(POLICY).items()}
+    draw, group = Draw(config.run.seed, 0).fork("estimate"), config.sampling.group_size
+    samples, sample_seconds = _timed(
+        lambda: rollout(
+            generator,
+            session.train_prompts[:1],
+            encoder=session.encoder,
+            draw=draw,
+            group_size=group,
+            num_steps=config.sampling.num_steps,
+            batch_size=config.sampling.batch_size,
+            tail_span=session.objective.tail_span,
+            random_steps=session.objective.random_steps,
+        )
+    )
+    scored, score_seconds = _timed(lambda: session.scorer.score(samples))
+    credit = group_advantages(scored.rewards, group_size=group)
+    steps = session.objective.plan(samples, scored, credit, draw=draw, micro_batch_size=config.update.micro_batch_size)
+    first = next(steps)
+    actors = actors_of(generator, session.scorer.differentiable)
+    _, update_seconds = _timed(lambda: session.updater.step(session.objective, first, actors))
+    generator.set_weights(POLICY, before)
+    processes = session.processes.count
+    seconds = {
+        "sampling": clips["sampled"] / group * sample_seconds / processes,
+        "scoring": clips["judged"] / group * score_seconds / processes,
+        "updates": clips["trained"] / group * update_seconds * session.objective.num_updates / processes,
+    }
+    lines = [f"{name:<12}{value:>12,} clips" for name, value in clips.items()]
+    lines += [f"{name:<12}{value / 3600:>12.2f} hours" for name, value in seconds.items()]
+    lines.append(
+        f"{'in all':<12}{sum(seconds.values()) / 3600:>12.2f} hours on {processes} process(es), refreshes apart"
+    )
+    lines.append(f"{'memory':<12}{_peak_gigabytes(generator.device):>12.2f} GB per process at the peak of these steps")
+    trained = sum(parameter.numel() for parameter in generator.trainable_parameters().values())
+    lines.append(f"{'adapter':<12}{trained:>12,} trained parameters")
+    return "\n".join(lines)
+
+
+def num_clips(session: Session) -> dict[str, int]:
+    """Return how many clips a whole run samples, judges (once per judge) and trains on."""
+    config, num_held_out = session.config, len(session.evaluator.prompts)
+    rounds, group = config.loop.num_rounds, config.sampling.group_size
+    trained = rounds * config.loop.num_iterations * config.sampling.num_prompts * group
+    between = min(config.evaluation.num_round_prompts, num_held_out) * (rounds - 1)
+    evaluated = (2 * num_held_out + between) * config.evaluation.num_seeds
+    num_refreshes = rounds // config.refresh.every if config.refresh.every else 0
+    refreshed = num_refreshes * config.refresh.num_prompts * group
+    judged = trained + refreshed + evaluated * len(session.evaluator.judges)
+    return {"sampled": trained + refreshed + evaluated, "judged": judged, "trained": trained}
+
+
+def _timed(call: Callable[[], Result]) -> tuple[Result, float]:
+    _synchronize()
+    start = time.monotonic()
+    result = call()
+    _synchronize()
+    return result, time.monotonic() - start
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _peak_gigabytes(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

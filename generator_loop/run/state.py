@@ -1,0 +1,176 @@
+"""Progress of a run, saved and restored exactly.
+
+Everything random is keyed by seed, iteration, prompt and sample, so that progress is counters, weights and moments.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from generator_loop.adapters.base import OLD, POLICY, REFERENCE
+from generator_loop.config import JointConfig
+from generator_loop.evaluation.held_out import INITIAL, Evaluation
+from generator_loop.refresh.refresh import Loser, adapter_tensors, load_adapter_tensors
+from generator_loop.run.session import Progress, Session, read_config
+from generator_loop.tracking import checkpoint
+from reward_model import VideoJudgeReward
+from reward_model.config import save_config
+
+log = logging.getLogger(__name__)
+
+
+def begin(session: Session) -> None:
+    """Make the folder of a new run, with its resolved config."""
+    if session.processes.is_main:
+        session.output.mkdir(parents=True, exist_ok=True)
+        save_config(session.config, session.output / "config.yaml")
+    session.processes.wait()
+
+
+def save(session: Session) -> Path:
+    """Write a checkpoint of everything that a resumed run needs; all processes call it, the first one writes."""
+    progress = session.progress
+    name = f"round-{progress.round:03d}" + (f"-iteration-{progress.iteration:04d}" if progress.iteration else "")
+    root = session.output / "checkpoints"
+    if session.processes.is_main:
+        checkpoint.save(root, name, _writer(session), keep=session.config.run.keep_checkpoints)
+    session.processes.wait()
+    return root / name
+
+
+def _writer(session: Session) -> Callable[[Path], None]:
+    progress = session.progress
+
+    def write(folder: Path) -> None:
+        """Write everything that a resumed run needs into `folder`."""
+        session.generator.save(folder / "generator")
+        state = folder / "state"
+        state.mkdir()
+        if isinstance(session.judge, VideoJudgeReward):
+            session.judge.save_pretrained(folder / "judge")
+            shutil.rmtree(folder / "judge" / "adapters" / INITIAL, ignore_errors=True)
+            checkpoint.write_tensors(state / "judge.safetensors", adapter_tensors(session.judge))
+        for name in (POLICY, OLD, REFERENCE):
+            checkpoint.write_tensors(state / f"{name}.safetensors", session.generator.weights(name))
+        checkpoint.write_tensors(state / "optimizer.safetensors", session.updater.state())
+        checkpoint.write_tensors(state / "rng.safetensors", {"torch": torch.get_rng_state()})
+        # the place keeps their order, in which the refresh takes them
+        losers = {f"{place:06d}.{key}": item.latents for place, (key, item) in enumerate(progress.losers.items())}
+        checkpoint.write_tensors(state / "losers.safetensors", losers)
+        counters = {
+            "round": progress.round,
+            "iteration": progress.iteration,
+            "seconds": session.round_seconds(),
+            "num_kept": progress.num_kept,
+            "rounds": progress.rounds,
+            "before": _evaluation_json(progress.before),
+            "after": _evaluation_json(progress.after),
+            "first": progress.first,
+            "alarms": progress.alarms,
+        }
+        checkpoint.write_json(state / "progress.json", counters)
+        save_config(session.config, folder / "config.yaml")
+
+    return write
+
+
+def restore(session: Session) -> None:
+    """Continue from the newest checkpoint of the run's folder.
+
+    Args:
+        session: freshly opened parts, which are changed in place.
+
+    Raises:
+        ValueError: there is none, or it was written with other settings.
+    """
+    root = session.output / "checkpoints"
+    folder = checkpoint.latest(root)
+    if folder is None:
+        raise ValueError(f"{root} holds no finished checkpoint to resume from; start the run without resume=")
+    _refuse_other_settings(session.config, folder / "config.yaml")
+    state = folder / "state"
+    for name in (POLICY, OLD, REFERENCE):
+        session.generator.set_weights(name, checkpoint.read_tensors(state / f"{name}.safetensors"))
+    session.updater.load_state(checkpoint.read_tensors(state / "optimizer.safetensors"))
+    if isinstance(session.judge, VideoJudgeReward):
+        load_adapter_tensors(session.judge, checkpoint.read_tensors(state / "judge.safetensors"))
+    torch.set_rng_state(checkpoint.read_tensors(state / "rng.safetensors")["torch"])
+    saved = json.loads((state / "progress.json").read_text(encoding="utf-8"))
+    prompts = {prompt.prompt_id: prompt for prompt in session.train_prompts}
+    latents = checkpoint.read_tensors(state / "losers.safetensors")
+    session.progress = Progress(
+        **{name: saved[name] for name in ("round", "iteration", "seconds", "num_kept", "rounds", "first", "alarms")},
+        before=_evaluation_from(saved["before"]),
+        after=_evaluation_from(saved["after"]),
+        losers={
+            int(key): Loser(prompts[int(key)], latents[name].to(session.generator.device))
+            for name in sorted(latents)
+            for key in [name.partition(".")[2]]
+        },
+    )
+    session.log.rewind(session.step)
+    session.bar.start_at(session.step)
+    log.info("resumed from %s: round %d, iteration %d", folder, session.progress.round, session.progress.iteration)
+
+
+def ends(output: Path) -> tuple[Evaluation, Evaluation]:
+    """Return what a finished run measured before any update and at its end, clip by clip.
+
+    Args:
+        output: the run's folder.
+
+    Returns:
+        Before and after.
+
+    Raises:
+        ValueError: the run has not finished.
+    """
+    folder = checkpoint.latest(output / "checkpoints")
+    saved = json.loads((folder / "state" / "progress.json").read_text(encoding="utf-8")) if folder else {}
+    before, after = (_evaluation_from(saved.get(name)) for name in ("before", "after"))
+    if before is None or after is None:
+        raise ValueError(f"{output} holds no finished run")
+    return before, after
+
+
+def _refuse_other_settings(config: JointConfig, path: Path) -> None:
+    """Refuse to continue a run with settings that change what it computes."""
+    written = read_config(path, [])
+    allowed = replace(
+        written,
+        run=replace(config.run, seed=written.run.seed),
+        loop=replace(written.loop, num_rounds=config.loop.num_rounds),
+    )
+    if allowed != config:
+        changed = [name for name in vars(config) if getattr(allowed, name) != getattr(config, name)]
+        raise ValueError(
+            f"resume= continues the run of {path}, but these sections differ from it: {', '.join(changed)}; "
+            "only loop.num_rounds and run.* but the seed may change"
+        )
+
+
+def _evaluation_json(evaluation: Evaluation | None) -> dict[str, Any] | None:
+    if evaluation is None:
+        return None
+    columns = {
+        name: [value if value == value else None for value in column] for name, column in evaluation.columns.items()
+    }
+    return {"prompt_ids": list(evaluation.prompt_ids), "columns": columns}
+
+
+def _evaluation_from(saved: dict[str, Any] | None) -> Evaluation | None:
+    if saved is None:
+        return None
+    nan = float("nan")
+    columns = {
+        name: tuple(nan if value is None else value for value in column) for name, column in saved["columns"].items()
+    }
+    return Evaluation(tuple(saved["prompt_ids"]), columns)

@@ -1,0 +1,71 @@
+"""Why a judge scores a clip as it does: reasoned text, named faults, and the frames that the score hangs on.
+
+Shapes: T judged frames, C = 3, H, W pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from reward_model.judge.engine import readouts
+from reward_model.judge.model import VideoJudge
+from reward_model.language import parsing
+from reward_model.language.requests import score_request
+from reward_model.records import LEVELS, Clip, ParsedAnswer
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What `VideoJudgeReward.explain` returns.
+
+    Attributes:
+        text: the reasoned answer as generated.
+        quality: dimension -> [0, 1] as the reasoned answer states it, NaN where it could not be read.
+        levels: dimension -> most probable level word of the level readout.
+        labels: dimension -> faults that the reasoning names for it.
+        saliency: dimension -> [T], share of each judged frame in the pixel gradient of the level score; sums to 1.
+        reason: empty, or why the reasoned answer could not be read.
+    """
+
+    text: str
+    quality: Mapping[str, float]
+    levels: Mapping[str, str]
+    labels: Mapping[str, tuple[str, ...]]
+    saliency: Mapping[str, Tensor]
+    reason: str
+
+
+def explain_clip(judge: VideoJudge, clip: Clip, prompt: str | None) -> Explanation:
+    """Explain the scores of one clip with the adapter that is in use."""
+    known = tuple(judge.config.dimensions)
+    asked = tuple(d for d in known if prompt is not None or d not in ("text_alignment", "overall"))
+    pixels = clip.frames.detach().to(judge.device).requires_grad_(True)
+    with torch.enable_grad():
+        request = score_request(Clip(pixels, clip.plan), prompt, asked)
+        levels = readouts.read_levels(judge.next_token_logits([request])[0], judge.level_ids)
+    with torch.no_grad():
+        names = judge.config.reasons_about(judge.role_in_use)
+        request = judge.style.reason_request(clip, prompt, names)
+        text = judge.generate([request], max_new_tokens=judge.config.max_answer_tokens)[0][0][0]
+    answer = judge.style.parse_reason(text, ())
+    parsed = answer if isinstance(answer, ParsedAnswer) else ParsedAnswer({}, "")
+    return Explanation(
+        text=text,
+        quality={name: parsed.quality.get(name, math.nan) for name in known},
+        levels={name: LEVELS[int(levels.level_probs[i].argmax())] for i, name in enumerate(asked)},
+        labels=parsing.parse_faults(parsed.reasoning),
+        saliency={name: _frame_shares(levels.quality[i], pixels) for i, name in enumerate(asked)},
+        reason="" if isinstance(answer, ParsedAnswer) else answer.reason,
+    )
+
+
+def _frame_shares(quality: Tensor, pixels: Tensor) -> Tensor:
+    """Return [T]: each frame's share of the absolute gradient of `quality`."""
+    (gradient,) = torch.autograd.grad(quality, pixels, retain_graph=True)
+    energy = gradient.abs().sum(dim=(1, 2, 3))
+    return energy / energy.sum().clamp_min(1e-12)

@@ -1,0 +1,310 @@
+"""Times the judge against stock transformers on the same weights, after checking that both say the same.
+
+    python scripts/bench/judge.py [--sizes toy 10m] [--torchvision FOLDER] [--cli-files N] [--docs docs]
+
+Three dimensions of a clip by the level readout, against (a) three forward passes of the library's own model and (b) its
+`generate` of a reasoned answer, without and, where torchvision is named (`make setup-parity` puts it into .venv-parity), with
+the library's own processor. Then 16 clips at a time against one, features that are remembered against encoded, and the command
+line on two one-thread processes against one, by the time that more files take. One thread. Prints tables and, last, one JSON
+line; 1 where the logits disagree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+
+from reward_model.datasets import moving_shapes  # noqa: E402
+from reward_model.judge import tree_attention, windows  # noqa: E402
+from reward_model.judge.checkpoints.format import JudgeConfig  # noqa: E402
+from reward_model.judge.engine.batching import clip_grid, patches_of  # noqa: E402
+from reward_model.judge.families.base import merged  # noqa: E402
+from reward_model.judge.families.tiny import build_tiny  # noqa: E402
+from reward_model.judge.model import VideoJudge  # noqa: E402
+from reward_model.language import requests  # noqa: E402
+from reward_model.media.frame_sampling import FramePolicy, take  # noqa: E402
+from reward_model.media.video_io import write_video  # noqa: E402
+from reward_model.records import DIMENSIONS, Clip, FramePlan, JudgeRequest, Video  # noqa: E402
+from reward_model.video_reward import VideoJudgeReward  # noqa: E402
+from tests.parity.official_processor import declare_missing_operators  # noqa: E402
+
+ASKED = ("visual_quality", "motion_quality", "text_alignment")
+OWN_ATTENTION = (tree_attention.NAME, windows.NAME)
+TOLERANCE = 1e-4
+SHAPES: Mapping[str, Mapping[str, int]] = {
+    "10m": {"hidden": 160, "layers": 28, "vision_hidden": 64, "vision_layers": 32},
+    "10m_shallow": {"hidden": 256, "layers": 6, "vision_hidden": 256, "vision_layers": 4},
+}
+"""10m has the depths of Qwen2.5-VL-7B, its widths divided by some twenty; 10m_shallow is wide for its depth, so that the vision
+tower outweighs the language model as in no released one."""
+
+ANSWER_TOKENS = (64, 512)
+"""Tokens that `generate` writes: a terse reasoned answer and the longest that a judge may give by default."""
+
+EXPLAINED = (
+    "# The judge against stock transformers",
+    "",
+    "One thread of a shared processor, fp32. against_forwards: three dimensions of a clip by the level readout, clips a second",
+    "against three forward passes of the library's own model; against_generate_N: against its `generate` of a reasoned answer of",
+    "N tokens; and_processor: with the library's own processor at every call. predicted_against_forwards is the ratio of tokens",
+    "times layers. Logits of all ways are compared first. toy: the embedded judge. 10m: random weights, the depths of",
+    "Qwen2.5-VL-7B with its widths divided by some twenty. 10m_shallow: random weights, 6 wide language layers and 4 of vision,",
+    "where the vision tower, which all ways pay, outweighs the rest. command_line: `video-judge score` by the time that files",
+    "take beyond the start; two_apart: two commands that know nothing of each other, the most this machine gives. This page is",
+    "written by",
+)
+
+PROMPT = "a large red circle moving left slowly over a plain floor"
+
+
+def seconds(action: Callable[[], object], repeats: int) -> float:
+    """Return the shortest of several runs."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        action()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+class Stock:
+    """The library's way: the whole prompt for every question."""
+
+    def __init__(self, judge: VideoJudge, *, processed: bool) -> None:
+        """Take the judge's model; `processed` makes pixels into patches by the library's processor, at every call."""
+        self.judge, self.model = judge, as_released(judge.model)
+        self.processor = _processor(judge) if processed else None
+
+    def inputs(self, clip: Clip, text: str, patches: tuple[Tensor, Tensor] | None) -> dict[str, Any]:
+        """Return the model's inputs for one clip and one question."""
+        facts = self.judge.family.facts
+        if self.processor is not None:
+            pixels = (clip.frames * 255).round().to(torch.uint8)
+            found = self.processor([pixels], return_tensors="pt", do_sample_frames=False)
+            patches = found["pixel_values_videos"], found["video_grid_thw"]
+        assert patches is not None
+        ids = torch.tensor([self.judge.tokenizer.encode(text)], device=self.judge.device)
+        return {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "mm_token_type_ids": (ids == facts.video_token_id).int() * 2,
+            "pixel_values_videos": patches[0],
+            "video_grid_thw": patches[1],
+            "second_per_grid_ts": torch.tensor([facts.temporal_patch_size / clip.plan.fps]),
+        }
+
+    def logits(self, request: JudgeRequest, patches: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Return the last logits [D, V] by one forward pass per question; without `patches` they are made here, once."""
+        if patches is None and self.processor is None:
+            patches = patches_of(request.clips, self.judge.family, quantise=True, device=self.judge.device)
+        clip, text = request.clips[0], stock_prefix(self.judge, request)
+        found = [
+            self.model(**self.inputs(clip, text + branch, patches), logits_to_keep=1, use_cache=False).logits[0, -1]
+            for branch in request.branches
+        ]
+        return torch.stack(found)
+
+    def generate(self, request: JudgeRequest, patches: tuple[Tensor, Tensor], num_tokens: int) -> None:
+        """Let the library write a reasoned answer of a length."""
+        clip, text = request.clips[0], stock_prefix(self.judge, request) + request.branches[0]
+        how = {"max_new_tokens": num_tokens, "min_new_tokens": num_tokens, "do_sample": False}
+        self.model.generate(**self.inputs(clip, text, patches), **how)
+
+
+def stock_prefix(judge: VideoJudge, request: JudgeRequest) -> str:
+    """Return the text that all questions share, with the clip's video tokens."""
+    before, _, after = request.prefix
+    clip, family = request.clips[0], judge.family
+    return f"{before}{family.placeholder(clip.plan, clip_grid(clip, family))}{after}"
+
+
+def as_released(model: nn.Module) -> Any:
+    """Return a copy with the library's own attention: a judge has put its own into the model it was given."""
+    copied = copy.deepcopy(model)
+    for module in copied.modules():
+        config: Any = getattr(module, "config", None)
+        if getattr(config, "_attn_implementation", None) in OWN_ATTENTION:
+            config._attn_implementation = "sdpa"
+    return copied
+
+
+def _processor(judge: VideoJudge) -> Any:
+    from transformers import Qwen2VLVideoProcessor
+
+    config, facts = judge.config, judge.family.facts
+    return Qwen2VLVideoProcessor(
+        size={"shortest_edge": config.min_pixels, "longest_edge": config.max_pixels},
+        patch_size=facts.patch_size,
+        merge_size=facts.merge_size,
+        temporal_patch_size=facts.temporal_patch_size,
+    )
+
+
+def predicted(judge: VideoJudge, request: JudgeRequest) -> float:
+    """Return the ratio of work: tokens times layers, a video token being four patches in the vision tower."""
+    model = judge.model.config
+    video = math.prod(merged(clip_grid(request.clips[0], judge.family), judge.family.facts))
+    vision = 4 * video * model.vision_config.depth
+    shared = len(judge.tokenizer.encode(stock_prefix(judge, request)))
+    branches = [len(judge.tokenizer.encode(branch)) for branch in request.branches]
+    layers = model.text_config.num_hidden_layers
+    stock = sum(vision + (shared + branch) * layers for branch in branches)
+    return stock / (vision + (shared + sum(branches)) * layers)
+
+
+def bench(judge: VideoJudge, clips: Sequence[Clip], repeats: int, *, processed: bool) -> dict[str, float]:
+    """Compare, then time, the judge and the stock ways on clips of one size; names that begin with against_ are ratios."""
+    request = requests.score_request(clips[0], PROMPT, ASKED)
+    reason = requests.reason_request(clips[0], PROMPT, DIMENSIONS)
+    ways = {"": Stock(judge, processed=False)} | ({"_and_processor": Stock(judge, processed=True)} if processed else {})
+    patches = patches_of([clips[0]], judge.family, quantise=True, device=judge.device)
+    goal = predicted(judge, request)
+    with torch.inference_mode():
+        ours = judge.next_token_logits([request])[0]
+        found = {
+            "parameters": sum(p.numel() for p in judge.parameters()),
+            "prompt_tokens": len(judge.tokenizer.encode(stock_prefix(judge, request))),
+            "max_logit_difference": max(float((ours - w.logits(request, patches)).abs().max()) for w in ways.values()),
+        }
+        level = seconds(lambda: judge.next_token_logits([request]), repeats)
+        found |= {"clips_per_second": 1 / level, "predicted_against_forwards": goal}
+        for name, way in ways.items():
+            found[f"against_forwards{name}"] = seconds(lambda w=way: w.logits(request, patches), repeats) / level  # type: ignore[misc]
+            for num in ANSWER_TOKENS:
+                took = seconds(lambda w=way, n=num: w.generate(reason, patches, n), 1)  # type: ignore[misc]
+                found[f"against_generate_{num}{name}"] = took / level
+        many = [requests.score_request(clip, PROMPT, ASKED) for clip in clips]
+        batched = seconds(lambda: judge.next_token_logits(many), repeats) / len(many)
+        with judge.remember_clips():
+            judge.next_token_logits([request])
+            cached = seconds(lambda: judge.next_token_logits([request]), repeats)
+    found["share_of_prediction"] = found["against_forwards"] / goal
+    return found | {"batch_16_against_1": level / batched, "remembered_against_encoded": level / cached}
+
+
+def small_judge(size: str, frames: int, side: int) -> tuple[VideoJudge, list[Clip]]:
+    """Return a random Qwen2.5-VL of some 10 M parameters and 16 clips that make long prompts."""
+    model, tokenizer = build_tiny("qwen2_5_vl", **SHAPES[size], init_std=0.05)
+    pixels = side**2
+    judge = VideoJudge(model, tokenizer, JudgeConfig.for_model(model.config, min_pixels=pixels, max_pixels=pixels))
+    plan = FramePlan(tuple(range(frames)), tuple(i / 8 for i in range(frames)), ("slow",) * frames, 8.0)
+    generator = torch.Generator().manual_seed(0)
+    return judge.eval(), [Clip(torch.rand(frames, 3, side, side, generator=generator), plan) for _ in range(16)]
+
+
+def toy_judge() -> tuple[VideoJudge, list[Clip]]:
+    """Return the embedded judge and 16 clips of its world."""
+    judge = VideoJudgeReward.from_pretrained("toy", role=None).judge
+    policy = FramePolicy.from_dict(judge.config.frame_policy)
+    rated = moving_shapes.sample_rated(16, seed=0)
+    return judge, [take(clip.video, policy) for clip in rated if isinstance(clip.video, Video)]
+
+
+def command_line(num_files: int, repeats: int) -> dict[str, float]:
+    """Return what two processes gain over one on files, by the time that nine tenths of them take beyond the others.
+
+    Of every time the shortest of `repeats` counts, as starting up takes a second more or less.
+
+    `two_apart_against_one` is what two processes gain that know nothing of each other: as much as this machine gives.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        for number, rated in enumerate(moving_shapes.sample_rated(num_files, seed=1)):
+            assert isinstance(rated.video, Video)
+            part = "few" if number < num_files // 10 else ("left", "right")[number % 2]
+            name = Path(folder) / part / f"{number:04d}.mp4"
+            name.parent.mkdir(exist_ok=True)
+            write_video(name, rated.video.frames, fps=rated.video.fps)
+
+        def score(jobs: int, *parts: str) -> subprocess.Popen[bytes]:
+            """Start the command line on some of the folders."""
+            inputs = [str(Path(folder) / part) for part in parts]
+            command = [sys.executable, "-m", "reward_model.cli", "score", *inputs, "--json", "--jobs", str(jobs)]
+            quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+            return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, **quiet)
+
+        def once(runs: Sequence[tuple[int, tuple[str, ...]]]) -> None:
+            """Run command lines side by side and wait for all of them."""
+            for process in [score(jobs, *parts) for jobs, parts in runs]:
+                if process.wait():
+                    raise RuntimeError("video-judge score failed")
+
+        def took(*runs: tuple[int, tuple[str, ...]]) -> float:
+            """Return the seconds of some runs side by side."""
+            return seconds(lambda: once(runs), repeats)
+
+        few, everything = ("few",), ("few", "left", "right")
+        one, two = (took((jobs, everything)) - took((jobs, few)) for jobs in (1, 2))
+        apart = took((1, ("few", "left")), (1, ("few", "right"))) - took((1, few), (1, few))
+    return {
+        "files": num_files,
+        "files_per_second": 0.9 * num_files / one,
+        "two_processes_against_one": one / two,
+        "two_apart_against_one": one / apart,
+    }
+
+
+def table(found: Mapping[str, Mapping[str, float]]) -> str:
+    """Return every part's figures as text."""
+    width = max(len(name) for part in found.values() for name in part)
+    return "\n\n".join(
+        "\n".join([part, *(f"  {name.ljust(width)}  {value:.6g}" for name, value in rows.items())])
+        for part, rows in found.items()
+    )
+
+
+def main(argv: Sequence[str]) -> int:
+    """Compare, time and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="*", choices=("toy", *SHAPES), default=["toy", *SHAPES], help="judges")
+    parser.add_argument("--torchvision", metavar="FOLDER", help="site-packages that has torchvision")
+    parser.add_argument("--frames", type=int, default=16, help="frames of the 10 M judge's clips")
+    parser.add_argument("--side", type=int, default=308, help="their side in pixels, a multiple of 28")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of which the shortest counts")
+    parser.add_argument("--cli-files", type=int, default=1000, help="files for the command line; 0 leaves it out")
+    parser.add_argument("--docs", type=Path, help="folder that gets the figures as bench_judge.md and .json")
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    if arguments.torchvision:
+        sys.path.append(arguments.torchvision)
+        declare_missing_operators()
+    found: dict[str, dict[str, float]] = {}
+    for size in arguments.sizes:
+        judge, clips = toy_judge() if size == "toy" else small_judge(size, arguments.frames, arguments.side)
+        found[size] = bench(judge, clips, arguments.repeats, processed=bool(arguments.torchvision))
+    if arguments.cli_files:
+        found["command_line"] = command_line(arguments.cli_files, arguments.repeats)
+    named = {
+        "bench": "judge",
+        "command": " ".join(["python", "scripts/bench/judge.py", *argv]),
+        "torch": torch.__version__,
+    }
+    print(table(found))
+    print(json.dumps({**named, **found}))
+    if arguments.docs is not None:
+        arguments.docs.mkdir(parents=True, exist_ok=True)
+        (arguments.docs / "bench_judge.json").write_text(
+            json.dumps({**named, **found}, indent=1) + "\n", encoding="utf-8"
+        )
+        page = [*EXPLAINED, "", f"`{named['command']}`", "", "```", table(found), "```", ""]
+        (arguments.docs / "bench_judge.md").write_text("\n".join(page), encoding="utf-8")
+    return int(any(part.get("max_logit_difference", 0) > TOLERANCE for part in found.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

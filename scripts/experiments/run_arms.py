@@ -1,0 +1,172 @@
+"""Runs the arms of the toy experiment, several seeds each, and writes their table, plot and JSON.
+
+    python scripts/experiments/run_arms.py                     all arms, three seeds, two runs at a time on one thread each
+    python scripts/experiments/run_arms.py --arms nft dpo --seeds 0 --jobs 1
+
+A finished run is not repeated and an interrupted one is resumed, so that the script can be stopped and started at will.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from arms import ROOT, Line, joined, parser_of, plot, run_apart
+
+from generator_loop.evaluation.held_out import CURRENT, INITIAL
+from generator_loop.evaluation.summary import difference, levels
+from generator_loop.run.state import ends
+
+ARMS: dict[str, tuple[str, ...]] = {
+    "nft": (),
+    "nft_no_refresh": ("refresh.every=0",),
+    "dpo": ("objective.name=dpo", "update.learning_rate=1e-4"),
+    "draft": ("objective.name=draft", "update.learning_rate=1e-4", "sampling.group_size=4", "loop.num_rounds=2"),
+    "shuffled": ("reward.transform=shuffle",),
+    "reversed": ("reward.transform=negate",),
+}
+"""Arm -> what it changes in configs/toy.yaml."""
+
+TITLES = {
+    "nft": "DiffusionNFT, judge refreshed",
+    "nft_no_refresh": "DiffusionNFT, judge fixed",
+    "dpo": "Diffusion-DPO, judge refreshed",
+    "draft": "DRaFT-K, judge refreshed (short)",
+    "shuffled": "control: rewards shuffled",
+    "reversed": "control: rewards reversed",
+}
+JUDGES = (INITIAL, CURRENT)
+DIMENSIONS = ("overall", "visual_quality", "motion_quality", "text_alignment")
+
+
+def main() -> int:
+    """Run what is missing, then write the results; return the number of runs that failed."""
+    options = parser_of(__doc__, ARMS, runs="arms").parse_args()
+    todo = [(arm, seed) for seed in options.seeds for arm in options.arms]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        statuses = list(pool.map(lambda item: run_one(options.runs, *item), todo))
+    found = {arm: collect([output(options.runs, arm, seed) for seed in options.seeds]) for arm in options.arms}
+    found = {arm: summary for arm, summary in found.items() if summary}
+    if found:
+        write_results(found, options.docs)
+    return sum(status != 0 for status in statuses)
+
+
+def output(runs: Path, arm: str, seed: int) -> Path:
+    """Return the folder of one run."""
+    return runs / f"{arm}-{seed}"
+
+
+def run_one(runs: Path, arm: str, seed: int) -> int:
+    """Run or resume one arm with one seed in a process of one thread, and return its exit status."""
+    folder = output(runs, arm, seed)
+    if (folder / "summary.json").exists():
+        return 0
+    started = (folder / "checkpoints" / "LATEST").exists()
+    place = f"resume={folder}" if started else f"run.output={folder}"
+    if not started and (folder / "config.yaml").exists():
+        (folder / "config.yaml").unlink()  # killed before its first checkpoint: nothing to resume
+    settings = [*ARMS[arm], f"run.seed={seed}", "run.num_threads=1", place]
+    return run_apart([str(ROOT / "joint_train.py"), str(ROOT / "configs" / "toy.yaml"), *settings], folder)
+
+
+def collect(folders: Sequence[Path]) -> dict[str, Any]:
+    """Return one summary of an arm over its finished seeds; empty if none has finished."""
+    done = [folder for folder in folders if (folder / "summary.json").exists()]
+    if not done:
+        return {}
+    summaries = [json.loads((folder / "summary.json").read_text(encoding="utf-8")) for folder in done]
+    before, after = (joined(side) for side in zip(*(ends(folder) for folder in done), strict=True))
+    settings = summaries[0]["config"]
+    settings["run"]["output"] = os.path.relpath(settings["run"]["output"], ROOT)
+    for summary in summaries:
+        del summary["config"]
+    return {
+        "before": levels(before),
+        "after": levels(after),
+        "difference": difference(before, after, num_resamples=2000, seed=0),
+        "num_prompts": summaries[0]["num_prompts"],
+        "num_seeds": len(summaries),
+        "config": settings,
+        "runs": summaries,
+    }
+
+
+def write_results(arms: Mapping[str, Mapping[str, Any]], docs: Path) -> None:
+    """Write toy_results.json, .md and .svg."""
+    docs.mkdir(parents=True, exist_ok=True)
+    (docs / "toy_results.json").write_text(json.dumps({"arms": arms}, indent=1) + "\n", encoding="utf-8")
+    panels = {
+        "oracle, overall (measures only)": lines_of(arms, _oracle),
+        "reward of the initial judge": lines_of(arms, _reward),
+    }
+    plot(panels, docs / "toy_results.svg", xlabel="round", dashed=[TITLES["shuffled"], TITLES["reversed"]])
+    lines = [
+        "# What the toy loop does",
+        "",
+        "The generator learns from the judge alone; the oracle only measures. Each row is the change on "
+        f"{next(iter(arms.values()))['num_prompts']} held-out prompts with the same noise before and after, with its "
+        "95 % bootstrap interval by prompt over all seeds. `python scripts/experiments/run_arms.py` makes this page.",
+        "",
+        "![oracle by round](toy_results.svg)",
+        "",
+        "| arm | seeds | oracle before | after | "
+        + " | ".join(f"{name.replace('_', ' ')}" for name in DIMENSIONS)
+        + " | diversity | flow loss, times | right pairs | refreshes kept | minutes |",
+        "|---" * (9 + len(DIMENSIONS)) + "|",
+        *(row(arm, summary) for arm, summary in arms.items()),
+        "",
+        "Right pairs: how often the judge orders two clips of one held-out prompt as the oracle does, where the oracle "
+        "sets them 0.05 apart: the first judge before, the refreshed judge after (random scores on the same pairs).",
+        "",
+    ]
+    (docs / "toy_results.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def row(arm: str, summary: Mapping[str, Any]) -> str:
+    """Return one arm's line of the table."""
+    runs, change = summary["runs"], summary["difference"]
+    cells = [TITLES[arm], str(summary["num_seeds"])]
+    cells += [f"{summary[side]['oracle']['overall']:.3f}" for side in ("before", "after")]
+    cells += [f"{change[n]['mean']:+.3f} [{change[n]['low']:+.3f}, {change[n]['high']:+.3f}]" for n in DIMENSIONS]
+    cells.append(f"{mean([run['rounds'][-1]['diversity'] for run in runs]):.2f}")
+    cells.append(f"{mean([run['rounds'][-1]['flow_loss'] / run['rounds'][0]['flow_loss'] for run in runs]):.2f}")
+    pairs = {side: [run["pair_accuracy"][side] for run in runs] for side in ("before", "after")}
+    first, last = (mean([found[judge] for found in pairs[side]]) for side, judge in zip(pairs, JUDGES, strict=True))
+    cells.append(f"{first:.2f} to {last:.2f} ({mean([found['random'] for found in pairs['after']]):.2f})")
+    kept = [record["judge_kept"] for run in runs for record in run["rounds"] if record["judge_kept"] is not None]
+    cells.append(f"{sum(kept)} of {len(kept)}")
+    cells.append(f"{mean([sum(record['seconds'] for record in run['rounds']) for run in runs]) / 60:.1f}")
+    return "| " + " | ".join(cells) + " |"
+
+
+def lines_of(arms: Mapping[str, Mapping[str, Any]], read: Callable[[Mapping[str, Any]], float]) -> dict[str, Line]:
+    """Return each arm's mean over its seeds by round."""
+    found: dict[str, Line] = {}
+    for arm, summary in arms.items():
+        length = min(len(run["rounds"]) for run in summary["runs"])
+        values = [mean([read(run["rounds"][place]) for run in summary["runs"]]) for place in range(length)]
+        found[TITLES[arm]] = range(length), values
+    return found
+
+
+def _oracle(record: Mapping[str, Any]) -> float:
+    return record["oracle"]["overall"]
+
+
+def _reward(record: Mapping[str, Any]) -> float:
+    return record["reward_initial_judge"]
+
+
+def mean(values: Sequence[float]) -> float:
+    """Return the mean."""
+    return sum(values) / len(values)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,353 @@
+"""Runs the toy GRPO recipes, one factor at a time and several seeds each, and writes a table for each.
+
+    python scripts/experiments/run_judge_arms.py                            both recipes, all arms, three seeds, two runs at a time
+    python scripts/experiments/run_judge_arms.py --arms vq_insight no_temporal --seeds 0
+
+All arms of a recipe go on from one supervised start. Start and end are measured on held-out clips and pairs, against the oracle;
+differences are paired by clip, averaged over seeds, and bootstrapped by prompt and by seed. Finished runs are kept, and
+stages that two arms of a seed share are trained once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from arms import ROOT, parser_of, run_apart
+
+from reward_model.config import load_config
+from reward_model.evaluation import benchmark, metrics
+from reward_model.media.distortions import DEFECTS
+from reward_model.toy_world import moving_shapes
+from reward_model.training.recipe import RecipeConfig, StageConfig
+from reward_model.video_reward import VideoJudgeReward
+
+Change = Callable[[StageConfig], StageConfig | None]
+"""What an arm makes of a stage of GRPO; None leaves it out."""
+
+NUM_CLIPS, NUM_UNSEEN, NUM_PAIRS, SEED, NUM_RESAMPLES = 1000, 500, 1500, 4321, 1000
+
+RATED = {"generated": ("visual_quality", "motion_quality", "text_alignment"), "natural": ("overall",)}
+"""Scorer -> the dimensions that it reasons about."""
+
+WHOLE = {"toy_vq_insight": "vq_insight", "toy_vqathinker": "vqathinker"}
+"""Recipe -> the arm that leaves it whole."""
+
+STARTS = {recipe: f"{arm}_start" for recipe, arm in WHOLE.items()}
+"""Recipe -> the run of its supervised stage alone, with seed 0, from which the arms go on with every seed."""
+
+Answers = Sequence[Mapping[str, Any]]
+"""What one role said after each of several runs."""
+
+PARTS = {
+    "right": "",
+    "scores": "",
+    "scores:nearness": ", nearness",
+    "unseen": ", unseen defects",
+    "unseen:nearness": ", unseen defects, nearness",
+}
+"""What a run's answers hold, and what is measured of it if not the rank correlation -> what the table calls it."""
+
+
+def without(*names: str) -> Change:
+    """Return the change that drops rewards, and the rollouts on disturbed clips where no temporal reward is left."""
+
+    def change(stage: StageConfig) -> StageConfig:
+        """Drop them."""
+        kept = [term for term in stage.rewards if term.name not in names]
+        temporal = any(term.name.startswith("temporal") for term in kept)
+        grpo = stage.grpo if temporal else dataclasses.replace(stage.grpo, perturbation=None)
+        return dataclasses.replace(stage, rewards=kept, grpo=grpo)
+
+    return change
+
+
+def instead(name: str, other: str, **settings: Any) -> Change:
+    """Return the change that puts another reward in a reward's place, or changes settings of the same."""
+
+    def change(stage: StageConfig) -> StageConfig:
+        """Put the other in its place."""
+        terms = [
+            dataclasses.replace(term, name=other, settings=(term.settings if other == name else {}) | settings)
+            if term.name == name
+            else term
+            for term in stage.rewards
+        ]
+        return dataclasses.replace(stage, rewards=terms)
+
+    return change
+
+
+def scorer_only(change: Change) -> Change:
+    """Return a change that leaves out the comparator, on which it has no bearing."""
+    return lambda stage: None if stage.role == "comparator" else change(stage)
+
+
+def cold(stage: StageConfig) -> StageConfig | None:
+    """Leave out the image warm-up."""
+    return None if stage.name == "warm_up" else dataclasses.replace(stage, start=None)
+
+
+ARMS: Mapping[str, tuple[str, Change]] = {
+    "vq_insight": ("toy_vq_insight", lambda stage: stage),
+    "no_warm_up": ("toy_vq_insight", scorer_only(cold)),
+    "no_temporal": ("toy_vq_insight", scorer_only(without("temporal"))),
+    "temporal_released": ("toy_vq_insight", scorer_only(instead("temporal", "temporal", variant="released"))),
+    "vqathinker": ("toy_vqathinker", lambda stage: stage),
+    "absolute": ("toy_vqathinker", instead("bell", "absolute")),
+    "threshold": ("toy_vqathinker", instead("bell", "threshold")),
+    "no_ranking": ("toy_vqathinker", without("ranking")),
+    "no_consistency": ("toy_vqathinker", without("temporal_ranking")),
+}
+"""Arm -> recipe and what it changes in every stage of GRPO."""
+
+
+def recipe_of(arm: str, seed: int, folder: Path) -> RecipeConfig:
+    """Return the arm's recipe for one seed."""
+    name, change = ARMS[arm]
+    config = load_config(RecipeConfig, ROOT / "configs" / "judge" / f"{name}.yaml")
+    stages = [stage if stage.method == "sft" else change(stage) for stage in config.stages]
+    return dataclasses.replace(config, seed=seed, stages=[s for s in stages if s is not None], output=str(folder))
+
+
+def run_start(recipe: str, folder: Path) -> None:
+    """Train, on the processes that torchrun starts, what a recipe's arms share; write what it says when held out."""
+    from reward_model.training.stages import run_recipe
+
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo")
+    config = recipe_of(WHOLE[recipe], 0, folder)
+    trained = run_recipe(config, num_stages=1)
+    if not torch.distributed.get_rank():
+        write_answers(config, trained, folder, start=True)
+
+
+def run(arm: str, seed: int, folder: Path) -> None:
+    """Train one arm with one seed and write what its judges say of the held-out clips and pairs."""
+    from reward_model.training.stages import run_recipe
+
+    torch.set_num_threads(1)
+    config = recipe_of(arm, seed, folder)
+    for other in (folder.parent / f"{STARTS[ARMS[arm][0]]}-0", *sorted(folder.parent.glob(f"*-{seed}"))):
+        take_stages(config, other, folder)
+    write_answers(config, run_recipe(config), folder)
+
+
+def write_answers(config: RecipeConfig, judge: Path, folder: Path, *, start: bool = False) -> None:
+    """Write what a judge says, in each role that the recipe trains and the table shows, where clips are held out."""
+    roles = [stage.role for stage in config.stages if stage.role in (*RATED, "comparator")]
+    found = {role: answers_of(judge, role, start=start) for role in roles}
+    (folder / "answers.json").write_text(json.dumps(found) + "\n")
+
+
+def take_stages(config: RecipeConfig, other: Path, folder: Path) -> None:
+    """Copy the leading stages that another run of the seed has finished with the same settings."""
+    for number, stage in enumerate(config.stages):
+        place = Path("stages") / f"{number:02d}-{stage.name}"
+        if (folder / place / "done.json").exists():
+            continue
+        done = other / place / "done.json"
+        if not done.exists() or json.loads(done.read_text())["stage"] != json.loads(
+            json.dumps(dataclasses.asdict(stage))
+        ):
+            return
+        shutil.copytree(other / place, folder / place)
+
+
+def answers_of(judge: Path, role: str, *, start: bool = False) -> dict[str, Any]:
+    """Return a role's reasoned scores of the held-out clips, or which of the held-out pairs it puts in the right order.
+
+    `start` asks the judge that has no role yet what the role will be asked.
+    """
+    reward = VideoJudgeReward.from_pretrained(judge, role=None if start else role)
+    if role == "comparator":
+        clips = benchmark.moving_shapes_clips(NUM_PAIRS, seed=SEED)
+        pairs = benchmark.pairs_by_label(clips, min_gap=0.1, num=NUM_PAIRS, seed=SEED)
+        output = reward.compare([p.first for p in pairs], [p.second for p in pairs], [p.prompt for p in pairs])
+        right = [m * (p.preference["overall"] - 0.5) > 0 for m, p in zip(output.margin.tolist(), pairs, strict=True)]
+        return {"prompts": [p.prompt for p in pairs], "right": right}
+    if start:
+        reward.judge.configure(reasoned={"": [RATED[role]]})
+    found: dict[str, Any] = {}
+    for name, shown in (("scores", held_out()), ("unseen", held_out(unseen=True))):
+        scores, parse_rate = benchmark.score_clips(reward, shown, readout="reason")
+        found[name] = {dimension: values.tolist() for dimension, values in scores.items()}
+        found[f"parse_rate_{name}"] = parse_rate
+    return found
+
+
+def held_out(*, unseen: bool = False) -> list[Any]:
+    """Return the held-out clips, labelled by the oracle; `unseen` with kinds of damage that training never shows."""
+    if not unseen:
+        return benchmark.moving_shapes_clips(NUM_CLIPS, seed=SEED)
+    defects = [name for name in DEFECTS if name not in moving_shapes.CORE_DEFECTS]
+    return benchmark.moving_shapes_clips(NUM_UNSEEN, seed=SEED, defects=defects)
+
+
+def score(found: Mapping[str, Any], part: str, truth: Mapping[str, np.ndarray], rows: np.ndarray) -> float:
+    """Return what a part measures on some rows, higher for a better judge; unread answers are 0.5.
+
+    Accuracy of the comparator; of a scorer the mean over the dimensions of `truth` of the rank correlation, or of the
+    nearness, 1 - |quality - label|, which the reward `absolute` pays.
+    """
+    if part == "right":
+        return float(np.mean(np.array(found["right"])[rows]))
+    shown, _, measure = part.partition(":")
+    values = {name: np.nan_to_num(np.array(found[shown][name], dtype=float), nan=0.5)[rows] for name in truth}
+    if measure == "nearness":
+        return float(np.mean([1 - np.abs(values[name] - truth[name][rows]).mean() for name in truth]))
+    return float(np.mean([metrics.srcc(values[name], truth[name][rows]) for name in truth]))
+
+
+def compare(first: Answers, last: Answers, part: str, dimensions: Sequence[str]) -> dict[str, Any]:
+    """Return the mean over the runs on each side, the difference with its bootstrap interval, and the difference by seed.
+
+    Prompts and runs are resampled; where both sides have several runs, those of one seed stay together.
+    """
+    clips = held_out(unseen=part.startswith("unseen"))
+    truth = {name: np.array([clip.quality[name] for clip in clips]) for name in dimensions}
+    prompts = np.array(first[0].get("prompts") or [clip.prompt for clip in clips])
+    groups = [np.flatnonzero(prompts == prompt) for prompt in dict.fromkeys(prompts)]
+    rng = np.random.default_rng(0)
+
+    def mean(side: Answers, rows: np.ndarray, runs: Sequence[int]) -> float:
+        """Return the mean score of a side on some rows, over some runs; the start is one run."""
+        chosen = [run % len(side) for run in runs]
+        scores = {run: score(side[run], part, truth, rows) for run in set(chosen)}
+        return float(np.mean([scores[run] for run in chosen]))
+
+    differences = []
+    for _ in range(NUM_RESAMPLES):
+        rows = np.concatenate([groups[i] for i in rng.integers(len(groups), size=len(groups))])
+        runs = rng.integers(len(last), size=len(last)).tolist()
+        differences.append(mean(last, rows, runs) - mean(first, rows, runs))
+    everything = np.arange(len(prompts))
+    before, after = (mean(side, everything, range(len(last))) for side in (first, last))
+    low, high = np.quantile(differences, [0.025, 0.975])
+    return {
+        "first": before,
+        "last": after,
+        "difference": after - before,
+        "low": float(low),
+        "high": float(high),
+        "by_seed": [score(one, part, truth, everything) - before for one in last],
+    }
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run what is missing, then write the tables; return the number of runs that failed."""
+    parser = parser_of(__doc__, ARMS, runs="judge_arms")
+    parser.add_argument("--only", nargs=2, metavar=("ARM", "SEED"), help="run one in this process and write no table")
+    options = parser.parse_args(argv)
+    if options.only:
+        arm, seed = options.only
+        folder = options.runs / f"{arm}-{seed}"
+        recipe = next((name for name, start in STARTS.items() if start == arm), None)
+        if recipe is None:
+            run(arm, int(seed), folder)
+        else:
+            run_start(recipe, folder)
+        return 0
+    recipes = [recipe for recipe in WHOLE if any(ARMS[arm][0] == recipe for arm in options.arms)]
+    if any(_run_apart(STARTS[recipe], 0, options.runs) for recipe in recipes):
+        return 1
+    todo = [(arm, seed) for arm in options.arms for seed in options.seeds]  # an arm's stages serve the next
+    with ThreadPoolExecutor(options.jobs) as pool:
+        failed = sum(pool.map(lambda one: _run_apart(*one, options.runs), todo))
+    torch.set_num_threads(1)
+    for recipe in recipes:
+        arms = [arm for arm in options.arms if ARMS[arm][0] == recipe]
+        write(recipe, arms, options.seeds, options.runs, options.docs)
+    return failed
+
+
+def _run_apart(arm: str, seed: int, runs: Path) -> int:
+    folder = runs / f"{arm}-{seed}"
+    if (folder / "answers.json").exists():
+        return 0
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] if arm in STARTS.values() else []
+    return run_apart([*launch, __file__, "--only", arm, str(seed), "--runs", str(runs)], folder)
+
+
+def row_of(
+    start: Mapping[str, Any], whole: Mapping[int, Any], ended: Mapping[int, Any], role: str, part: str
+) -> dict[str, Any]:
+    """Return one row of the table: an arm's runs by seed against the start and, where it is another, the whole recipe."""
+    rated, both = RATED.get(role, ()), sorted(set(whole) & set(ended))
+    against = None
+    if both and whole is not ended:
+        against = compare([whole[seed][role] for seed in both], [ended[seed][role] for seed in both], part, rated)
+    own = compare([start[role]], [one[role] for one in ended.values()], part, rated)
+    return {"seeds": len(ended), "start": own, "whole": against}
+
+
+def verdicts(table: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what the intervals show, in words: of GRPO from the start, and of what each arm leaves out or changes."""
+    names = {True: "better", False: "worse", None: "not shown to differ"}
+    lines = []
+    for against, title in (("start", "Against the start"), ("whole", "Against the whole recipe")):
+        found: dict[bool | None, list[str]] = {verdict: [] for verdict in names}
+        for row in table:
+            if (one := row[against]) is not None:
+                verdict = True if one["low"] > 0 else False if one["high"] < 0 else None
+                found[verdict].append(f"{row['arm']} ({row['role']}{PARTS[row['part']]})")
+        lines += [f"{title}, {names[verdict]}: {'; '.join(rows)}." for verdict, rows in found.items() if rows]
+    return lines
+
+
+def _interval(found: Mapping[str, float] | None) -> str:
+    return "" if found is None else f"{found['difference']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
+
+
+def write(recipe: str, arms: Sequence[str], seeds: Sequence[int], runs: Path, docs: Path) -> None:
+    """Write docs/<recipe>.md and .json of the finished runs of a recipe's arms."""
+    start = json.loads((runs / f"{STARTS[recipe]}-0" / "answers.json").read_text())
+    found: dict[str, dict[int, Any]] = {}
+    for arm in dict.fromkeys([WHOLE[recipe], *arms]):
+        files = {seed: runs / f"{arm}-{seed}" / "answers.json" for seed in seeds}
+        found[arm] = {seed: json.loads(file.read_text()) for seed, file in files.items() if file.exists()}
+    table = [
+        {"arm": arm, "role": role, "part": part, **row_of(start, found[WHOLE[recipe]], found[arm], role, part)}
+        for arm in arms
+        for role in next(iter(found[arm].values()), ())
+        for part in PARTS
+        if part.partition(":")[0] in start[role]
+    ]
+    lines = [
+        f"# GRPO after supervision, one factor at a time: {recipe}",
+        "",
+        f"{NUM_CLIPS} held-out clips rated by the oracle. Scorer: rank correlation of the reasoned answers; that of generated",
+        "clips rates visual quality, motion quality and text alignment, of which this is the mean, the natural one overall",
+        "quality. Nearness is 1 - |quality - label|, which the reward `absolute` pays: it can rise while ranks do not, where an",
+        f"unsure judge learns to hedge. Both also on {NUM_UNSEEN} clips with kinds of damage that no training shows.",
+        f"Comparator: accuracy on {NUM_PAIRS} pairs at least 0.1 apart. Start is the judge after supervision. Differences are",
+        "from the start, and from the whole recipe with the same seeds: below 0 where what the arm leaves out or changes helps.",
+        "Intervals are 95 %, of the mean over the seeds, resampled by prompt and by seed; one that holds 0 shows nothing.",
+        f"`python scripts/experiments/run_judge_arms.py --arms {' '.join(arms)} --seeds {' '.join(map(str, seeds))}` makes this page.",
+        "",
+        "| arm | role | start | after GRPO | from the start | by seed | from the whole recipe |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['arm']} | {row['role']}{PARTS[row['part']]} | {row['start']['first']:.3f} | {row['start']['last']:.3f} "
+        f"| {_interval(row['start'])} | {', '.join(f'{one:+.3f}' for one in row['start']['by_seed'])} "
+        f"| {_interval(row['whole'])} |"
+        for row in table
+    ]
+    lines += ["", *(f"- {verdict}" for verdict in verdicts(table))]
+    docs.mkdir(parents=True, exist_ok=True)
+    (docs / f"{recipe}.md").write_text("\n".join([*lines, ""]), encoding="utf-8")
+    (docs / f"{recipe}.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    sys.stdout.write("\n".join([*lines, ""]))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,135 @@
+"""Attention in parts: the values and gradients of one masked call, and the same bits however answers came about."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from reward_model.judge.attention.tree import NAME, attends_in_parts
+from reward_model.judge.engine import decoding, shared_prefix
+from reward_model.language.requests import score_request
+from tests.tiny_judge import build_judge, make_clip
+
+
+@pytest.fixture(params=["qwen2_5_vl", "qwen3_vl"])
+def judge(request):
+    return build_judge(request.param)
+
+
+@pytest.fixture
+def masked(monkeypatch):
+    """Return a function that makes passes masked from then on, and notes how many common tokens each splits off."""
+    seen = []
+    plain = shared_prefix.num_common
+
+    def switch(least=None):
+        for module in (decoding, shared_prefix):
+            monkeypatch.setattr(module, "attends_in_parts", lambda model: False)
+        monkeypatch.setattr(shared_prefix, "num_common", lambda rows: seen.append(plain(rows)) or seen[-1])
+        monkeypatch.setattr(shared_prefix, "LEAST", least or 10**6)
+        return seen
+
+    return switch
+
+
+def requests(num=2):
+    sizes = [(4, 32, 32), (4, 32, 32), (6, 64, 32)][-num:]  # rows whose prefixes are alike, and one whose is longer
+    clips = [make_clip(*size, seed=seed) for seed, size in enumerate(sizes)]
+    return [score_request(clip, "a dog", ("visual_quality", "text_alignment", "overall")) for clip in clips]
+
+
+def values_and_gradients(judge):
+    asked = requests(3)
+    judge.zero_grad()
+    answers = [[["good ."], ["a dog runs", "a cat"], ["bad"]] for _ in asked]
+    found = judge.log_probs(asked, answers).values
+    (found * torch.linspace(-1, 1, len(found))).sum().backward()
+    gradient = torch.cat([p.grad.flatten() for p in judge.model.parameters() if p.grad is not None])
+    return found.detach(), gradient
+
+
+@pytest.mark.parametrize("least", [None, 1])
+def test_parts_equal_a_masked_pass_whether_split_or_not(judge, masked, least):
+    judge.trainable_parameters(None)
+    found, own = values_and_gradients(judge)
+    common = masked(least)
+    expected, gradient = values_and_gradients(judge)
+    assert common == [0] if least is None else common[0] > 20
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert float((own - gradient).norm() / gradient.norm()) < 1e-5
+
+
+def test_half_precision_equals_a_masked_pass_within_its_rounding(judge, masked):
+    judge.to(torch.bfloat16).trainable_parameters(None)
+    found, own = values_and_gradients(judge)
+    masked()
+    expected, gradient = values_and_gradients(judge)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.05)
+    assert float((own - gradient).norm() / gradient.norm()) < 0.05
+
+
+def test_autocast_reaches_the_parts(judge, masked):
+    judge.trainable_parameters(None)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, own = values_and_gradients(judge)
+        ((drawn,), *_), *_ = judge.sample(requests(1), max_new_tokens=9)
+        read = judge.log_probs(requests(1), [[[drawn.tokens], [], []]], banned=judge.banned_ids).values
+        masked()
+        expected, gradient = values_and_gradients(judge)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.05)
+    torch.testing.assert_close(drawn.log_probs, read.detach(), rtol=0, atol=0.05)
+    assert float((own - gradient).norm() / gradient.norm()) < 0.05
+
+
+def test_dropout_is_left_to_the_masked_pass(judge):
+    config = judge.model.model.language_model.config
+    assert attends_in_parts(judge.eval().model) and attends_in_parts(judge.train().model)
+    config.attention_dropout = 0.1
+    assert not attends_in_parts(judge.model) and attends_in_parts(judge.eval().model)
+
+
+@pytest.mark.parametrize("least", [None, 1])
+def test_answers_are_those_of_masked_passes(judge, masked, least):
+    settings = dict(max_new_tokens=5, temperature=1.0, num_samples=2)
+    found = judge.sample(requests(), **settings)
+    masked(least)
+    expected = judge.sample(requests(), **settings)
+    assert [[[c.tokens for c in row] for row in one] for one in found] == [
+        [[c.tokens for c in row] for row in one] for one in expected
+    ]
+
+
+@pytest.mark.parametrize("num_samples", [1, 3, 4])
+def test_an_answer_has_the_same_bits_written_token_by_token_and_read_as_a_whole(judge, num_samples):
+    numbers = torch.randn(500, 64, generator=torch.Generator().manual_seed(0))
+    if not torch.equal((numbers @ numbers.T)[:12], numbers[:12] @ numbers.T):
+        pytest.skip("this machine's matrix products depend on the number of rows")
+    asked = requests(3)
+    drawn = judge.sample(asked, max_new_tokens=40, temperature=1.0, num_samples=num_samples)
+    tokens = [[[c.tokens for c in row] for row in one] for one in drawn]
+    written = torch.cat([c.log_probs for one in drawn for row in one for c in row])
+    with torch.no_grad():
+        whole = judge.log_probs(asked, tokens, banned=judge.banned_ids).values
+        pairs = zip(asked, tokens, strict=True)
+        apart = [judge.log_probs([one], [rows], banned=judge.banned_ids).values for one, rows in pairs]
+    assert len(whole) > 200
+    assert (whole != written).float().mean() < 0.01
+    torch.testing.assert_close(torch.cat(apart), whole, rtol=0, atol=1e-6)
+
+
+def test_the_common_part_is_that_of_the_shortest_prefix(judge, monkeypatch):
+    monkeypatch.setattr(shared_prefix, "LEAST", 1)
+    rows = judge._lay_out(requests(3), None).rows
+    lengths = [(row == 0).sum().item() for row in rows.branch]
+    assert shared_prefix.prefixes_of(rows) == ((2, lengths[0]), (1, lengths[2]))
+    assert shared_prefix.num_common(rows) == lengths[0] < lengths[2]
+    monkeypatch.setattr(shared_prefix, "LEAST", lengths[0] + 1)
+    assert shared_prefix.num_common(rows) == 0
+
+
+def test_the_text_model_uses_it_and_stock_calls_still_work(judge):
+    assert judge.model.model.language_model.config._attn_implementation == NAME
+    ids = torch.tensor([judge.tokenizer.encode("a dog runs over a plain floor")])
+    ours = judge.model(input_ids=ids).logits
+    judge.model.model.language_model.config._attn_implementation = "sdpa"
+    torch.testing.assert_close(ours, judge.model(input_ids=ids).logits)

@@ -1,0 +1,431 @@
+"""The judge's training: soft levels, the optimisation loop, lessons behind one prefix, stages that run once."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from reward_model.judge.engine.readouts import read_levels
+from reward_model.language.parsing import parse_reason
+from reward_model.language.requests import level_answer
+from reward_model.records import DIMENSIONS, Clip, FramePlan, LevelReadout, RatedClip, Video, VideoPair
+from reward_model.training import stages
+from reward_model.training.fit import FitSettings, fit, schedule
+from reward_model.training.methods.refresh import fidelity_loss, preference_probability, refresh_levels
+from reward_model.training.methods.sft import lesson_loss
+from reward_model.training.recipe import DataConfig, LoraConfig, RecipeConfig, ScratchConfig, StageConfig
+from reward_model.training.tasks.mixture import open_mixture
+from reward_model.training.tasks.supervised import clip_lesson, neighbours, pair_lesson, pair_of, soft_level
+from tests.tiny_judge import build_judge
+
+
+def rated(seed=0, quality=0.5, prompt="a red circle"):
+    frames = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+    return RatedClip(
+        video=Video(frames=frames, fps=8.0),
+        prompt=prompt,
+        quality=dict.fromkeys(DIMENSIONS, quality),
+        source_id=str(seed),
+        facts={"caption": "a red circle", "faults": {"visual_quality": ["blur"], "motion_quality": []}},
+    )
+
+
+def to_clip(video):
+    return Clip(video.frames, FramePlan((0, 1, 2, 3), (0.0, 0.125, 0.25, 0.375), ("slow",) * 4, 8.0))
+
+
+def readout(quality, std):
+    return LevelReadout(torch.tensor(quality), torch.zeros(1, 5), torch.tensor(std), torch.ones(1))
+
+
+def test_soft_level_splits_between_neighbours_so_that_its_mean_is_the_label():
+    # 0.6 is 2.4 of 4 steps: 0.6 of level 2, 0.4 of level 3
+    torch.testing.assert_close(soft_level(torch.tensor([0.6])), torch.tensor([[0, 0, 0.6, 0.4, 0]]))
+    labels = torch.linspace(0, 1, 21)
+    spread = soft_level(labels)
+    torch.testing.assert_close(spread.sum(-1), torch.ones(21))
+    torch.testing.assert_close(spread @ torch.linspace(0, 1, 5), labels)
+
+
+def test_lesson_loss_of_a_level_is_the_soft_cross_entropy_at_its_place():
+    judge, clip = build_judge(), rated(quality=0.6)
+    lesson = clip_lesson(clip, to_clip, ["rate"])
+    loss, _ = lesson_loss(judge, [lesson], {"rate": 1.0})
+    logits = judge.next_token_logits([lesson.request])[0]
+    expected = -(logits.log_softmax(-1)[:, list(judge.level_ids)] * soft_level(torch.tensor(0.6))).sum(-1).mean()
+    torch.testing.assert_close(loss, expected)
+
+
+def test_lesson_loss_of_text_is_the_mean_over_answers_of_their_mean_token_loss():
+    judge = build_judge()
+    lessons = [clip_lesson(rated(seed), to_clip, ["describe", "reason"]) for seed in (0, 1)]
+    loss, metrics = lesson_loss(judge, lessons, {"describe": 1.0, "reason": 0.5})
+    means = {"describe": [], "reason": []}
+    for lesson in lessons:
+        found = judge.log_probs([lesson.request], [[[answer] for answer in lesson.answers]]).by_answer()
+        for kind, log_probs in zip(lesson.kinds, found, strict=True):
+            means[kind].append(-log_probs.mean())
+    expected = {kind: torch.stack(values).mean() for kind, values in means.items()}
+    torch.testing.assert_close(loss, expected["describe"] + 0.5 * expected["reason"])
+    assert metrics["nll_reason"] == pytest.approx(float(expected["reason"]), rel=1e-4)
+
+
+def test_all_tasks_of_a_clip_share_one_prefix():
+    lesson = clip_lesson(rated(), to_clip, ["rate", "describe", "reason"])
+    assert len(lesson.request.branches) == len(lesson.answers) == len(DIMENSIONS) + 2
+    assert lesson.kinds == ("rate",) * len(DIMENSIONS) + ("describe", "reason")
+    level = {name: level_answer(quality).strip() for name, quality in rated().quality.items()}
+    assert (
+        f"visual_quality: {level['visual_quality']}, blur. motion_quality: {level['motion_quality']}. "
+        in lesson.answers[-1]
+    )
+    assert f" overall: {level['overall']}.</think>" in lesson.answers[-1]
+
+
+def test_matches_are_alignment_questions_under_other_prompts():
+    clip = rated()
+    clip.facts["matches"] = {"a red circle": 1.0, "a blue circle": 0.3}
+    lesson = clip_lesson(clip, to_clip, ["rate", "match"])
+    assert lesson.kinds == ("rate",) * len(DIMENSIONS) + ("match",) * 2
+    assert lesson.answers[-2:] == (" excellent", " poor") and lesson.qualities[-2:] == (1.0, 0.3)
+    own = next(b for b in lesson.request.branches if "Text alignment" in b)
+    assert lesson.request.branches[-2] == own and "a blue circle" in lesson.request.branches[-1]
+
+
+def test_a_task_without_its_facts_is_refused():
+    bare = RatedClip(video=rated().video, prompt=None, quality={"overall": 0.5}, source_id="x")
+    with pytest.raises(ValueError, match="caption"):
+        clip_lesson(bare, to_clip, ["describe"])
+
+
+@pytest.mark.parametrize(("first", "second", "word"), [(0.9, 0.2, " A"), (0.2, 0.9, " B"), (0.5, 0.52, " neither")])
+def test_pairs_are_answered_by_the_better_clip_or_neither(first, second, word):
+    lesson = pair_lesson(pair_of(rated(0, first), rated(1, second)), to_clip)
+    assert lesson.answers == (word,) * len(DIMENSIONS)
+
+
+def test_clips_that_share_a_prompt_but_no_dimension_make_no_pair():
+    first, second, third = (rated(seed) for seed in range(3))
+    first = dataclasses.replace(first, quality={"overall": 0.2})
+    second = dataclasses.replace(second, quality={"visual_quality": 0.9})
+    assert neighbours([first, second, third]) == [(second, third)]
+
+
+def test_pairs_are_compared_in_each_dimension_that_both_are_rated_on():
+    first, second = rated(0, 0.5), rated(1, 0.5)
+    first.quality["visual_quality"], second.quality["motion_quality"] = 0.9, 0.9
+    del second.quality["overall"]
+    lesson = pair_lesson(pair_of(first, second), to_clip)
+    assert lesson.answers == (" A", " B", " neither")
+    assert [
+        name in branch for name, branch in zip(("visual", "motion", "text"), lesson.request.branches, strict=True)
+    ] == [True] * 3
+
+
+def test_rate_warms_up_linearly_and_falls_to_a_tenth():
+    settings = FitSettings(num_steps=100, learning_rate=1.0, batch_size=1, warmup_steps=10)
+    assert schedule(0, settings) == pytest.approx(0.1, rel=1e-3)
+    assert schedule(10, settings) == pytest.approx(0.1 + 0.45 * (1 + math.cos(0.1 * math.pi)))
+    assert schedule(99, settings) == pytest.approx(0.1, abs=1e-3)
+
+
+def test_fit_finds_the_minimum_of_a_parabola():
+    point = torch.nn.Parameter(torch.tensor([3.0]))
+    settings = FitSettings(num_steps=300, learning_rate=0.1, batch_size=1, warmup_steps=0, weight_decay=0.0)
+    last = fit([point], lambda step: [(((point - 1) ** 2).sum(), {})], settings)
+    assert point.item() == pytest.approx(1.0, abs=1e-2) and last["step"] == 300
+
+
+def test_fit_minimises_the_sum_of_a_losss_parts():
+    point = torch.nn.Parameter(torch.tensor([3.0]))
+
+    def parts(step):
+        yield (point**2).sum(), {"part": 1.0}
+        yield ((point - 2) ** 2).sum(), {"part": 2.0}
+
+    settings = FitSettings(num_steps=300, learning_rate=0.1, batch_size=1, warmup_steps=0, weight_decay=0.0)
+    last = fit([point], parts, settings)
+    assert point.item() == pytest.approx(1.0, abs=1e-2) and last["loss"] == pytest.approx(2.0, abs=1e-2)
+    assert last["part"] == 2.0
+
+
+def test_fit_stops_at_a_loss_that_is_not_finite():
+    point = torch.nn.Parameter(torch.ones(1))
+    settings = FitSettings(num_steps=3, learning_rate=0.1, batch_size=1)
+    with pytest.raises(RuntimeError, match="not finite"):
+        fit([point], lambda step: [((point * math.inf).sum(), {})], settings)
+
+
+def test_preference_probability_is_thurstones():
+    # difference 0.3, spreads 0.3 and 0.4: 0.3 / 0.5 = 0.6 standard deviations, Phi(0.6) = 0.72575
+    p = preference_probability(readout([0.7], [0.3]), readout([0.4], [0.4]))
+    torch.testing.assert_close(p, torch.tensor([0.72575]), rtol=0, atol=1e-5)
+
+
+def test_fidelity_loss_is_zero_at_the_target_and_one_at_its_opposite():
+    loss = fidelity_loss(torch.tensor([1.0, 0.0, 0.5]), torch.tensor([1.0, 1.0, 0.5]))
+    torch.testing.assert_close(loss, torch.tensor([0.0, 1.0, 0.0]), rtol=0, atol=2e-3)
+
+
+def test_a_refresh_turns_a_preference_round_and_leaves_the_base_alone():
+    judge = build_judge()
+    judge.add_role("generated", rank=8, alpha=16)
+    good, bad = rated(0, 0.9), rated(1, 0.1)
+    base = {name: p.clone() for name, p in judge.named_parameters() if "lora" not in name}
+    pair = VideoPair(good.video, bad.video, good.prompt, {"overall": 1.0}, "p")
+    settings = {"num_steps": 30, "learning_rate": 1e-2, "batch_size": 4}
+    metrics = refresh_levels(judge, role="generated", pairs=[pair], anchors=[good, bad], **settings)
+    assert metrics["pair_accuracy"] == 1.0 and metrics["fidelity"] < 0.1
+    assert all(torch.equal(base[name], p) for name, p in judge.named_parameters() if name in base)
+
+
+def recipe(output, stages):
+    scratch = ScratchConfig(hidden=32, layers=1, patch_size=8)
+    return RecipeConfig(
+        name="judge", output=str(output), scratch=scratch, stages=stages, trained_on="noise", num_sanity=3
+    )
+
+
+def stage(name, role=None, tasks=None):
+    return StageConfig(
+        name=name,
+        role=role,
+        data=[DataConfig(kind="moving_shapes")],
+        tasks=tasks or {"rate": 1.0, "describe": 1.0, "reason": 1.0, "compare": 1.0},
+        lora=LoraConfig(rank=4, alpha=8),
+        num_held_out=6,
+        fit=FitSettings(num_steps=2, learning_rate=1e-3, matrix_learning_rate=1e-2, batch_size=4),
+    )
+
+
+def test_a_recipe_saves_each_stage_once_and_continues_from_the_last(tmp_path, monkeypatch):
+    from reward_model.judge.model import VideoJudge
+
+    ran = []
+    plain = stages.run_stage
+    monkeypatch.setattr(
+        stages, "run_stage", lambda judge, stage, **rest: ran.append(stage.name) or plain(judge, stage, **rest)
+    )
+    plan = [stage("see"), stage("score", role="generated", tasks={"rate": 1.0})]
+    stages.run_recipe(recipe(tmp_path, plan), num_stages=1)
+    folder = stages.run_recipe(recipe(tmp_path, plan))
+    assert ran == ["see", "score"]
+    written = (folder / "provenance.json").stat().st_mtime_ns
+    stages.run_recipe(recipe(tmp_path, plan))
+    assert ran == ["see", "score"]
+    assert (folder / "provenance.json").stat().st_mtime_ns == written
+    card = (folder / "README.md").read_text()
+    assert "| 00-see | base |" in card
+    assert "| 01-score | role `generated` |" in card
+    assert "### Sanity: damage on purpose" in card
+    assert "| freeze | motion_quality | True |" in card
+    judge, first = VideoJudge.from_pretrained(folder), VideoJudge.from_pretrained(tmp_path / "stages" / "00-see")
+    assert judge.roles == ("generated",) and first.roles == ()
+    assert judge.config.lineage == ("see", "score")
+    assert set(judge.config.calibration) == set(DIMENSIONS)
+    ours = dict(judge.model.named_parameters())
+    for name, parameter in first.model.named_parameters():  # the adapter's stage leaves the base as it was
+        key = name if name in ours else name.replace("proj.", "proj.base_layer.")
+        torch.testing.assert_close(ours[key], parameter, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_a_judge_that_grows_says_the_same_at_first_and_is_saved_grown(family, tmp_path):
+    from reward_model.judge.model import VideoJudge
+    from reward_model.training.start import add_layers
+
+    judge = build_judge(family)
+    judge.configure(base="base")
+    requests = [clip_lesson(rated(), to_clip, ["describe"]).request]
+    before = judge.next_token_logits(requests)[0]
+    add_layers(judge, 2)
+    torch.testing.assert_close(judge.next_token_logits(requests)[0], before)
+    assert judge.generate(requests, max_new_tokens=3) == build_judge(family).generate(requests, max_new_tokens=3)
+    torch.nn.init.normal_(judge.model.model.language_model.layers[-1].mlp.down_proj.weight)
+    after = judge.next_token_logits(requests)[0]
+    assert not torch.equal(after, before)
+    judge.save_pretrained(tmp_path)
+    found = VideoJudge.from_pretrained(tmp_path).next_token_logits(requests)[0]
+    torch.testing.assert_close(found, after)
+
+
+def test_a_judge_with_roles_does_not_grow():
+    from reward_model.training.start import add_layers
+
+    judge = build_judge()
+    judge.add_role("generated", rank=4)
+    with pytest.raises(ValueError, match="grows before it has roles"):
+        add_layers(judge, 1)
+
+
+def grpo_stage(num_steps=2, **changes):
+    from reward_model.rewards import RewardConfig
+    from reward_model.training.methods.grpo import GrpoSettings
+
+    given = {
+        "name": "learn",
+        "method": "grpo",
+        "role": "generated",
+        "data": [DataConfig(kind="moving_shapes")],
+        "tasks": {"reason": 0.5, "compare": 0.5},
+        "lora": LoraConfig(rank=4, alpha=8),
+        "num_held_out": 0,
+        "grpo": GrpoSettings(group_size=2, max_answer_tokens=4, perturbation="shuffle", num_perturbed=2),
+        "rewards": [
+            RewardConfig(kind="reason", name="format"),
+            RewardConfig(kind="reason", name="temporal", weight=0.5),
+            RewardConfig(kind="compare", name="choice"),
+        ],
+        "fit": FitSettings(num_steps=num_steps, learning_rate=1e-2, batch_size=4, warmup_steps=0),
+    }
+    return StageConfig(**{**given, **changes})
+
+
+def test_a_grpo_stage_trains_its_role_and_leaves_no_reference_behind(tmp_path):
+    import json
+
+    from reward_model.judge.model import VideoJudge
+    from reward_model.training.stages import run_recipe
+
+    folder = run_recipe(recipe(tmp_path, [stage("score", role="generated", tasks={"rate": 1.0}), grpo_stage()]))
+    judge = VideoJudge.from_pretrained(folder)
+    assert judge.roles == ("generated",) and judge.config.lineage == ("score", "learn")
+    row = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    promised = {"reward", "parse_rate", "flat_groups", "answer_tokens", "kl", "clip_rate", "ratio_error", "entropy"}
+    assert promised | {"reward_reason_temporal", "reward_compare_choice"} <= set(row)
+    # two tiny steps on one set of answers each: the ratio is that of the policy to itself
+    assert row["ratio_error"] < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"role": None}, "name its role"),
+        ({"tasks": {"reason": 1.0}}, r"asks \['reason'\], but rewards \['compare', 'reason'\]"),
+        ({"tasks": {"rate": 1.0}}, "must be of reason, compare"),
+        ({"method": "sft"}, "reads neither rewards nor grpo"),
+    ],
+)
+def test_grpo_stages_that_contradict_themselves_are_refused(changes, said):
+    with pytest.raises(ValueError, match=said):
+        grpo_stage(**changes)
+
+
+def test_the_same_seed_trains_the_same_judge(tmp_path):
+    from reward_model.judge.model import VideoJudge
+    from reward_model.training.stages import run_recipe
+
+    found = [VideoJudge.from_pretrained(run_recipe(recipe(tmp_path / name, [stage("see")]))) for name in "ab"]
+    for one, other in zip(*(judge.parameters() for judge in found), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_rendered_training_clips_come_in_pairs_of_one_prompt_and_often_show_something_else():
+    from reward_model.training.tasks.mixture import open_source
+
+    clips = open_source(DataConfig(kind="moving_shapes"))(0, 40)
+    assert all(a.prompt == b.prompt for a, b in zip(clips[::2], clips[1::2], strict=True))
+    assert 8 <= sum(clip.prompt == clip.facts["caption"] for clip in clips) <= 32
+    held_out = open_source(DataConfig(kind="moving_shapes"), held_out=True)(0, 40)
+    assert not {clip.prompt for clip in clips} & {clip.prompt for clip in held_out}
+
+
+@pytest.mark.parametrize("name", ["toy_judge", "toy_audit"])
+def test_the_embedded_judges_were_made_for_this_world(name):
+    import json
+
+    from reward_model.toy_world.moving_shapes import world_hash
+    from reward_model.video_reward import TOY_JUDGE
+
+    made = json.loads((TOY_JUDGE.with_name(name) / "provenance.json").read_text())
+    assert made["fingerprints"]["world"] == world_hash()
+
+
+@pytest.mark.parametrize("role", [None, "natural"])
+def test_a_recipe_on_a_stock_checkpoint_keeps_what_it_trains(role, tmp_path):
+    from reward_model.judge.checkpoints.format import BASE_FOLDER
+    from reward_model.judge.model import VideoJudge
+    from reward_model.media.frame_sampling import FramePolicy
+    from reward_model.training.stages import run_recipe
+
+    stock, base = build_judge(), tmp_path / "stock"
+    stock.model.save_pretrained(base)
+    stock.tokenizer.save_pretrained(base)
+    config = RecipeConfig(
+        name="judge",
+        base=str(base),
+        output=str(tmp_path / "out"),
+        stages=[stage("score", role=role, tasks={"rate": 1.0})],
+        trained_on="noise",
+        frame_policy=FramePolicy(mode="uniform", num_frames=4),
+        max_pixels=4096,
+        max_answer_tokens=99,
+    )
+    judge = VideoJudge.from_pretrained(run_recipe(config))
+    assert judge.config.frame_policy["num_frames"] == 4 and judge.config.trained_on == "noise"
+    assert (judge.config.max_pixels, judge.config.max_answer_tokens) == (4096, 99)
+    name = "model.language_model.layers.0.mlp.down_proj"
+    before, after = stock.model.get_submodule(name).weight, judge.model.get_submodule(name)
+    if role is None:
+        assert judge.config.base == BASE_FOLDER and not torch.equal(before, after.weight)
+    else:
+        assert judge.config.base == str(base) and torch.equal(before, after.base_layer.weight)
+        assert float(after.lora_B[role].weight.abs().max()) > 0
+
+
+def test_a_base_does_not_learn_in_half_precision(tmp_path):
+    with pytest.raises(ValueError, match="a base learns in float32"):
+        RecipeConfig(
+            name="judge", base="x", output=str(tmp_path), stages=[stage("a")], trained_on="x", dtype="bfloat16"
+        )
+
+
+@torch.no_grad()
+def test_reasoned_answers_can_be_taught_the_judges_own_levels():
+    judge, data = build_judge(), [DataConfig(kind="moving_shapes")]
+    fit_settings = FitSettings(num_steps=1, learning_rate=1e-3, batch_size=4)
+    stage = StageConfig(
+        name="s", data=data, tasks={"rate": 1.0, "reason": 1.0}, task_share={"reason": 0.5}, fit=fit_settings
+    )
+    source = open_mixture(data)
+    taught = stages.draw_lessons(judge, source, stage, 0, 4)
+    own = stages.draw_lessons(judge, source, dataclasses.replace(stage, reasoned_scores="own"), 0, 4)
+    assert [lesson.kinds.count("reason") for lesson in own] == [1, 1, 0, 0]
+    for lesson, label, clip in zip(own[:2], taught, source(0, 4), strict=False):
+        levels = read_levels(judge.next_token_logits([lesson.request])[0][: len(DIMENSIONS)], judge.level_ids).quality
+        said, told = parse_reason(lesson.answers[-1]), parse_reason(label.answers[-1])
+        assert [said.quality[name] for name in DIMENSIONS] == pytest.approx(
+            levels.tolist(), abs=0.0126
+        )  # one decimal of 1-5
+        assert [told.quality[name] for name in DIMENSIONS] == pytest.approx(
+            [clip.quality[n] for n in DIMENSIONS], abs=0.0126
+        )
+        assert lesson.qualities == label.qualities  # the levels are taught the labels either way
+
+
+def test_supervised_stages_run_under_their_precision(monkeypatch, tmp_path):
+    seen = []
+    plain = stages.lesson_loss
+
+    def look(judge, lessons, weights):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return plain(judge, lessons, weights)
+
+    monkeypatch.setattr(stages, "lesson_loss", look)
+    for precision in ("no", "bf16"):
+        settings = FitSettings(num_steps=1, learning_rate=1e-3, batch_size=2, mixed_precision=precision)
+        stage = StageConfig(name="s", data=[DataConfig(kind="moving_shapes")], tasks={"rate": 1.0}, fit=settings)
+        stages.run_stage(build_judge(), stage, seed=0, log_file=tmp_path / "log.jsonl")
+    assert seen == [False, True]
+
+
+def test_clips_are_rendered_in_full_precision_whatever_the_judge_runs_in():
+    source = open_mixture([DataConfig(kind="moving_shapes", clean_share=0.0)])
+    expected = source(3, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        drawn = source(3, 8)
+    for one, other in zip(expected, drawn, strict=True):
+        assert torch.equal(one.video.frames, other.video.frames)

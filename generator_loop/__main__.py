@@ -54,7 +54,7 @@ def _launch(path: str, overrides: Sequence[str], *, dry_run: bool) -> int:
     settings += [f"run.output={folder}" for folder in resumed]
 
     _quieten_libraries()
-    from generator_loop.run.session import open_session, read_config
+    from generator_loop.run.build import open_session, read_config
     from generator_loop.run.state import begin, restore
 
     config = read_config(path, settings)

@@ -20,10 +20,11 @@ from generator_loop.evaluation import summary
 from generator_loop.evaluation.held_out import Evaluation
 from generator_loop.guards import monitors
 from generator_loop.optim.ema import blend
-from generator_loop.optim.step import actors_of, all_sum
+from generator_loop.optim.step import all_sum, policies_of
 from generator_loop.records import Prompt, Rollout, Scored
 from generator_loop.refresh import refresh as judge_refresh
-from generator_loop.rewards.advantages import Credit, part_advantages
+from generator_loop.refresh.new_beats_old import losers_of, new_beats_old, winners_of
+from generator_loop.rewards.advantages import Advantages, part_advantages
 from generator_loop.rewards.scorer import transformed
 from generator_loop.run.session import Session, anchored
 from generator_loop.run.state import save
@@ -73,9 +74,9 @@ def iterate(session: Session) -> None:
     """Sample, score and learn once."""
     samples = sample_groups(session, choose_prompts(session))
     scored = score(session, samples)
-    credit = assign_credit(session, samples, scored)
-    metrics = update_generator(session, samples, scored, credit)
-    check_monitors(session, samples, scored, credit, metrics)
+    advantages = compare_siblings(session, samples, scored)
+    metrics = update_generator(session, samples, scored, advantages)
+    check_monitors(session, samples, scored, advantages, metrics)
 
 
 def choose_prompts(session: Session) -> tuple[Prompt, ...]:
@@ -113,12 +114,12 @@ def score(session: Session, samples: Rollout) -> Scored:
     scored = session.scorer.score(samples)
     monitors.refuse_invalid(scored, max_fraction=settings.max_invalid_fraction)
     if session.config.refresh.every:
-        for loser in gathered(judge_refresh.losers_of(samples, scored)):
+        for loser in gathered(losers_of(samples, scored)):
             session.progress.losers.setdefault(loser.prompt.prompt_id, loser)
     return transformed(scored, samples, settings.transform, draw=session.draw)
 
 
-def assign_credit(session: Session, samples: Rollout, scored: Scored) -> Credit:
+def compare_siblings(session: Session, samples: Rollout, scored: Scored) -> Advantages:
     """Compare each clip with its siblings."""
     parts = [(1.0, scored.rewards)]
     if session.config.update.advantages == "per_reward":
@@ -128,14 +129,14 @@ def assign_credit(session: Session, samples: Rollout, scored: Scored) -> Credit:
     )
 
 
-def update_generator(session: Session, samples: Rollout, scored: Scored, credit: Credit) -> dict[str, float]:
+def update_generator(session: Session, samples: Rollout, scored: Scored, advantages: Advantages) -> dict[str, float]:
     """Take the objective's optimiser steps, then let the sampling policy follow; return means of their metrics."""
     generator, objective = session.generator, session.objective
-    actors = actors_of(generator, session.scorer.differentiable)
+    policies = policies_of(generator, session.scorer.differentiable)
     steps = objective.plan(
-        samples, scored, credit, draw=session.draw, micro_batch_size=session.config.update.micro_batch_size
+        samples, scored, advantages, draw=session.draw, micro_batch_size=session.config.update.micro_batch_size
     )
-    rows = [session.updater.step(objective, batches, actors) for batches in steps]
+    rows = [session.updater.step(objective, batches, policies) for batches in steps]
     followed = blend(generator.weights(OLD), generator.weights(POLICY), decay=session.config.update.old_decay)
     generator.set_weights(OLD, followed)
     names = sorted({name for row in rows for name in row})
@@ -143,12 +144,12 @@ def update_generator(session: Session, samples: Rollout, scored: Scored, credit:
 
 
 def check_monitors(
-    session: Session, samples: Rollout, scored: Scored, credit: Credit, metrics: Mapping[str, float]
+    session: Session, samples: Rollout, scored: Scored, advantages: Advantages, metrics: Mapping[str, float]
 ) -> None:
     """Log the iteration, and warn where the clips drift in ways that no reward sees."""
     progress = session.progress
     found = monitors.statistics(samples, scored)
-    found |= {"flat_groups": credit.num_flat_groups / credit.num_groups}
+    found |= {"flat_groups": advantages.num_flat_groups / advantages.num_groups}
     found |= {f"update_{name}": value for name, value in metrics.items()}
     found = session.log.write("iteration", session.step + 1, found)
     progress.first = progress.first or {name: found[name] for name in monitors.LIMITS}
@@ -167,10 +168,10 @@ def refresh_judge(session: Session) -> dict[str, float]:
     winners = []
     if mine:
         samples = sample_groups(session, tuple(loser.prompt for loser in mine), policy=POLICY)
-        winners = judge_refresh.winners_of(samples, session.scorer.score(samples))
+        winners = winners_of(samples, session.scorer.score(samples))
     with torch.no_grad():
         old = [(loser.prompt, session.generator.decode(loser.latents[None])[0].cpu()) for loser in losers]
-    pairs = judge_refresh.new_beats_old(gathered(winners), old, config.generator.fps)
+    pairs = new_beats_old(gathered(winners), old, config.generator.fps)
     found = judge_refresh.refresh(session.judge, pairs, session.anchors, config.refresh, seed=session.draw.seed)
     progress.num_kept += int(found["kept"])
     if config.loop.reset_reference:

@@ -42,7 +42,7 @@ class Rollout:
     """Groups of samples of the old policy; rows of one prompt are consecutive, G of them.
 
     `latents` [B, ...] is x_0 in the normalised latent space, `noise` [B, ...] the starting latents at sigma = 1,
-    `frames` float32 RGB [B, T, C, H, W] in [0, 1]; `tail` holds the last states and `walk` the
+    `frames` float32 RGB [B, T, C, H, W] in [0, 1]; `tail` holds the last states and `trajectory` the
     random steps for objectives that ask for them.
     """
 
@@ -52,8 +52,8 @@ class Rollout:
     latents: Tensor
     cond: Conditioning
     frames: Tensor
-    tail: Tail | None = None
-    walk: Walk | None = None
+    tail: TailStates | None = None
+    trajectory: Trajectory | None = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Draw:
 
 
 @dataclass(frozen=True)
-class Tail:
+class TailStates:
     """The last K sampling steps: `states` [K, B, ...] before each step, `sigmas` [K + 1] with the final 0 last."""
 
     states: Tensor
@@ -110,7 +110,7 @@ class Tail:
 
 
 @dataclass(frozen=True)
-class Walk:
+class Trajectory:
     """Random sampling steps: `states` before and `results` after each of the K `steps` [K, B, ...].
 
     `log_probs` [K, B] are those of the policy that sampled; `sigmas` [S + 1] is the whole schedule.

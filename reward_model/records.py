@@ -122,6 +122,10 @@ class VideoQuestion:
     source_id: str
 
 
+Example = RatedClip | VideoPair | VideoQuestion
+"""What a source draws: a rated clip, a labelled pair, or a question with its answer."""
+
+
 @dataclass(frozen=True)
 class ParsedAnswer:
     """A reasoned answer that could be read: `quality` per dimension in [0, 1] and the reasoning text."""
@@ -241,3 +245,24 @@ class Comparison:
     valid: Tensor
     reasons: Sequence[str]
     consistent: Tensor
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What `VideoJudgeReward.explain` returns.
+
+    Attributes:
+        text: the reasoned answer as generated.
+        quality: dimension -> [0, 1] as the reasoned answer states it, NaN where it could not be read.
+        levels: dimension -> most probable level word of the level readout.
+        labels: dimension -> faults that the reasoning names for it.
+        saliency: dimension -> [T], share of each judged frame in the pixel gradient of the level score; sums to 1.
+        reason: empty, or why the reasoned answer could not be read.
+    """
+
+    text: str
+    quality: Mapping[str, float]
+    levels: Mapping[str, str]
+    labels: Mapping[str, tuple[str, ...]]
+    saliency: Mapping[str, Tensor]
+    reason: str

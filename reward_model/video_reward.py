@@ -19,14 +19,16 @@ from reward_model.media.motion_encoders import encoder_of
 from reward_model.records import (
     Clip,
     Comparison,
+    Explanation,
     Ranking,
     RewardOutput,
     VideoError,
 )
 from reward_model.scoring.compare import compare_clips, rank_clips
-from reward_model.scoring.explain import Explanation, explain_clip
+from reward_model.scoring.explain import explain_clip
 from reward_model.scoring.loss import pixel_loss
-from reward_model.scoring.score import align_rows, open_sheet, score_rows
+from reward_model.scoring.score import open_sheet, score_rows
+from reward_model.scoring.video_align import align_rows
 
 if TYPE_CHECKING:
     from reward_model.media.intake import VideoLike

@@ -20,7 +20,7 @@ import torch
 
 from generator_loop.adapters.base import POLICY
 from generator_loop.records import Draw, Prompt
-from generator_loop.run.session import open_generator, read_config
+from generator_loop.run.build import open_generator, read_config
 from generator_loop.sampling.prompts import read_prompts
 from generator_loop.sampling.rollout import PromptEncoder, rollout
 from reward_model import write_video

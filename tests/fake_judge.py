@@ -8,8 +8,16 @@ from pathlib import Path
 
 import torch
 
-from reward_model.records import DIMENSIONS, Comparison, FramePlan, Ranking, RewardOutput, Video, VideoError
-from reward_model.scoring.explain import Explanation
+from reward_model.records import (
+    DIMENSIONS,
+    Comparison,
+    Explanation,
+    FramePlan,
+    Ranking,
+    RewardOutput,
+    Video,
+    VideoError,
+)
 
 PLAN = FramePlan((0, 4), (0.0, 0.5), ("slow", "slow"), 2.0)
 

@@ -5,7 +5,7 @@ from torch.testing import assert_close
 
 from generator_loop.adapters.base import OLD, POLICY, REFERENCE
 from generator_loop.objectives import OBJECTIVE_CONFIGS, OBJECTIVES
-from generator_loop.optim.step import Updater, actors_of
+from generator_loop.optim.step import Updater, policies_of
 from generator_loop.records import Draw, Prompt
 from generator_loop.rewards.advantages import group_advantages
 from generator_loop.sampling.rollout import PromptEncoder, rollout
@@ -57,11 +57,11 @@ def check_objective_trains(generator, name):
     settings = dict(encoder=PromptEncoder(generator), draw=Draw(0, 0), group_size=4, num_steps=3, batch_size=4)
     samples = rollout(generator, [Prompt(0, "a red ball moves left")], **settings, **kept)
     rewards = torch.linspace(0, 1, 4)
-    credit = group_advantages(rewards, group_size=4)
+    advantages = group_advantages(rewards, group_size=4)
     updater = Updater(generator.trainable_parameters(), lr=1e-3)
-    who = actors_of(generator, lambda frames, _prompts: frames.flatten(1).mean(1))
+    who = policies_of(generator, lambda frames, _prompts: frames.flatten(1).mean(1))
     before = {key: value.clone() for key, value in generator.weights(POLICY).items()}
-    plan = objective.plan(samples, toy_scores(rewards), credit, draw=Draw(0, 0), micro_batch_size=4)
+    plan = objective.plan(samples, toy_scores(rewards), advantages, draw=Draw(0, 0), micro_batch_size=4)
     metrics = updater.step(objective, next(iter(plan)), who)
     assert any(not torch.equal(value, before[key]) for key, value in generator.weights(POLICY).items())
     assert metrics.get("ratio_error", 0.0) < 1e-5

@@ -4,8 +4,8 @@ import dataclasses
 
 import torch
 
-from generator_loop.objectives.base import Actors
-from generator_loop.records import Conditioning, Prompt, Rollout, Scored, Tail, Walk
+from generator_loop.objectives.base import Policies
+from generator_loop.records import Conditioning, Prompt, Rollout, Scored, TailStates, Trajectory
 
 
 class LinearField(torch.nn.Module):
@@ -25,13 +25,13 @@ class LinearField(torch.nn.Module):
         return velocity + self.curve * velocity.square()
 
 
-def actors(policy, old=None, reference=None, *, decode=None, reward=None):
-    """Return actors whose frozen policies run without gradient, as the loop's do."""
+def policies(policy, old=None, reference=None, *, decode=None, reward=None):
+    """Return policies whose frozen policies run without gradient, as the loop's do."""
 
     def frozen(field):
         return torch.no_grad()(field.forward if field is not None else policy.forward)
 
-    return Actors(
+    return Policies(
         policy=policy,
         old=frozen(old),
         reference=frozen(reference),
@@ -52,7 +52,7 @@ def toy_rollout(*, num_prompts=2, group_size=4, dim=3, num_kept=0, seed=0, first
         latents=rows[:, 1],
         cond=Conditioning({"text": rows[:, 2]}),
         frames=rows[:, 1],
-        tail=Tail(rows[:, 3:].transpose(0, 1), torch.linspace(0.5, 0, num_kept + 1)) if num_kept else None,
+        tail=TailStates(rows[:, 3:].transpose(0, 1), torch.linspace(0.5, 0, num_kept + 1)) if num_kept else None,
     )
 
 
@@ -67,8 +67,8 @@ def with_walk(rollout, field, kernel):
         step = kernel.transition(state, velocity, levels[place], levels[place + 1], ceiling=levels[1])
         results.append(step.mean + step.std * noise)
         log_probs.append(kernel.log_prob(step, results[-1]))
-    walk = Walk((0, 1), rollout.tail.states, torch.stack(results), torch.stack(log_probs), sigmas)
-    return dataclasses.replace(rollout, walk=walk)
+    walk = Trajectory((0, 1), rollout.tail.states, torch.stack(results), torch.stack(log_probs), sigmas)
+    return dataclasses.replace(rollout, trajectory=walk)
 
 
 def toy_scores(rewards):

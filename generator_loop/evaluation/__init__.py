@@ -1,1 +1,1 @@
-""""""
+"""Held-out prompts measured before, during and after training."""

@@ -13,18 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from generator_loop.adapters.base import VideoGenerator, predict_with
-from generator_loop.objectives.base import keyed_noise, mean_square, noised
+from generator_loop.adapters.base import VideoGenerator
+from generator_loop.evaluation.columns import CURRENT, INITIAL, Measure
 from generator_loop.records import Draw, Prompt, Rollout
 from generator_loop.rewards.scorer import Judge, weighted
 from generator_loop.sampling.rollout import PromptEncoder, rollout
 from generator_loop.tracking.metric_log import is_distributed
-
-INITIAL, CURRENT, AUDIT = "initial", "current", "audit"
-"""The judges that look at an evaluation: as it was at the start, as it is, and the one that never learns."""
-
-Measure = Callable[[Tensor, str], Mapping[str, float]]
-"""measure(frames [T, C, H, W], prompt) -> named numbers."""
 
 
 @dataclass(frozen=True)
@@ -156,52 +150,6 @@ class Evaluator:
         names = sorted({name for row in table.values() for name in row})
         columns = {name: tuple(table[place].get(name, math.nan) for place in sorted(table)) for name in names}
         return Evaluation(tuple(p.prompt_id for p in prompts for _ in range(self.num_seeds)), columns)
-
-
-class Probes:
-    """Fixed noisy latents on which a policy is compared with the initial one, and clean clips it should still fit."""
-
-    def __init__(
-        self,
-        generator: VideoGenerator,
-        sampled: Rollout,
-        *,
-        clean: tuple[Tensor, Sequence[Prompt]] | None,
-        encoder: PromptEncoder,
-        draw: Draw,
-    ) -> None:
-        """Fix the probes while the generator still is the initial one.
-
-        Args:
-            generator: its live weights are remembered as the initial policy's.
-            sampled: samples of the initial policy, one per prompt.
-            clean: real or rendered frames [N, T, C, H, W] with their prompts; None leaves the flow loss out.
-            encoder: text embeddings.
-            draw: the probes' own random streams.
-        """
-        generator.set_weights(INITIAL, generator.weights("policy"))
-        self._generator, self._has_clean = generator, clean is not None
-        self._own = self._noised(sampled.latents, sampled.prompts, sampled.cond, draw.fork("own"))
-        if clean is not None:
-            frames, prompts = clean
-            self._clean = self._noised(generator.encode(frames), prompts, encoder(prompts), draw.fork("clean"))
-
-    @torch.no_grad()
-    def measure(self) -> dict[str, float]:
-        """Return `kl`, the mean squared velocity difference to the initial policy, and `flow_loss` on clean clips."""
-        policy, initial = predict_with(self._generator, "policy"), predict_with(self._generator, INITIAL)
-        latents, sigma, cond, _ = self._own
-        found = {"kl": float(mean_square(policy(latents, sigma, cond) - initial(latents, sigma, cond)).mean())}
-        if self._has_clean:
-            latents, sigma, cond, target = self._clean
-            found["flow_loss"] = float(mean_square(policy(latents, sigma, cond) - target).mean())
-        return found
-
-    def _noised(self, latents: Tensor, prompts: Sequence[Prompt], cond: Any, draw: Draw) -> tuple[Any, ...]:
-        sigma = torch.linspace(0.1, 0.9, len(latents), device=latents.device)
-        noise = keyed_noise(draw, [(prompt.prompt_id, place) for place, prompt in enumerate(prompts)], latents)
-        noisy, target = noised(latents, noise, sigma)
-        return noisy, sigma, cond, target
 
 
 def _chunks(places: range, size: int) -> Iterator[list[int]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,10 @@ import numpy as np
 import torch
 
 from generator_loop.config import JointConfig
-from generator_loop.evaluation.held_out import AUDIT, CURRENT, INITIAL, Evaluation
-from generator_loop.refresh.refresh import Affine
+from generator_loop.evaluation.columns import AUDIT, CURRENT, INITIAL, OPEN, ORACLE, SPREAD
+from generator_loop.evaluation.held_out import Evaluation
 from generator_loop.tracking.metric_log import finite_or_none
 from reward_model.config import plain
-
-ORACLE, OPEN, SPREAD = "oracle", "open", "latents/spread"
-"""Sources of columns beside the judges: the world's oracle, what prompts leave open, and the spread of latents."""
 
 MIN_ORACLE_GAP = 0.05
 """Two clips of one prompt form a pair of the accuracy where the oracle's overall score sets them this far apart."""
@@ -31,7 +28,7 @@ def round_record(
     number: int,
     evaluation: Evaluation,
     *,
-    anchored: Affine,
+    anchored: Callable[[float], float],
     probes: Mapping[str, float],
     diversity: float,
     refresh: Mapping[str, float] | None,

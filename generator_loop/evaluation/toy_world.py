@@ -3,49 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from generator_loop.config import PromptSettings
-from generator_loop.evaluation.held_out import Measure
-from generator_loop.evaluation.summary import OPEN, ORACLE
+from generator_loop.evaluation.columns import OPEN, ORACLE, Measure
 from generator_loop.records import Draw, Prompt
-from generator_loop.sampling.prompts import read_prompts
 from reward_model import moving_shapes, oracle
-
-
-def open_prompts(settings: PromptSettings, *, seed: int) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
-    """Return training and held-out prompts, which share none.
-
-    Args:
-        settings: the world, or the user's file.
-        seed: chooses the held-out prompts of a file, and the order of both.
-
-    Returns:
-        Training prompts and held-out prompts.
-
-    Raises:
-        ValueError: the source holds too few prompts.
-    """
-    if settings.world is None:
-        pool = read_prompts(Path(settings.path or ""), column=settings.column)
-        shuffled = [pool[index] for index in _order(len(pool), seed)]
-        held_out, train = shuffled[: settings.num_held_out], shuffled[settings.num_held_out :]
-    else:
-        known, unseen = (
-            moving_shapes.finetuning_scenes(moving_shapes.CORE),
-            moving_shapes.split(moving_shapes.CORE)[1],
-        )
-        train = [Prompt(place, moving_shapes.caption(scene)) for place, scene in enumerate(known)]
-        others = [Prompt(len(known) + place, moving_shapes.caption(scene)) for place, scene in enumerate(unseen)]
-        held_out = [others[index] for index in _order(len(others), seed)][: settings.num_held_out]
-    if len(held_out) < settings.num_held_out or not train:
-        raise ValueError(
-            f"prompts.num_held_out={settings.num_held_out} leaves {len(train)} training prompts; lower it or add prompts"
-        )
-    return tuple(train[: settings.max_prompts]), tuple(held_out)
 
 
 def measures() -> dict[str, Measure]:
@@ -106,7 +70,3 @@ def renderer_spread(
 
 def _open_features(frames: Tensor, prompt: str) -> Mapping[str, float]:
     return oracle.open_features(frames, prompt)
-
-
-def _order(num: int, seed: int) -> list[int]:
-    return torch.randperm(num, generator=torch.Generator().manual_seed(seed)).tolist()

@@ -1,1 +1,1 @@
-""""""
+"""The mathematics of flow matching: the path between noise and data, and random sampling steps."""

@@ -1,1 +1,1 @@
-""""""
+"""Measurements that watch for reward hacking."""

@@ -2,7 +2,7 @@
 
 An objective turns a scored rollout into optimiser steps (`plan`) and adds the gradient of one micro-batch to the
 policy (`backward`). Objectives that learn from samples put their formula into a pure `loss`; the gradient objective
-walks the sampler backwards. Random numbers are keyed by prompt and sample, so that ranks with disjoint prompts
+trajectories the sampler backwards. Random numbers are keyed by prompt and sample, so that ranks with disjoint prompts
 together draw what one process would draw.
 
 Shape legend: B rollout rows, N micro-batch rows, F latent frames, T pixel frames.
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from generator_loop.flow.sde import RandomSteps
 from generator_loop.records import Draw, LossOutput, Predict, Prompt, Rollout, Scored
-from generator_loop.rewards.advantages import Credit
+from generator_loop.rewards.advantages import Advantages
 
 Reward = Callable[[Tensor, Sequence[Prompt]], Tensor]
 """reward(frames [N, T, C, H, W], N prompts) -> [N] with gradient to the frames, NaN where it could not be had."""
@@ -33,7 +33,7 @@ class Decode(Protocol):
 
 
 @dataclass(frozen=True)
-class Actors:
+class Policies:
     """What an objective may call: the three policies, the decoder and the differentiable reward.
 
     Only `policy` carries gradient to the trained parameters; `decode` and `reward` carry it to their input.
@@ -75,14 +75,14 @@ class Objective(Protocol[BatchT]):
     random_steps: RandomSteps | None
 
     def plan(
-        self, rollout: Rollout, scored: Scored, credit: Credit, *, draw: Draw, micro_batch_size: int
+        self, rollout: Rollout, scored: Scored, advantages: Advantages, *, draw: Draw, micro_batch_size: int
     ) -> Iterator[Iterator[BatchT]]:
         """Lay out the optimiser steps of one rollout.
 
         Args:
             rollout: samples of the old policy.
             scored: their rewards.
-            credit: their group-relative advantages.
+            advantages: their group-relative advantages.
             draw: random streams of this round.
             micro_batch_size: most rows in one micro-batch; it does not change the result.
 
@@ -91,12 +91,12 @@ class Objective(Protocol[BatchT]):
         """
         ...
 
-    def backward(self, batch: BatchT, actors: Actors, *, scale: float) -> Mapping[str, float]:
+    def backward(self, batch: BatchT, policies: Policies, *, scale: float) -> Mapping[str, float]:
         """Add the gradient of scale x (mean loss of the rows) to the policy's parameters.
 
         Args:
             batch: one micro-batch of `plan`.
-            actors: what the objective may call.
+            policies: what the objective may call.
             scale: factor on the mean loss.
 
         Returns:
@@ -121,12 +121,12 @@ class LossObjective(ABC, Generic[BatchT]):
         self.num_updates: int = config.num_updates
 
     @abstractmethod
-    def loss(self, batch: BatchT, actors: Actors) -> LossOutput:
+    def loss(self, batch: BatchT, policies: Policies) -> LossOutput:
         """Compute the loss of one micro-batch."""
 
-    def backward(self, batch: BatchT, actors: Actors, *, scale: float) -> Mapping[str, float]:
+    def backward(self, batch: BatchT, policies: Policies, *, scale: float) -> Mapping[str, float]:
         """Add the gradient of one micro-batch; see `Objective.backward`."""
-        return backward_of(self.loss(batch, actors), scale=scale)
+        return backward_of(self.loss(batch, policies), scale=scale)
 
 
 def backward_of(output: LossOutput, *, scale: float) -> Mapping[str, float]:
@@ -173,51 +173,3 @@ def check_decoded(num_latent_frames: int | None) -> None:
     """Refuse (ValueError) a setting of fewer than one decoded latent frame."""
     if num_latent_frames is not None and num_latent_frames < 1:
         raise ValueError(f"objective.decode_latent_frames must be >= 1 or null, got {num_latent_frames}")
-
-
-def keyed_noise(draw: Draw, keys: Sequence[tuple[int, int]], like: Tensor) -> Tensor:
-    """Draw unit Gaussian noise by (prompt id, sample) on the CPU.
-
-    Args:
-        draw: random streams.
-        keys: N pairs of prompt id and sample.
-        like: a tensor [_, ...] whose trailing shape, dtype and device the noise takes.
-
-    Returns:
-        Noise [N, ...].
-    """
-    rows = [torch.randn(like.shape[1:], generator=draw.generator(*key)) for key in keys]
-    return torch.stack(rows).to(like)
-
-
-def logit_normal_levels(draw: Draw, keys: Sequence[tuple[int, int]]) -> Tensor:
-    """Draw noise levels [N] by (prompt id, sample) from the logit-normal (0, 1) that flow matching trains with."""
-    streams = (draw.fork("sigma").generator(*key) for key in keys)
-    return torch.stack([torch.randn((), generator=stream) for stream in streams]).sigmoid()
-
-
-def noised(latents: Tensor, noise: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """Return noisy latents and their velocity target.
-
-    Args:
-        latents: x_0 [N, ...].
-        noise: eps [N, ...].
-        sigma: noise levels [N] in [0, 1].
-
-    Returns:
-        x_sigma = (1 - sigma) x_0 + sigma eps and eps - x_0, both [N, ...].
-    """
-    level = sigma.view(-1, *[1] * (latents.ndim - 1))
-    return (1 - level) * latents + level * noise, noise - latents
-
-
-def mean_square(value: Tensor) -> Tensor:
-    """Return the mean square of each row.
-
-    Args:
-        value: [N, ...].
-
-    Returns:
-        [N].
-    """
-    return value.square().flatten(1).mean(1)

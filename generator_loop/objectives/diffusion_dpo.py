@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from generator_loop.objectives.base import Actors, LossObjective, keyed_noise, logit_normal_levels, mean_square, noised
+from generator_loop.flow.path import keyed_noise, logit_normal_levels, mean_square, noised
+from generator_loop.objectives.base import LossObjective, Policies
 from generator_loop.records import Conditioning, Draw, LossOutput, Rollout, Scored
-from generator_loop.rewards.advantages import Credit
+from generator_loop.rewards.advantages import Advantages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +80,7 @@ class DiffusionDPO(LossObjective[PairBatch]):
     metrics = ("loss", "implicit_accuracy", "margin", "winner_error", "loser_error")
 
     def plan(
-        self, rollout: Rollout, scored: Scored, credit: Credit, *, draw: Draw, micro_batch_size: int
+        self, rollout: Rollout, scored: Scored, advantages: Advantages, *, draw: Draw, micro_batch_size: int
     ) -> Iterator[Iterator[PairBatch]]:
         """Yield optimiser steps over all pairs, each with fresh noise; see `Objective.plan`."""
         pairs = choose_pairs(
@@ -90,12 +91,12 @@ class DiffusionDPO(LossObjective[PairBatch]):
         for update in range(self.num_updates):
             yield _micro_batches(rollout, pairs, draw.fork(f"dpo {update}"), micro_batch_size)
 
-    def loss(self, batch: PairBatch, actors: Actors) -> LossOutput:
+    def loss(self, batch: PairBatch, policies: Policies) -> LossOutput:
         """Compute the loss of one micro-batch.
 
         Args:
             batch: pairs with shared noise.
-            actors: the policies.
+            policies: the policies.
 
         Returns:
             Mean loss; `winner_error` and `loser_error` are errors relative to the reference, `margin` their
@@ -105,8 +106,8 @@ class DiffusionDPO(LossObjective[PairBatch]):
         sigma = batch.sigma.repeat(2)
         cond = Conditioning({name: torch.cat([value, value]) for name, value in batch.cond.tensors.items()})
         noisy, target = noised(samples, noise, sigma)
-        reference_error = mean_square(actors.reference(noisy, sigma, cond) - target)
-        error = mean_square(actors.policy(noisy, sigma, cond) - target) - reference_error
+        reference_error = mean_square(policies.reference(noisy, sigma, cond) - target)
+        error = mean_square(policies.policy(noisy, sigma, cond) - target) - reference_error
         winner, loser = error.chunk(2)  # [N] each
         loss = dpo_loss(winner, loser, beta_mean=self.config.beta_mean).mean() + self.config.anchor * winner.mean()
         margin = (loser - winner).detach()

@@ -16,9 +16,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from generator_loop.objectives.base import Actors, check_decoded, drawn_run, mean_square
-from generator_loop.records import Conditioning, Draw, Prompt, Rollout, Scored, Tail
-from generator_loop.rewards.advantages import Credit
+from generator_loop.flow.path import mean_square
+from generator_loop.objectives.base import Policies, check_decoded, drawn_run
+from generator_loop.records import Conditioning, Draw, Prompt, Rollout, Scored, TailStates
+from generator_loop.rewards.advantages import Advantages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +64,7 @@ class DraftBatch:
 
     prompts: tuple[Prompt, ...]
     latents: Tensor
-    tail: Tail
+    tail: TailStates
     cond: Conditioning
     run: range | None = None
 
@@ -89,26 +90,30 @@ class Draft:
         self.tail_span = config.tail_span
 
     def plan(
-        self, rollout: Rollout, scored: Scored, credit: Credit, *, draw: Draw, micro_batch_size: int
+        self, rollout: Rollout, scored: Scored, advantages: Advantages, *, draw: Draw, micro_batch_size: int
     ) -> Iterator[Iterator[DraftBatch]]:
         """Yield one optimiser step over all usable samples; see `Objective.plan`."""
-        rows = credit.usable.nonzero().flatten().tolist()
+        rows = advantages.usable.nonzero().flatten().tolist()
         run = drawn_run(self.config.decode_latent_frames, rollout.latents, draw)
         yield _micro_batches(rollout, rows, run, micro_batch_size)
 
-    def backward(self, batch: DraftBatch, actors: Actors, *, scale: float) -> Mapping[str, float]:
+    def backward(self, batch: DraftBatch, policies: Policies, *, scale: float) -> Mapping[str, float]:
         """Add the gradient of one micro-batch; see `Objective.backward`.
 
         `gradient_norm` is that of the reward at each sample's clean latents. A sample whose reward cannot be had
         here adds nothing and lowers `valid`.
         """
         latents = batch.latents.detach().requires_grad_(True)
-        rewards = actors.reward(actors.frames(latents, batch.run), batch.prompts)
+        rewards = policies.reward(policies.frames(latents, batch.run), batch.prompts)
         valid = rewards.isfinite()
         loss = -torch.where(valid, rewards, 0.0).mean()
         (gradient,) = torch.autograd.grad(loss, latents)
         kl = backward_through_tail(
-            batch, gradient * scale, actors, kl_scale=self.config.kl_coef * scale, detach_input=self.config.detach_input
+            batch,
+            gradient * scale,
+            policies,
+            kl_scale=self.config.kl_coef * scale,
+            detach_input=self.config.detach_input,
         )
         reward = torch.where(valid, rewards, 0.0).detach().mean()
         return {
@@ -121,14 +126,14 @@ class Draft:
 
 
 def backward_through_tail(
-    batch: DraftBatch, gradient: Tensor, actors: Actors, *, kl_scale: float = 0.0, detach_input: bool = False
+    batch: DraftBatch, gradient: Tensor, policies: Policies, *, kl_scale: float = 0.0, detach_input: bool = False
 ) -> Tensor:
     """Add to the policy the gradient of the last K steps, one step in memory at a time.
 
     Args:
         batch: the samples and their tails.
         gradient: dL/dx_0 [N, ...].
-        actors: the policies.
+        policies: the policies.
         kl_scale: weight of the reference term, the mean over samples and steps of the mean squared velocity
             difference, with the reference's velocity held constant; 0 leaves it out.
         detach_input: drop the part that flows through each step's input.
@@ -141,10 +146,10 @@ def backward_through_tail(
     for step in reversed(range(num_steps)):
         state = batch.tail.states[step].detach().requires_grad_(not detach_input)
         sigma = sigmas[step].expand(len(state))
-        velocity = actors.policy(state, sigma, batch.cond)
+        velocity = policies.policy(state, sigma, batch.cond)
         upstream = (sigmas[step + 1] - sigmas[step]) * gradient
         if kl_scale > 0:
-            away = velocity.detach() - actors.reference(state.detach(), sigma, batch.cond)
+            away = velocity.detach() - policies.reference(state.detach(), sigma, batch.cond)
             kl = kl + mean_square(away).mean() / num_steps
             upstream = upstream + kl_scale * 2 * away / (away.numel() * num_steps)
         velocity.backward(upstream)
@@ -163,7 +168,7 @@ def _micro_batches(
         yield DraftBatch(
             prompts=tuple(rollout.prompts[row // rollout.group_size] for row in part),
             latents=rollout.latents[index],
-            tail=Tail(states=rollout.tail.states[:, index], sigmas=rollout.tail.sigmas),
+            tail=TailStates(states=rollout.tail.states[:, index], sigmas=rollout.tail.sigmas),
             cond=rollout.cond.select(index),
             run=run,
         )

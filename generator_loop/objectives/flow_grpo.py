@@ -20,10 +20,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from generator_loop.flow.path import mean_square
 from generator_loop.flow.sde import Kernel, KernelName, RandomSteps, step_weights
-from generator_loop.objectives.base import Actors, LossObjective, mean_square
+from generator_loop.objectives.base import LossObjective, Policies
 from generator_loop.records import Conditioning, Draw, LossOutput, Rollout, Scored
-from generator_loop.rewards.advantages import Credit
+from generator_loop.rewards.advantages import Advantages
 
 Balance = Literal["gradient", "guard", "none"]
 
@@ -112,31 +113,31 @@ class FlowGRPO(LossObjective[StepBatch]):
         self.random_steps = RandomSteps(self.kernel, config.window)
 
     def plan(
-        self, rollout: Rollout, scored: Scored, credit: Credit, *, draw: Draw, micro_batch_size: int
+        self, rollout: Rollout, scored: Scored, advantages: Advantages, *, draw: Draw, micro_batch_size: int
     ) -> Iterator[Iterator[StepBatch]]:
         """Yield optimiser steps, each over all random steps of all samples that differ; see `Objective.plan`."""
         for _ in range(self.num_updates):
-            yield self._micro_batches(rollout, credit, micro_batch_size)
+            yield self._micro_batches(rollout, advantages, micro_batch_size)
 
-    def _micro_batches(self, rollout: Rollout, credit: Credit, micro_batch_size: int) -> Iterator[StepBatch]:
-        assert rollout.walk is not None, "the rollout must be drawn with the objective's random steps"
-        walk, device = rollout.walk, rollout.latents.device
-        sigmas = walk.sigmas.tolist()
-        weights = self._weights(walk.sigmas)
-        rows = (credit.usable & (credit.advantages != 0)).nonzero().flatten()
+    def _micro_batches(self, rollout: Rollout, advantages: Advantages, micro_batch_size: int) -> Iterator[StepBatch]:
+        assert rollout.trajectory is not None, "the rollout must be drawn with the objective's random steps"
+        trajectory, device = rollout.trajectory, rollout.latents.device
+        sigmas = trajectory.sigmas.tolist()
+        weights = self._weights(trajectory.sigmas)
+        rows = (advantages.usable & (advantages.values != 0)).nonzero().flatten()
         clip = self.config.advantage_clip
-        for place, step in enumerate(walk.steps):
+        for place, step in enumerate(trajectory.steps):
             for part in rows.split(micro_batch_size):
                 index = part.to(device)
                 yield StepBatch(
-                    states=walk.states[place, index],
-                    results=walk.results[place, index],
+                    states=trajectory.states[place, index],
+                    results=trajectory.results[place, index],
                     sigma=sigmas[step],
                     sigma_next=sigmas[step + 1],
                     ceiling=sigmas[1],
                     weight=weights[step],
-                    log_probs=walk.log_probs[place, index],
-                    advantages=credit.advantages[part].clamp(-clip, clip).to(device),
+                    log_probs=trajectory.log_probs[place, index],
+                    advantages=advantages.values[part].clamp(-clip, clip).to(device),
                     cond=rollout.cond.select(index),
                 )
 
@@ -147,22 +148,22 @@ class FlowGRPO(LossObjective[StepBatch]):
         spans = (sigmas[:-2] - sigmas[1:-1]).tolist()
         return [1 / span if self.config.balance == "guard" else 1.0 for span in spans]
 
-    def loss(self, batch: StepBatch, actors: Actors) -> LossOutput:
+    def loss(self, batch: StepBatch, policies: Policies) -> LossOutput:
         """Compute the loss of one micro-batch.
 
         Args:
             batch: one random step of some samples.
-            actors: the policies.
+            policies: the policies.
 
         Returns:
             Mean loss; `ratio_error` is the mean distance of the ratio from 1, `clip_fraction` how often it is clipped, `kl` the
             mean squared velocity difference to the reference, 0 where it is not asked for.
         """
         sigma = torch.full((len(batch),), batch.sigma, device=batch.states.device)
-        velocity = actors.policy(batch.states, sigma, batch.cond)
+        velocity = policies.policy(batch.states, sigma, batch.cond)
         step = self.kernel.transition(batch.states, velocity, batch.sigma, batch.sigma_next, ceiling=batch.ceiling)
         if self.config.balance == "guard":
-            ratio, weight = self._guarded_ratio(batch, step.mean, actors), batch.weight
+            ratio, weight = self._guarded_ratio(batch, step.mean, policies), batch.weight
         else:
             log_probs = self.kernel.log_prob(step, batch.results)
             ratio, weight = (batch.weight * (log_probs - batch.log_probs)).exp(), 1.0  # [N]
@@ -170,7 +171,7 @@ class FlowGRPO(LossObjective[StepBatch]):
         loss = -weight * torch.minimum(batch.advantages * ratio, batch.advantages * clipped).mean()
         kl = torch.zeros((), device=loss.device)
         if self.config.kl_coef > 0:
-            kl = mean_square(velocity - actors.reference(batch.states, sigma, batch.cond)).mean()
+            kl = mean_square(velocity - policies.reference(batch.states, sigma, batch.cond)).mean()
             loss = loss + self.config.kl_coef * kl
         metrics = {
             "ratio_error": (ratio.detach() - 1).abs().mean(),
@@ -179,13 +180,13 @@ class FlowGRPO(LossObjective[StepBatch]):
         }
         return LossOutput(loss, {name: float(value) for name, value in metrics.items()})
 
-    def _guarded_ratio(self, batch: StepBatch, mean: Tensor, actors: Actors) -> Tensor:
+    def _guarded_ratio(self, batch: StepBatch, mean: Tensor, policies: Policies) -> Tensor:
         """Return exp(std (log p - log p_old + |mean - mean_old|^2 / (2 std^2))) [N], its average over elements.
 
         The square of the drift cancels, so that what is left is the drift's product with the noise that was drawn.
         """
         sigma = torch.full((len(batch),), batch.sigma, device=batch.states.device)
-        velocity = actors.old(batch.states, sigma, batch.cond)
+        velocity = policies.old(batch.states, sigma, batch.cond)
         old = self.kernel.transition(batch.states, velocity, batch.sigma, batch.sigma_next, ceiling=batch.ceiling)
         noise = (batch.results.float() - old.mean) / old.std
         return (noise * (mean - old.mean)).flatten(1).mean(1).exp()

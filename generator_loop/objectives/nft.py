@@ -12,9 +12,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from generator_loop.objectives.base import Actors, LossObjective, keyed_noise, mean_square, noised
+from generator_loop.flow.path import keyed_noise, mean_square, noised
+from generator_loop.objectives.base import LossObjective, Policies
 from generator_loop.records import Conditioning, Draw, LossOutput, Rollout, Scored
-from generator_loop.rewards.advantages import Credit
+from generator_loop.rewards.advantages import Advantages
 
 MIN_ERROR = 1e-5
 """Floor of the mean absolute error that weights a sample (authors' code)."""
@@ -81,15 +82,17 @@ class NFT(LossObjective[NFTBatch]):
     metrics = ("loss", "goodness", "policy_shift", "kl")
 
     def plan(
-        self, rollout: Rollout, scored: Scored, credit: Credit, *, draw: Draw, micro_batch_size: int
+        self, rollout: Rollout, scored: Scored, advantages: Advantages, *, draw: Draw, micro_batch_size: int
     ) -> Iterator[Iterator[NFTBatch]]:
         """Yield optimiser steps, each with a fresh choice of samples, noise and noise levels; see `Objective.plan`."""
         for update in range(self.num_updates):
-            yield self._micro_batches(rollout, credit, draw.fork(f"nft {update}"), micro_batch_size)
+            yield self._micro_batches(rollout, advantages, draw.fork(f"nft {update}"), micro_batch_size)
 
-    def _micro_batches(self, rollout: Rollout, credit: Credit, draw: Draw, micro_batch_size: int) -> Iterator[NFTBatch]:
+    def _micro_batches(
+        self, rollout: Rollout, advantages: Advantages, draw: Draw, micro_batch_size: int
+    ) -> Iterator[NFTBatch]:
         device, size = rollout.latents.device, rollout.group_size
-        rows = [row for group in range(len(rollout.prompts)) for row in self._choose(rollout, credit, draw, group)]
+        rows = [row for group in range(len(rollout.prompts)) for row in self._choose(rollout, advantages, draw, group)]
         for start in range(0, len(rows), micro_batch_size):
             part = rows[start : start + micro_batch_size]
             keys = [(rollout.prompts[row // size].prompt_id, row % size) for row in part]
@@ -100,11 +103,11 @@ class NFT(LossObjective[NFTBatch]):
                 noise=keyed_noise(draw, keys, rollout.latents),
                 sigma=self._sigma(level).to(device),
                 cond=rollout.cond.select(index),
-                goodness=goodness(credit.advantages[torch.tensor(part)], clip=self.config.advantage_clip).to(device),
+                goodness=goodness(advantages.values[torch.tensor(part)], clip=self.config.advantage_clip).to(device),
             )
 
-    def _choose(self, rollout: Rollout, credit: Credit, draw: Draw, group: int) -> list[int]:
-        usable = credit.usable.view(-1, rollout.group_size)[group].nonzero().flatten().tolist()
+    def _choose(self, rollout: Rollout, advantages: Advantages, draw: Draw, group: int) -> list[int]:
+        usable = advantages.usable.view(-1, rollout.group_size)[group].nonzero().flatten().tolist()
         shuffle = draw.fork("choice").generator(rollout.prompts[group].prompt_id, 0)
         order = torch.randperm(len(usable), generator=shuffle)[: self.config.samples_per_group]
         return [group * rollout.group_size + usable[place] for place in order.tolist()]
@@ -114,25 +117,25 @@ class NFT(LossObjective[NFTBatch]):
         level = low + (high - low) * level
         return self.config.sigma_shift * level / (1 + (self.config.sigma_shift - 1) * level)
 
-    def loss(self, batch: NFTBatch, actors: Actors) -> LossOutput:
+    def loss(self, batch: NFTBatch, policies: Policies) -> LossOutput:
         """Compute the loss of one micro-batch.
 
         Args:
             batch: samples with noise and goodness.
-            actors: the policies.
+            policies: the policies.
 
         Returns:
             Mean loss; `kl` is the mean squared velocity difference to the reference, 0 where it is not asked for.
         """
         noisy, target = noised(batch.latents, batch.noise, batch.sigma)
-        old = actors.old(noisy, batch.sigma, batch.cond)
-        velocity = actors.policy(noisy, batch.sigma, batch.cond)
+        old = policies.old(noisy, batch.sigma, batch.cond)
+        velocity = policies.policy(noisy, batch.sigma, batch.cond)
         config = self.config
         rows = nft_loss(velocity, old, target, batch.sigma, batch.goodness, beta=config.beta)
         loss = config.advantage_clip * rows.mean()
         kl = torch.zeros((), device=loss.device)
         if config.kl_coef > 0:
-            kl = mean_square(velocity - actors.reference(noisy, batch.sigma, batch.cond)).mean()
+            kl = mean_square(velocity - policies.reference(noisy, batch.sigma, batch.cond)).mean()
             loss = loss + config.kl_coef * kl
         metrics = {
             "goodness": batch.goodness.mean(),

@@ -19,9 +19,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from generator_loop.objectives.base import Actors, LossObjective, check_decoded, drawn_run, mean_square
+from generator_loop.flow.path import mean_square
+from generator_loop.objectives.base import LossObjective, Policies, check_decoded, drawn_run
 from generator_loop.records import Conditioning, Draw, LossOutput, Prompt, Rollout, Scored
-from generator_loop.rewards.advantages import Credit
+from generator_loop.rewards.advantages import Advantages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,36 +94,36 @@ class ReFL(LossObjective[LateBatch]):
         self.tail_span = config.tail_span
 
     def plan(
-        self, rollout: Rollout, scored: Scored, credit: Credit, *, draw: Draw, micro_batch_size: int
+        self, rollout: Rollout, scored: Scored, advantages: Advantages, *, draw: Draw, micro_batch_size: int
     ) -> Iterator[Iterator[LateBatch]]:
         """Yield optimiser steps over all usable samples, each from other steps; see `Objective.plan`."""
-        rows = credit.usable.nonzero().flatten().tolist()
+        rows = advantages.usable.nonzero().flatten().tolist()
         for update in range(self.num_updates):
             streams = draw.fork(f"refl {update}")
             run = drawn_run(self.config.decode_latent_frames, rollout.latents, streams)
             yield _micro_batches(rollout, rows, run, streams, micro_batch_size)
 
-    def loss(self, batch: LateBatch, actors: Actors) -> LossOutput:
+    def loss(self, batch: LateBatch, policies: Policies) -> LossOutput:
         """Compute the loss of one micro-batch.
 
         Args:
             batch: late states of the sampler.
-            actors: the policies, the decoder and the reward.
+            policies: the policies, the decoder and the reward.
 
         Returns:
             Mean loss; `reward` is that of the predicted clean clips and `valid` the share of those that have one, `kl` the mean
             squared velocity difference to the reference, 0 where it is not asked for.
         """
-        velocity = actors.policy(batch.states, batch.sigma, batch.cond)
+        velocity = policies.policy(batch.states, batch.sigma, batch.cond)
         level = batch.sigma.view(-1, *[1] * (velocity.ndim - 1))
-        rewards = actors.reward(actors.frames(batch.states - level * velocity, batch.run), batch.prompts)
+        rewards = policies.reward(policies.frames(batch.states - level * velocity, batch.run), batch.prompts)
         valid = rewards.isfinite()
         known = torch.where(valid, rewards, 0.0)
         short = -known if self.config.target is None else (self.config.target - known).relu()
         loss = torch.where(valid, short, 0.0).mean()
         kl = torch.zeros((), device=loss.device)
         if self.config.kl_coef > 0:
-            kl = mean_square(velocity - actors.reference(batch.states, batch.sigma, batch.cond)).mean()
+            kl = mean_square(velocity - policies.reference(batch.states, batch.sigma, batch.cond)).mean()
             loss = loss + self.config.kl_coef * kl
         metrics = {"reward": known.detach().mean(), "valid": valid.float().mean(), "kl": kl.detach()}
         return LossOutput(loss, {name: float(value) for name, value in metrics.items()})

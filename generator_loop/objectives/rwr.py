@@ -25,9 +25,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from generator_loop.objectives.base import Actors, LossObjective, keyed_noise, logit_normal_levels, mean_square, noised
+from generator_loop.flow.path import keyed_noise, logit_normal_levels, mean_square, noised
+from generator_loop.objectives.base import LossObjective, Policies
 from generator_loop.records import Conditioning, Draw, LossOutput, Rollout, Scored
-from generator_loop.rewards.advantages import Credit
+from generator_loop.rewards.advantages import Advantages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,38 +81,38 @@ class RWR(LossObjective[WeightedBatch]):
     metrics = ("loss", "error", "kl")
 
     def plan(
-        self, rollout: Rollout, scored: Scored, credit: Credit, *, draw: Draw, micro_batch_size: int
+        self, rollout: Rollout, scored: Scored, advantages: Advantages, *, draw: Draw, micro_batch_size: int
     ) -> Iterator[Iterator[WeightedBatch]]:
         """Yield optimiser steps over all usable samples, each with fresh noise; see `Objective.plan`."""
         weights = group_weights(
-            credit.advantages, credit.usable, group_size=rollout.group_size, temperature=self.config.temperature
+            advantages.values, advantages.usable, group_size=rollout.group_size, temperature=self.config.temperature
         )
-        rows = credit.usable.nonzero().flatten().tolist()
+        rows = advantages.usable.nonzero().flatten().tolist()
         for update in range(self.num_updates):
             yield _micro_batches(rollout, rows, weights, draw.fork(f"rwr {update}"), micro_batch_size)
 
-    def loss(self, batch: WeightedBatch, actors: Actors) -> LossOutput:
+    def loss(self, batch: WeightedBatch, policies: Policies) -> LossOutput:
         """Compute the loss of one micro-batch.
 
         Args:
             batch: weighted samples with noise.
-            actors: the policies.
+            policies: the policies.
 
         Returns:
             Mean weighted error, or with an anchor that of the weights beyond 1 and the squared difference to the old policy;
             `error` is the plain one, `kl` the mean squared velocity difference to the reference, 0 where it is not asked for.
         """
         noisy, target = noised(batch.latents, batch.noise, batch.sigma)
-        velocity = actors.policy(noisy, batch.sigma, batch.cond)
+        velocity = policies.policy(noisy, batch.sigma, batch.cond)
         error = mean_square(velocity - target)  # [N]
         if self.config.anchor == "old":
-            old = actors.old(noisy, batch.sigma, batch.cond)
+            old = policies.old(noisy, batch.sigma, batch.cond)
             loss = ((batch.weights - 1) * error + mean_square(velocity - old)).mean()
         else:
             loss = (batch.weights * error).mean()
         kl = torch.zeros((), device=loss.device)
         if self.config.kl_coef > 0:
-            kl = mean_square(velocity - actors.reference(noisy, batch.sigma, batch.cond)).mean()
+            kl = mean_square(velocity - policies.reference(noisy, batch.sigma, batch.cond)).mean()
             loss = loss + self.config.kl_coef * kl
         return LossOutput(loss, {"error": float(error.detach().mean()), "kl": float(kl.detach())})
 

@@ -1,1 +1,1 @@
-""""""
+"""The optimiser step and moving averages of weights."""

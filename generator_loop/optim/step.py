@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from generator_loop.adapters.base import OLD, POLICY, REFERENCE, VideoGenerator, predict_with
-from generator_loop.objectives.base import Actors, Batch, Objective, Reward
+from generator_loop.objectives.base import Batch, Objective, Policies, Reward
 
 
 class NonFiniteError(RuntimeError):
@@ -34,7 +34,7 @@ def all_sum(values: Tensor) -> Tensor:
     return values
 
 
-def actors_of(generator: VideoGenerator, reward: Reward) -> Actors:
+def policies_of(generator: VideoGenerator, reward: Reward) -> Policies:
     """Hand an objective what it may call.
 
     Args:
@@ -42,9 +42,9 @@ def actors_of(generator: VideoGenerator, reward: Reward) -> Actors:
         reward: differentiable reward.
 
     Returns:
-        The actors.
+        The policies.
     """
-    return Actors(
+    return Policies(
         policy=predict_with(generator, POLICY),
         old=predict_with(generator, OLD),
         reference=predict_with(generator, REFERENCE),
@@ -78,13 +78,13 @@ class Updater:
         self._max_grad_norm = max_grad_norm
         self._optimizer = torch.optim.AdamW(self._parameters.values(), lr=lr, betas=betas, weight_decay=weight_decay)
 
-    def step(self, objective: Objective, batches: Iterable[Batch], actors: Actors) -> dict[str, float]:
+    def step(self, objective: Objective, batches: Iterable[Batch], policies: Policies) -> dict[str, float]:
         """Take one optimiser step on the mean loss over the rows of all processes.
 
         Args:
             objective: the objective that planned the batches.
             batches: this process's micro-batches, possibly none.
-            actors: what the objective may call.
+            policies: what the objective may call.
 
         Returns:
             The objective's metrics as means over all rows, `grad_norm` before clipping and `num_rows`. Without any
@@ -97,7 +97,7 @@ class Updater:
         num_rows, sums = 0, dict.fromkeys(objective.metrics, 0.0)
         for batch in batches:
             num_rows += len(batch)
-            for name, value in objective.backward(batch, actors, scale=float(len(batch))).items():
+            for name, value in objective.backward(batch, policies, scale=float(len(batch))).items():
                 sums[name] += value * len(batch)
         total, sums = self._sum_over_processes(float(num_rows), sums)
         if total == 0:

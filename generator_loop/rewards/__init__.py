@@ -1,1 +1,1 @@
-""""""
+"""Clips in, rewards and advantages out."""

@@ -17,18 +17,18 @@ MIN_STD = 1e-4
 
 
 @dataclass(frozen=True)
-class Credit:
+class Advantages:
     """What each sample is credited with.
 
     Attributes:
-        advantages: [B] in units of the reward's standard deviation; 0 where not usable.
+        values: [B] in units of the reward's standard deviation; 0 where not usable.
         usable: bool [B], false where the reward could not be had.
         num_invalid: samples without reward.
         num_flat_groups: groups whose usable rewards are all equal, which teach nothing.
         num_groups: groups in all.
     """
 
-    advantages: Tensor
+    values: Tensor
     usable: Tensor
     num_invalid: int
     num_flat_groups: int
@@ -46,7 +46,7 @@ def group_advantages(
     group_size: int,
     std: Literal["global", "group"] = "global",
     all_sum: Callable[[Tensor], Tensor] = local_sum,
-) -> Credit:
+) -> Advantages:
     """Subtract each group's mean and divide by a standard deviation.
 
     The global deviation is that of the centred rewards of all groups, so that differences between prompts do not
@@ -59,7 +59,7 @@ def group_advantages(
         all_sum: sums a tensor over ranks; the global deviation needs it.
 
     Returns:
-        The credit of every sample.
+        The advantages of every sample.
 
     Source:
         DeepSeekMath (arXiv 2402.03300) eq. 3 for the group mean; Flow-GRPO (arXiv 2505.05470) uses the deviation of
@@ -79,8 +79,8 @@ def group_advantages(
     else:
         deviation = (squares / count.clamp_min(1)).sqrt()
     spread = torch.where(usable, groups, -torch.inf).amax(1) - torch.where(usable, groups, torch.inf).amin(1)
-    return Credit(
-        advantages=(centred / deviation.clamp_min(MIN_STD)).flatten().to(rewards.dtype),
+    return Advantages(
+        values=(centred / deviation.clamp_min(MIN_STD)).flatten().to(rewards.dtype),
         usable=usable.flatten(),
         num_invalid=int((~usable).sum()),
         num_flat_groups=int((~(spread > 0)).sum()),
@@ -94,7 +94,7 @@ def part_advantages(
     group_size: int,
     std: Literal["global", "group"] = "global",
     all_sum: Callable[[Tensor], Tensor] = local_sum,
-) -> Credit:
+) -> Advantages:
     """Normalise each reward by itself before they are added, so that one of large spread does not drown the others.
 
     Args:
@@ -105,7 +105,7 @@ def part_advantages(
         all_sum: as in `group_advantages`.
 
     Returns:
-        The credit; the weighted sum of advantages is normalised once more.
+        The advantages; the weighted sum of advantages is normalised once more.
 
     Source:
         GDPO, group reward-decoupled normalisation; DanceGRPO (arXiv 2505.07818) does so for its two quality scores.
@@ -116,5 +116,5 @@ def part_advantages(
     total = torch.zeros_like(parts[0][1])
     for weight, rewards in parts:
         own = torch.where(usable, rewards, torch.nan)
-        total = total + weight * group_advantages(own, group_size=group_size, std=std, all_sum=all_sum).advantages
+        total = total + weight * group_advantages(own, group_size=group_size, std=std, all_sum=all_sum).values
     return group_advantages(torch.where(usable, total, torch.nan), group_size=group_size, std=std, all_sum=all_sum)

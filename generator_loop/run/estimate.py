@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 
 from generator_loop.adapters.base import POLICY
-from generator_loop.optim.step import actors_of
+from generator_loop.optim.step import policies_of
 from generator_loop.records import Draw
 from generator_loop.rewards.advantages import group_advantages
 from generator_loop.run.session import Session
@@ -49,11 +49,13 @@ def estimate(session: Session) -> str:
         )
     )
     scored, score_seconds = _timed(lambda: session.scorer.score(samples))
-    credit = group_advantages(scored.rewards, group_size=group)
-    steps = session.objective.plan(samples, scored, credit, draw=draw, micro_batch_size=config.update.micro_batch_size)
+    advantages = group_advantages(scored.rewards, group_size=group)
+    steps = session.objective.plan(
+        samples, scored, advantages, draw=draw, micro_batch_size=config.update.micro_batch_size
+    )
     first = next(steps)
-    actors = actors_of(generator, session.scorer.differentiable)
-    _, update_seconds = _timed(lambda: session.updater.step(session.objective, first, actors))
+    policies = policies_of(generator, session.scorer.differentiable)
+    _, update_seconds = _timed(lambda: session.updater.step(session.objective, first, policies))
     generator.set_weights(POLICY, before)
     processes = session.processes.count
     seconds = {

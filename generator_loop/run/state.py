@@ -17,9 +17,12 @@ import torch
 
 from generator_loop.adapters.base import OLD, POLICY, REFERENCE
 from generator_loop.config import JointConfig
-from generator_loop.evaluation.held_out import INITIAL, Evaluation
-from generator_loop.refresh.refresh import Loser, adapter_tensors, load_adapter_tensors
-from generator_loop.run.session import Progress, Session, read_config
+from generator_loop.evaluation.columns import INITIAL
+from generator_loop.evaluation.held_out import Evaluation
+from generator_loop.refresh.new_beats_old import Loser
+from generator_loop.refresh.refresh import adapter_tensors, load_adapter_tensors
+from generator_loop.run.build import read_config
+from generator_loop.run.session import Progress, Session
 from generator_loop.tracking import checkpoint
 from reward_model import VideoJudgeReward
 from reward_model.config import save_config

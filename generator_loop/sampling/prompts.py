@@ -9,7 +9,9 @@ from pathlib import Path
 
 import torch
 
+from generator_loop.config import PromptSettings
 from generator_loop.records import Draw, Prompt
+from reward_model import moving_shapes
 
 
 def read_prompts(path: str | Path, *, column: str = "") -> tuple[Prompt, ...]:
@@ -99,3 +101,39 @@ def draw_prompts(
     shuffle = Draw(seed, number).fork("prompts").generator(0, 0)
     order = torch.randperm(len(prompts), generator=shuffle)[part * num_prompts :][:num_prompts]
     return tuple(prompts[index] for index in order[rank::num_ranks].tolist())
+
+
+def open_prompts(settings: PromptSettings, *, seed: int) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
+    """Return training and held-out prompts, which share none.
+
+    Args:
+        settings: the world, or the user's file.
+        seed: chooses the held-out prompts of a file, and the order of both.
+
+    Returns:
+        Training prompts and held-out prompts.
+
+    Raises:
+        ValueError: the source holds too few prompts.
+    """
+    if settings.world is None:
+        pool = read_prompts(Path(settings.path or ""), column=settings.column)
+        shuffled = [pool[index] for index in _order(len(pool), seed)]
+        held_out, train = shuffled[: settings.num_held_out], shuffled[settings.num_held_out :]
+    else:
+        known, unseen = (
+            moving_shapes.finetuning_scenes(moving_shapes.CORE),
+            moving_shapes.split(moving_shapes.CORE)[1],
+        )
+        train = [Prompt(place, moving_shapes.caption(scene)) for place, scene in enumerate(known)]
+        others = [Prompt(len(known) + place, moving_shapes.caption(scene)) for place, scene in enumerate(unseen)]
+        held_out = [others[index] for index in _order(len(others), seed)][: settings.num_held_out]
+    if len(held_out) < settings.num_held_out or not train:
+        raise ValueError(
+            f"prompts.num_held_out={settings.num_held_out} leaves {len(train)} training prompts; lower it or add prompts"
+        )
+    return tuple(train[: settings.max_prompts]), tuple(held_out)
+
+
+def _order(num: int, seed: int) -> list[int]:
+    return torch.randperm(num, generator=torch.Generator().manual_seed(seed)).tolist()

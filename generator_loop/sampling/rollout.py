@@ -12,7 +12,7 @@ from torch import Tensor
 
 from generator_loop.adapters.base import VideoGenerator
 from generator_loop.flow.sde import Kernel, RandomSteps
-from generator_loop.records import Conditioning, Draw, Prompt, Rollout, Tail, Walk
+from generator_loop.records import Conditioning, Draw, Prompt, Rollout, TailStates, Trajectory
 
 
 class PromptEncoder:
@@ -114,14 +114,18 @@ def rollout(
     cond = encoder([prompt for prompt in prompts for _ in range(group_size)])
     noise = generator.init_latents([draw.generator(*key) for key in keys])
     window = None if random_steps is None else random_steps.choose(num_steps, draw.fork("window").generator(0, 0))
-    latents, states, frames, walks = [], [], [], []
+    latents, states, frames, trajectories = [], [], [], []
     with generator.use(policy):
         for rows in torch.arange(len(noise), device=noise.device).split(batch_size):
-            walk = None
+            trajectory = None
             if random_steps is not None and window is not None:
-                walk = _Walker(random_steps.kernel, window, sigmas, draw, [keys[row] for row in rows.tolist()])
-                walks.append(walk)
-            path = sample_path(generator, noise[rows], sigmas, cond.select(rows), num_kept=num_kept, walk=walk)
+                trajectory = TrajectoryRecorder(
+                    random_steps.kernel, window, sigmas, draw, [keys[row] for row in rows.tolist()]
+                )
+                trajectories.append(trajectory)
+            path = sample_path(
+                generator, noise[rows], sigmas, cond.select(rows), num_kept=num_kept, trajectory=trajectory
+            )
             latents.append(path[-1])
             states.append(path[:-1])
             frames.append(generator.decode(path[-1]).cpu())
@@ -132,12 +136,12 @@ def rollout(
         latents=torch.cat(latents),
         cond=cond,
         frames=torch.cat(frames),
-        tail=Tail(states=torch.cat(states, dim=1), sigmas=sigmas[-1 - num_kept :]) if num_kept else None,
-        walk=_joined(walks, sigmas) if walks else None,
+        tail=TailStates(states=torch.cat(states, dim=1), sigmas=sigmas[-1 - num_kept :]) if num_kept else None,
+        trajectory=_joined(trajectories, sigmas) if trajectories else None,
     )
 
 
-class _Walker:
+class TrajectoryRecorder:
     """Draws the random steps of some rows, each from its own stream, and remembers them."""
 
     def __init__(
@@ -162,12 +166,12 @@ class _Walker:
         return result
 
 
-def _joined(walks: Sequence[_Walker], sigmas: Tensor) -> Walk:
+def _joined(trajectories: Sequence[TrajectoryRecorder], sigmas: Tensor) -> Trajectory:
     parts = {
-        name: torch.cat([torch.stack(getattr(walk, name)) for walk in walks], dim=1)
+        name: torch.cat([torch.stack(getattr(trajectory, name)) for trajectory in trajectories], dim=1)
         for name in ("states", "results", "log_probs")
     }
-    return Walk(steps=tuple(walks[0].steps), sigmas=sigmas, **parts)
+    return Trajectory(steps=tuple(trajectories[0].steps), sigmas=sigmas, **parts)
 
 
 def sample_path(
@@ -177,9 +181,9 @@ def sample_path(
     cond: Conditioning,
     *,
     num_kept: int = 0,
-    walk: _Walker | None = None,
+    trajectory: TrajectoryRecorder | None = None,
 ) -> Tensor:
-    """Walk from noise to clean latents with the weights in use: Euler steps, but for those that `walk` draws.
+    """Walk from noise to clean latents with the weights in use: Euler steps, but for those that `trajectory` draws.
 
     Args:
         generator: the generator.
@@ -187,7 +191,7 @@ def sample_path(
         sigmas: falling schedule [S + 1].
         cond: conditioning with N rows.
         num_kept: K last steps whose starting states are kept.
-        walk: draws its steps at random.
+        trajectory: draws its steps at random.
 
     Returns:
         The K kept states and, last, the clean latents [K + 1, N, ...].
@@ -198,8 +202,8 @@ def sample_path(
         if step >= num_steps - num_kept:
             path.append(latents)
         velocity = generator.predict(latents, sigmas[step].expand(len(latents)), cond)
-        if walk is not None and step in walk.steps:
-            latents = walk.take(step, latents, velocity)
+        if trajectory is not None and step in trajectory.steps:
+            latents = trajectory.take(step, latents, velocity)
         else:
             latents = latents + (sigmas[step + 1] - sigmas[step]) * velocity
     return torch.stack([*path, latents])

@@ -1,1 +1,1 @@
-""""""
+"""Everything that `VideoJudgeReward` delegates to: score, compare, rank, explain, loss."""

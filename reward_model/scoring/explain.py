@@ -6,8 +6,6 @@ Shapes: T judged frames, C = 3, H, W pixels.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,28 +14,7 @@ from reward_model.judge.engine import readouts
 from reward_model.judge.model import VideoJudge
 from reward_model.language import parsing
 from reward_model.language.requests import score_request
-from reward_model.records import LEVELS, Clip, ParsedAnswer
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """What `VideoJudgeReward.explain` returns.
-
-    Attributes:
-        text: the reasoned answer as generated.
-        quality: dimension -> [0, 1] as the reasoned answer states it, NaN where it could not be read.
-        levels: dimension -> most probable level word of the level readout.
-        labels: dimension -> faults that the reasoning names for it.
-        saliency: dimension -> [T], share of each judged frame in the pixel gradient of the level score; sums to 1.
-        reason: empty, or why the reasoned answer could not be read.
-    """
-
-    text: str
-    quality: Mapping[str, float]
-    levels: Mapping[str, str]
-    labels: Mapping[str, tuple[str, ...]]
-    saliency: Mapping[str, Tensor]
-    reason: str
+from reward_model.records import LEVELS, Clip, Explanation, ParsedAnswer
 
 
 def explain_clip(judge: VideoJudge, clip: Clip, prompt: str | None) -> Explanation:

@@ -14,8 +14,7 @@ from reward_model.records import DIMENSIONS, NO_PROMPT
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from reward_model.records import Comparison, RewardOutput
-    from reward_model.scoring.explain import Explanation
+    from reward_model.records import Comparison, Explanation, RewardOutput
 
 Row = dict[str, Any]
 """One result as a JSON object."""

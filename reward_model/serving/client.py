@@ -17,8 +17,7 @@ from urllib.parse import urlsplit
 
 from torch import Tensor
 
-from reward_model.records import Comparison, RewardOutput, Video, VideoError
-from reward_model.scoring.explain import Explanation
+from reward_model.records import Comparison, Explanation, RewardOutput, Video, VideoError
 from reward_model.scoring.json_rows import Row
 from reward_model.serving import wire
 

@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reward_model.records import LEVELS, Comparison, FramePlan, RewardOutput
-from reward_model.scoring.explain import Explanation
+from reward_model.records import LEVELS, Comparison, Explanation, FramePlan, RewardOutput
 from reward_model.scoring.json_rows import Row
 
 DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32)

@@ -1,1 +1,1 @@
-""""""
+"""The embedded world of moving shapes: renderer, labels, tracker and oracle."""

@@ -5,78 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from reward_model.datasets.readers import DataConfig
 from reward_model.media.frame_sampling import FramePolicy
 from reward_model.media.motion_encoders import MotionConfig
-from reward_model.records import DIMENSIONS
 from reward_model.rewards import RewardConfig
 from reward_model.training.fit import FitSettings
 from reward_model.training.methods.grpo import GrpoSettings
 
 QUESTIONS = ("reason", "compare", "ask")
 TASKS = ("rate", "match", "describe", "reason", "compare", "ask")
-
-
-_PUBLISHED = ("koniq", "lsvq", "vqathinker", "video_r1", "visionreward")
-_READ_BY = {
-    "media": _PUBLISHED,
-    "split": ("koniq", "lsvq"),
-    "scale": ("video_r1",),
-    "columns": ("manifest", "pairs"),
-    "images": ("moving_shapes",),
-    "num_clips": ("moving_shapes",),
-    "dimensions": ("moving_shapes",),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Where rated clips come from."""
-
-    kind: Literal[
-        "moving_shapes", "stored", "manifest", "pairs", "koniq", "lsvq", "vqathinker", "video_r1", "visionreward"
-    ]
-    """moving_shapes renders clips without end; all others read a file: stored one of `training.sources.store_clips`,
-    manifest (rated clips) and pairs an annotation file through `columns`, the rest the published form of that name."""
-    path: str = ""
-    """The file; not for moving_shapes."""
-    media: str = ""
-    """Folder of the images or videos; empty where they stand beside the file. Published forms only."""
-    split: str = ""
-    """Which of the authors' splits (koniq: training, validation, test; lsvq: train, test); empty takes all."""
-    scale: list[float] = field(default_factory=list)
-    """video_r1 only: lowest and highest rating of the file."""
-    columns: dict[str, str] = field(default_factory=dict)
-    """manifest and pairs only: our name -> the file's column (see datasets.base)."""
-    clean_share: float = 0.25
-    """moving_shapes only: share of clips without defects; more teach what is seen, fewer what is wrong with it."""
-    images: bool = False
-    """moving_shapes only: the middle frame of each clip, rated on visual quality alone, in the clip's place."""
-    num_clips: int = 0
-    """moving_shapes only: train on that many clips over and over, as where annotations are few; 0 renders without end."""
-    dimensions: list[str] = field(default_factory=list)
-    """moving_shapes only: what clips are rated on, all that it can be where empty; other files say so by their columns."""
-    weight: float = 1.0
-    """Share of a batch relative to the other data of the stage."""
-
-    def __post_init__(self) -> None:
-        """Check that files are named where they are needed, and only there."""
-        if (self.kind == "moving_shapes") == bool(self.path):
-            raise ValueError(
-                f"data.path must be given for all kinds but moving_shapes, got {self.path!r} ({self.kind})"
-            )
-        for name, kinds in _READ_BY.items():
-            if getattr(self, name) and self.kind not in kinds:
-                raise ValueError(f"data.{name} is read for {', '.join(kinds)} only, got it with {self.kind}")
-        if self.scale and len(self.scale) != 2:
-            raise ValueError(f"data.scale must be two numbers, got {self.scale}")
-        if unknown := sorted(set(self.dimensions) - set(DIMENSIONS)):
-            raise ValueError(f"data.dimensions must be of {', '.join(DIMENSIONS)}, got {unknown[0]!r}")
-        if self.images and self.dimensions not in ([], ["visual_quality"]):
-            raise ValueError(f"data.images are rated on visual_quality, got dimensions {self.dimensions}")
-        if self.weight <= 0:
-            raise ValueError(f"data.weight must be > 0, got {self.weight}")
-        if self.num_clips < 0 or self.num_clips == 1:
-            raise ValueError(f"data.num_clips must be 0 or at least 2, got {self.num_clips}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from torch import nn
 from reward_model.judge.checkpoints.format import BASE_FOLDER
 from reward_model.judge.model import VideoJudge
 from reward_model.media.trained_range import widened
-from reward_model.records import DIMENSIONS, Clip, RatedClip, Video, VideoPair, VideoQuestion
+from reward_model.records import DIMENSIONS, Clip, Example, RatedClip, Video, VideoPair, VideoQuestion
 from reward_model.rewards import build_rewards
 from reward_model.training.finish import finish
 from reward_model.training.fit import Loss, fit, rank_and_world
@@ -29,7 +29,7 @@ from reward_model.training.recipe import RecipeConfig, StageConfig
 from reward_model.training.selection import BestWeights
 from reward_model.training.start import add_layers, start_judge
 from reward_model.training.tasks.mixture import Source, clip_planner, open_mixture
-from reward_model.training.tasks.rollout_prompts import Example, ask, plan_questions
+from reward_model.training.tasks.rollout_prompts import ask, plan_questions
 from reward_model.training.tasks.supervised import (
     Lesson,
     clip_lesson,

@@ -26,10 +26,11 @@ from torch.utils.checkpoint import checkpoint
 
 from generator_loop.loop import sample_groups
 from generator_loop.objectives.draft import Draft, DraftBatch, DraftConfig
-from generator_loop.optim.step import actors_of
-from generator_loop.records import Rollout, Tail
+from generator_loop.optim.step import policies_of
+from generator_loop.records import Rollout, TailStates
+from generator_loop.run.build import open_session, read_config
 from generator_loop.run.launch import Processes
-from generator_loop.run.session import Session, open_session, read_config
+from generator_loop.run.session import Session
 
 TOLERANCE = 1e-5
 """Largest relative difference of the gradients."""
@@ -91,26 +92,26 @@ def flat(session: Session, samples: Rollout, num_steps: int) -> None:
     batch = DraftBatch(
         prompts=_prompts(samples),
         latents=samples.latents,
-        tail=Tail(samples.tail.states[-num_steps:], samples.tail.sigmas[-num_steps - 1 :]),
+        tail=TailStates(samples.tail.states[-num_steps:], samples.tail.sigmas[-num_steps - 1 :]),
         cond=samples.cond,
     )
-    Draft(DraftConfig()).backward(batch, actors_of(session.generator, session.scorer.differentiable), scale=1.0)
+    Draft(DraftConfig()).backward(batch, policies_of(session.generator, session.scorer.differentiable), scale=1.0)
 
 
 def through_time(session: Session, samples: Rollout, num_steps: int, *, recompute: bool) -> None:
     """Add the gradient of the last steps by one graph through all of them; `recompute` checkpoints each step."""
     assert samples.tail is not None
-    actors = actors_of(session.generator, session.scorer.differentiable)
+    policies = policies_of(session.generator, session.scorer.differentiable)
     sigmas, state = samples.tail.sigmas[-num_steps - 1 :], samples.tail.states[-num_steps]
 
     def step(state: Tensor, index: int) -> Tensor:
         """Return the state after one step of Euler's method."""
-        velocity = actors.policy(state, sigmas[index].expand(len(state)), samples.cond)
+        velocity = policies.policy(state, sigmas[index].expand(len(state)), samples.cond)
         return state + (sigmas[index + 1] - sigmas[index]) * velocity
 
     for index in range(num_steps):
         state = checkpoint(step, state, index, use_reentrant=False) if recompute else step(state, index)
-    (-actors.reward(actors.decode(state), _prompts(samples)).mean()).backward()
+    (-policies.reward(policies.decode(state), _prompts(samples)).mean()).backward()
 
 
 def _prompts(samples: Rollout) -> tuple:
@@ -165,12 +166,12 @@ def compare_decoder(session: Session, num_clips: int, num_frames: int, runs: Seq
     shape = session.generator.init_latents([torch.Generator().manual_seed(0)]).shape[1:]
     noise = torch.randn(num_clips, shape[0], num_frames, *shape[2:], generator=torch.Generator().manual_seed(0))
     prompts = session.train_prompts[:1] * num_clips
-    actors = actors_of(session.generator, session.scorer.differentiable)
+    policies = policies_of(session.generator, session.scorer.differentiable)
 
     def gradient(decode: Callable[[Tensor], Tensor]) -> Tensor:
         """Return the gradient of the mean reward to the latents."""
         latents = noise.clone().requires_grad_(True)
-        (found,) = torch.autograd.grad(-actors.reward(decode(latents), prompts).mean(), latents)
+        (found,) = torch.autograd.grad(-policies.reward(decode(latents), prompts).mean(), latents)
         return found
 
     def row(place: str, way: str, difference: float, action: Callable[[], Tensor]) -> dict:
@@ -179,11 +180,11 @@ def compare_decoder(session: Session, num_clips: int, num_frames: int, runs: Seq
         held, seconds = found[0][1] / 2**20, min(seconds for _, _, seconds in found)
         return {"run": place, "way": way, "held_mib": held, "difference": difference, "seconds": seconds}
 
-    table = [row(f"0-{num_frames}", "all", 0.0, lambda: gradient(actors.decode))]
+    table = [row(f"0-{num_frames}", "all", 0.0, lambda: gradient(policies.decode))]
     for run in _places(num_frames, runs):
         ways = {
-            "cut": lambda run=run: gradient(lambda x: actors.decode(x)[:, session.generator.frames_of(run)]),
-            "run": lambda run=run: gradient(lambda x: actors.decode(x, run)),
+            "cut": lambda run=run: gradient(lambda x: policies.decode(x)[:, session.generator.frames_of(run)]),
+            "run": lambda run=run: gradient(lambda x: policies.decode(x, run)),
         }
         inside = slice(run.start, run.stop)
         difference = _same("run", ways["run"]()[:, :, inside], ways["cut"]()[:, :, inside])

@@ -32,7 +32,7 @@ from generator_loop.adapters.wan import WanGenerator
 from generator_loop.objectives.base import Objective
 from generator_loop.objectives.diffusion_dpo import DiffusionDPO, DiffusionDPOConfig
 from generator_loop.objectives.draft import Draft, DraftConfig
-from generator_loop.optim.step import Updater, actors_of
+from generator_loop.optim.step import Updater, policies_of
 from generator_loop.pretrain.pipeline import build_tokenizer as build_words
 from generator_loop.records import Draw, Prompt
 from generator_loop.rewards.advantages import group_advantages
@@ -325,15 +325,15 @@ def measure_step(name: str, size: str, device: torch.device) -> dict[str, float]
     scored = scorer.score(drawn)
     _wait(device)
     found = {"rollout of 2 clips in 8 steps with scores: seconds": time.perf_counter() - start}
-    credit = group_advantages(scored.rewards, group_size=2)
+    advantages = group_advantages(scored.rewards, group_size=2)
     updater = Updater(generator.trainable_parameters(), lr=1e-5)
     before = copy.deepcopy(generator.weights(POLICY))
-    actors = actors_of(generator, scorer.differentiable)
-    (batches,) = objective.plan(drawn, scored, credit, draw=draw, micro_batch_size=1)
+    policies = policies_of(generator, scorer.differentiable)
+    (batches,) = objective.plan(drawn, scored, advantages, draw=draw, micro_batch_size=1)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     start = time.perf_counter()
-    metrics = updater.step(objective, batches, actors)
+    metrics = updater.step(objective, batches, policies)
     _wait(device)
     found["step: seconds"] = time.perf_counter() - start
     if device.type == "cuda":

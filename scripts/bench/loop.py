@@ -24,8 +24,9 @@ from typing import Any
 import torch
 
 from generator_loop.loop import iterate, refresh_judge
+from generator_loop.run.build import embedded, open_session, read_config
 from generator_loop.run.launch import Processes
-from generator_loop.run.session import Session, embedded, open_session, read_config
+from generator_loop.run.session import Session
 from generator_loop.run.state import begin
 
 LIMIT = 0.05

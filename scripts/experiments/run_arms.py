@@ -18,7 +18,7 @@ from typing import Any
 
 from arms import ROOT, Line, joined, parser_of, plot, run_apart
 
-from generator_loop.evaluation.held_out import CURRENT, INITIAL
+from generator_loop.evaluation.columns import CURRENT, INITIAL
 from generator_loop.evaluation.summary import difference, levels
 from generator_loop.run.state import ends
 

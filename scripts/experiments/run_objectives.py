@@ -25,11 +25,13 @@ import numpy as np
 import torch
 from arms import ROOT, joined, parser_of, plot, run_apart
 
-from generator_loop.evaluation.held_out import INITIAL, Evaluation
+from generator_loop.evaluation.columns import INITIAL
+from generator_loop.evaluation.held_out import Evaluation
 from generator_loop.evaluation.summary import difference, diversity
 from generator_loop.loop import iterate
+from generator_loop.run.build import open_session, read_config
 from generator_loop.run.launch import Processes
-from generator_loop.run.session import Session, open_session, read_config
+from generator_loop.run.session import Session
 from generator_loop.run.state import begin
 from generator_loop.tracking.metric_log import read_log
 

@@ -17,9 +17,10 @@ import torch
 from generator_loop import loop
 from generator_loop.__main__ import main
 from generator_loop.run import state
+from generator_loop.run.build import open_session, read_config
 from generator_loop.run.estimate import num_clips
 from generator_loop.run.launch import Processes
-from generator_loop.run.session import Session, open_session, read_config
+from generator_loop.run.session import Session
 from generator_loop.tracking import checkpoint
 from reward_model import read_video
 from tests.tiny_models import RECIPE, save_tiny_judge, save_tiny_wan
@@ -246,7 +247,7 @@ def one_iteration(session: Session) -> dict[str, torch.Tensor]:
     prompts = loop.choose_prompts(session)
     samples = loop.sample_groups(session, prompts)
     scored = loop.score(session, samples)
-    loop.update_generator(session, samples, scored, loop.assign_credit(session, samples, scored))
+    loop.update_generator(session, samples, scored, loop.compare_siblings(session, samples, scored))
     ids = torch.tensor([prompt.prompt_id for prompt in prompts])
     return {**{name: tensor.clone() for name, tensor in session.generator.weights("policy").items()}, "prompts": ids}
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from generator_loop.adapters.base import OLD, POLICY, REFERENCE
+from generator_loop.flow.path import noised
 from generator_loop.objectives import OBJECTIVE_CONFIGS, OBJECTIVES
-from generator_loop.objectives.base import noised
-from generator_loop.optim.step import Updater, actors_of
+from generator_loop.optim.step import Updater, policies_of
 from generator_loop.records import Conditioning, Draw, Prompt
 from generator_loop.rewards.advantages import group_advantages
 from generator_loop.sampling.rollout import PromptEncoder, rollout
@@ -91,7 +91,7 @@ def train(generator, name, *, transform=lambda rewards: rewards, num_rounds=5):
     settings, lr = SETTINGS[name]
     objective = OBJECTIVES[name](OBJECTIVE_CONFIGS[name](**settings))
     updater = Updater(dict(generator.network.named_parameters()), lr=lr)
-    who = actors_of(generator, lambda frames, _prompts: frames[:, 0])
+    who = policies_of(generator, lambda frames, _prompts: frames[:, 0])
     sampling = dict(encoder=PromptEncoder(generator), group_size=8, num_steps=8, batch_size=64)
 
     def evaluate():
@@ -104,8 +104,8 @@ def train(generator, name, *, transform=lambda rewards: rewards, num_rounds=5):
         kept = {"tail_span": objective.tail_span, "random_steps": objective.random_steps}
         samples = rollout(generator, PROMPTS, **sampling, draw=draw, policy=OLD, **kept)
         rewards = transform(samples.frames[:, 0])
-        credit = group_advantages(rewards, group_size=8)
-        for batches in objective.plan(samples, toy_scores(rewards), credit, draw=draw, micro_batch_size=32):
+        advantages = group_advantages(rewards, group_size=8)
+        for batches in objective.plan(samples, toy_scores(rewards), advantages, draw=draw, micro_batch_size=32):
             updater.step(objective, batches, who)
     return before, evaluate()
 

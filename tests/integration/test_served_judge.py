@@ -10,8 +10,9 @@ import torch
 
 from generator_loop import loop
 from generator_loop.run import state
+from generator_loop.run.build import open_session, read_config
 from generator_loop.run.launch import Processes
-from generator_loop.run.session import Session, open_session, read_config
+from generator_loop.run.session import Session
 from tests.running_server import MeanJudge, running
 from tests.tiny_models import RECIPE, save_tiny_wan
 

@@ -1,1 +1,1 @@
-""""""
+"""From requests to logits: packing, shared prefixes, vision features, decoding, readouts."""

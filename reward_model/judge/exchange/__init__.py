@@ -1,1 +1,1 @@
-""""""
+"""Judges to and from stock checkpoints and released models."""

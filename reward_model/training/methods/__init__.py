@@ -1,1 +1,1 @@
-""""""
+"""Losses that train a judge: supervised, GRPO, and the refresh inside the loop."""

@@ -1,1 +1,1 @@
-""""""
+"""Examples and the training text or rollout prompt made of each."""

@@ -6,46 +6,28 @@ Shapes: N clips, T frames, C = 3, H, W pixels.
 from __future__ import annotations
 
 import hashlib
-import json
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from reward_model.datasets.base import read_manifest, read_pairs
-from reward_model.datasets.natural import read_koniq, read_lsvq, read_vqathinker
-from reward_model.datasets.video_r1 import read_video_r1, read_visionreward
+from reward_model.datasets.readers import LISTED, DataConfig
 from reward_model.judge.model import VideoJudge
 from reward_model.media.frame_sampling import FramePolicy
 from reward_model.media.intake import plan_clip
 from reward_model.media.motion_encoders import encoder_of
-from reward_model.records import Clip, RatedClip, Video, VideoPair
+from reward_model.records import Clip, Example, RatedClip, Video, VideoPair
 from reward_model.toy_world import moving_shapes
-from reward_model.training.recipe import DataConfig
-from reward_model.training.tasks.rollout_prompts import Example
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 Source = Callable[[int, int], Sequence[Example]]
 """source(seed, num) -> examples that show about num clips, a pair counting as two; neighbouring clips share their prompt
 where the data has such clips. The same for the same arguments."""
-
-LISTED: Mapping[str, Callable[[DataConfig], Sequence[Example]]] = {
-    "stored": lambda data: load_clips(data.path),
-    "manifest": lambda data: read_manifest(data.path, columns=data.columns or None),
-    "pairs": lambda data: read_pairs(data.path, columns=data.columns or None),
-    "koniq": lambda data: read_koniq(data.path, images=data.media or None, split=data.split or None),
-    "lsvq": lambda data: read_lsvq(data.path, videos=data.media or None, split=data.split or None),
-    "vqathinker": lambda data: read_vqathinker(data.path, videos=data.media or None),
-    "video_r1": lambda data: _all_rows(data),
-    "visionreward": lambda data: read_visionreward(data.path, videos=data.media or None),
-}
-"""Kind of data -> its reader."""
 
 
 def open_source(config: DataConfig, *, held_out: bool = False) -> Source:
@@ -73,12 +55,6 @@ def open_source(config: DataConfig, *, held_out: bool = False) -> Source:
     if not chosen:
         raise ValueError(f"{config.path} has nothing {'to hold out' if held_out else 'to train on'} of {len(listed)}")
     return partial(_draw_listed, sorted(chosen, key=_place))
-
-
-def _all_rows(data: DataConfig) -> list[Example]:
-    low_high = (data.scale[0], data.scale[1]) if data.scale else None
-    rows = read_video_r1(data.path, scale=low_high, folder=data.media or None)
-    return [*rows.clips, *rows.pairs, *rows.questions]
 
 
 def _place(example: Example) -> tuple[str, str]:
@@ -144,51 +120,6 @@ def _draw_listed(examples: Sequence[Example], seed: int, num: int) -> list[Examp
         else:
             found += [e for e in examples[start : start + 2] if not isinstance(e, VideoPair)]
     return found[:num]
-
-
-def store_clips(path: str | Path, clips: Sequence[RatedClip]) -> None:
-    """Write clips of one size to `path` (safetensors, 8 bits a channel) with their labels as metadata.
-
-    Args:
-        path: file to write.
-        clips: clips whose video is in memory, all of one shape and rate.
-
-    Raises:
-        ValueError: a clip is a path or differs in shape.
-    """
-    from safetensors.torch import save_file
-
-    videos = [clip.video for clip in clips]
-    frames = [video.frames for video in videos if isinstance(video, Video)]
-    if len(frames) != len(clips) or len({f.shape for f in frames}) != 1:
-        raise ValueError("store_clips needs clips in memory, all of one shape")
-    rows = [
-        {"prompt": c.prompt, "quality": dict(c.quality), "source_id": c.source_id, "facts": dict(c.facts), "fps": v.fps}
-        for c, v in zip(clips, videos, strict=True)
-        if isinstance(v, Video)
-    ]
-    save_file({"frames": to_bytes(torch.stack(frames))}, str(path), metadata={"rows": json.dumps(rows)})
-
-
-def load_clips(path: str | Path) -> list[RatedClip]:
-    """Read what `store_clips` wrote; frames are float32 [T, C, H, W] in [0, 1]."""
-    from safetensors import safe_open
-
-    with safe_open(str(path), framework="pt") as file:
-        frames = file.get_tensor("frames")  # [N, T, C, H, W] uint8
-        rows = json.loads(file.metadata()["rows"])
-    return [
-        RatedClip(
-            video=Video(frames=frame.float() / 255, fps=row.pop("fps"), source=str(path)),
-            **row,
-        )
-        for frame, row in zip(frames, rows, strict=True)
-    ]
-
-
-def to_bytes(frames: Tensor) -> Tensor:
-    """Return `frames` in [0, 1] rounded to uint8."""
-    return (frames.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def clip_planner(judge: VideoJudge) -> Callable[[Video | Path], Clip]:

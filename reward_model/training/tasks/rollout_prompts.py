@@ -20,13 +20,10 @@ from reward_model.language.requests import (
     reason_request,
 )
 from reward_model.media.perturbations import perturb
-from reward_model.records import Answer, Clip, JudgeRequest, Label, RatedClip, VideoPair, VideoQuestion
+from reward_model.records import Answer, Clip, Example, JudgeRequest, Label, RatedClip, VideoPair, VideoQuestion
 from reward_model.training.tasks.supervised import ToClip, choices_of, neighbours, pair_of
 
 LOW, HIGH = SCORE_RANGE
-
-Example = RatedClip | VideoPair | VideoQuestion
-"""What a source draws: a rated clip, a labelled pair, or a question with its answer."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import pytest
 
 from generator_loop.config import JointConfig
 from generator_loop.objectives import OBJECTIVE_CONFIGS
-from generator_loop.run.session import read_config
+from generator_loop.run.build import read_config
 from reward_model import load_config
 from reward_model.training.recipe import RecipeConfig
 

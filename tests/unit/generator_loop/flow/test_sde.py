@@ -128,7 +128,7 @@ def sample(generator, prompts=PROMPTS, step=0, **changes):
 
 def test_a_walk_holds_what_was_drawn(generator):
     found = sample(generator)
-    walk, levels = found.walk, generator.sigmas(5).tolist()
+    walk, levels = found.trajectory, generator.sigmas(5).tolist()
     assert len(walk.steps) == 2 and walk.states.shape[:2] == walk.results.shape[:2] == walk.log_probs.shape == (2, 4)
     assert torch.equal(walk.results[0], walk.states[1])
     with torch.no_grad():
@@ -151,6 +151,6 @@ def test_a_walk_holds_what_was_drawn(generator):
 
 def test_a_prompts_walk_does_not_depend_on_its_company(generator):
     together, alone = sample(generator), sample(generator, prompts=(Prompt(1, "a blue square"),))
-    assert together.walk.steps == alone.walk.steps
-    torch.testing.assert_close(together.walk.results[:, 2:], alone.walk.results, atol=1e-4, rtol=0)
-    assert not torch.allclose(sample(generator, step=1).walk.results, together.walk.results, atol=1e-2)
+    assert together.trajectory.steps == alone.trajectory.steps
+    torch.testing.assert_close(together.trajectory.results[:, 2:], alone.trajectory.results, atol=1e-4, rtol=0)
+    assert not torch.allclose(sample(generator, step=1).trajectory.results, together.trajectory.results, atol=1e-2)

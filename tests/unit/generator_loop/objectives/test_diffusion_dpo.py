@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from generator_loop.objectives.diffusion_dpo import DiffusionDPO, DiffusionDPOConfig, PairBatch, choose_pairs, dominates
 from generator_loop.records import Conditioning, Draw, Scored
 from generator_loop.rewards.advantages import group_advantages
-from tests.toy_flow import LinearField, actors, toy_rollout, toy_scores
+from tests.toy_flow import LinearField, policies, toy_rollout, toy_scores
 
 NAN = float("nan")
 
@@ -23,7 +23,7 @@ def random_pairs(num=3, dim=3):
 
 def test_loss_is_log_2_where_policy_and_reference_agree():
     objective = DiffusionDPO(DiffusionDPOConfig())
-    output = objective.loss(random_pairs(), actors(LinearField(), reference=LinearField()))
+    output = objective.loss(random_pairs(), policies(LinearField(), reference=LinearField()))
     assert_close(output.loss.item(), math.log(2))
     assert output.metrics["margin"] == 0 and output.metrics["implicit_accuracy"] == 0
 
@@ -41,7 +41,7 @@ def test_loss_equals_a_naive_version_pair_by_pair():
         inner = -beta / 2 * (difference["winner"] - difference["loser"])
         expected.append(-torch.log(torch.sigmoid(inner)) + anchor * difference["winner"])
     objective = DiffusionDPO(DiffusionDPOConfig(beta_mean=beta, anchor=anchor))
-    output = objective.loss(batch, actors(policy, reference=reference))
+    output = objective.loss(batch, policies(policy, reference=reference))
     assert_close(output.loss, torch.stack(expected).mean(), atol=1e-5, rtol=1e-5)
     assert output.loss.requires_grad
 
@@ -49,7 +49,7 @@ def test_loss_equals_a_naive_version_pair_by_pair():
 def test_training_on_a_pair_prefers_the_winner_and_the_anchor_nears_it():
     batch, policy = random_pairs(), LinearField()
     objective = DiffusionDPO(DiffusionDPOConfig(beta_mean=20.0, anchor=1.0))
-    who = actors(policy, reference=LinearField())
+    who = policies(policy, reference=LinearField())
     optimizer = torch.optim.Adam(policy.parameters(), lr=0.02)
     for _ in range(50):
         optimizer.zero_grad()
@@ -80,8 +80,8 @@ def test_samples_without_reward_make_no_pair():
 
 def plan(rollout, rewards, *, num_updates=2, micro_batch_size=32):
     objective = DiffusionDPO(DiffusionDPOConfig(num_updates=num_updates))
-    credit = group_advantages(rewards, group_size=rollout.group_size)
-    steps = objective.plan(rollout, toy_scores(rewards), credit, draw=Draw(0, 0), micro_batch_size=micro_batch_size)
+    advantages = group_advantages(rewards, group_size=rollout.group_size)
+    steps = objective.plan(rollout, toy_scores(rewards), advantages, draw=Draw(0, 0), micro_batch_size=micro_batch_size)
     return [list(batches) for batches in steps]
 
 
@@ -121,6 +121,6 @@ def test_with_dominance_a_winner_must_not_be_worse_in_any_dimension():
     worse = Scored(rewards, rewards.isfinite(), {"visual_quality": torch.tensor([0.9, 0.1, 0.5, 0.4])})
     for dominance, count in ((True, 1), (False, 2)):
         objective = DiffusionDPO(DiffusionDPOConfig(dominance=dominance, num_updates=1))
-        credit = group_advantages(rewards, group_size=4)
-        (step,) = objective.plan(rollout, worse, credit, draw=Draw(0, 0), micro_batch_size=8)
+        advantages = group_advantages(rewards, group_size=4)
+        (step,) = objective.plan(rollout, worse, advantages, draw=Draw(0, 0), micro_batch_size=8)
         assert sum(len(batch) for batch in step) == count

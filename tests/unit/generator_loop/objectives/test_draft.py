@@ -7,9 +7,9 @@ import torch
 from torch.testing import assert_close
 
 from generator_loop.objectives.draft import Draft, DraftBatch, DraftConfig
-from generator_loop.records import Draw, Tail
+from generator_loop.records import Draw, TailStates
 from generator_loop.rewards.advantages import group_advantages
-from tests.toy_flow import LinearField, actors, toy_rollout, toy_scores
+from tests.toy_flow import LinearField, policies, toy_rollout, toy_scores
 
 NUM_KEPT = 3
 
@@ -44,7 +44,7 @@ def batch_of(policy, num=4):
             states.append(x)
             x = x + (sigmas[step + 1] - sigmas[step]) * policy(x, sigmas[step].expand(num), rollout.cond)
     return DraftBatch(
-        prompts=rollout.prompts * num, latents=x, tail=Tail(torch.stack(states), sigmas), cond=rollout.cond
+        prompts=rollout.prompts * num, latents=x, tail=TailStates(torch.stack(states), sigmas), cond=rollout.cond
     )
 
 
@@ -59,7 +59,7 @@ def test_gradient_equals_back_propagation_through_time(detach_input, kl_coef):
     loss = -reward(decode(x), None).mean() + kl_coef * kl
     expected = torch.autograd.grad(loss, list(policy.parameters()))
     objective = Draft(DraftConfig(detach_input=detach_input, kl_coef=kl_coef))
-    who = actors(policy, reference=reference, decode=decode, reward=reward)
+    who = policies(policy, reference=reference, decode=decode, reward=reward)
     metrics = objective.backward(batch, who, scale=1.0)
     for parameter, gradient in zip(policy.parameters(), expected, strict=True):
         assert_close(parameter.grad, gradient, atol=1e-5, rtol=1e-5)
@@ -72,7 +72,7 @@ def test_drtune_and_draft_differ():
     for detach_input in (False, True):
         policy = LinearField(curve=0.1)
         objective = Draft(DraftConfig(detach_input=detach_input))
-        objective.backward(batch_of(policy), actors(policy, decode=decode, reward=reward), scale=1.0)
+        objective.backward(batch_of(policy), policies(policy, decode=decode, reward=reward), scale=1.0)
         found.append(policy.weight.grad)
     assert not torch.allclose(*found, rtol=0.01)
 
@@ -81,7 +81,7 @@ def test_scale_multiplies_the_gradient():
     found = []
     for scale in (1.0, 8.0):
         policy, reference = LinearField(), LinearField(seed=5)
-        who = actors(policy, reference=reference, decode=decode, reward=reward)
+        who = policies(policy, reference=reference, decode=decode, reward=reward)
         Draft(DraftConfig(kl_coef=0.3)).backward(batch_of(policy), who, scale=scale)
         found.append(policy.weight.grad)
     assert_close(8 * found[0], found[1])
@@ -89,7 +89,7 @@ def test_scale_multiplies_the_gradient():
 
 def test_following_the_gradient_raises_the_reward():
     policy = LinearField()
-    who = actors(policy, decode=decode, reward=reward)
+    who = policies(policy, decode=decode, reward=reward)
     optimizer, rewards = torch.optim.Adam(policy.parameters(), lr=0.03), []
     for _ in range(20):
         optimizer.zero_grad()
@@ -105,16 +105,16 @@ def test_a_sample_without_reward_adds_nothing():
     def half(frames, prompts):
         return torch.where(torch.tensor([True, False]), reward(frames, prompts), float("nan"))
 
-    metrics = Draft(DraftConfig()).backward(batch, actors(policy, decode=decode, reward=half), scale=2.0)
+    metrics = Draft(DraftConfig()).backward(batch, policies(policy, decode=decode, reward=half), scale=2.0)
     found = policy.weight.grad.clone()
     policy.zero_grad()
     first = DraftBatch(
         prompts=batch.prompts[:1],
         latents=batch.latents[:1],
-        tail=Tail(batch.tail.states[:, :1], batch.tail.sigmas),
+        tail=TailStates(batch.tail.states[:, :1], batch.tail.sigmas),
         cond=batch.cond.select(torch.tensor([0])),
     )
-    Draft(DraftConfig()).backward(first, actors(policy, decode=decode, reward=reward), scale=1.0)
+    Draft(DraftConfig()).backward(first, policies(policy, decode=decode, reward=reward), scale=1.0)
     assert_close(found, policy.weight.grad)
     assert metrics["valid"] == 0.5
 
@@ -130,7 +130,7 @@ def test_only_one_step_of_the_sampler_is_in_the_graph_at_a_time():
         velocity.register_hook(lambda _gradient: alive.discard(key))
         return velocity
 
-    who = actors(policy, decode=decode, reward=reward)
+    who = policies(policy, decode=decode, reward=reward)
     who = type(who)(watched, who.old, who.reference, who.decode, who.reward)
     Draft(DraftConfig()).backward(batch_of(policy), who, scale=1.0)
     assert most == [1] * NUM_KEPT
@@ -139,8 +139,8 @@ def test_only_one_step_of_the_sampler_is_in_the_graph_at_a_time():
 def test_plan_is_one_step_over_the_usable_samples_with_their_own_tails():
     rollout = toy_rollout(num_prompts=2, group_size=2, num_kept=2)
     rewards = torch.tensor([0.1, float("nan"), 0.3, 0.4])
-    credit = group_advantages(rewards, group_size=2)
-    steps = Draft(DraftConfig()).plan(rollout, toy_scores(rewards), credit, draw=Draw(0, 0), micro_batch_size=2)
+    advantages = group_advantages(rewards, group_size=2)
+    steps = Draft(DraftConfig()).plan(rollout, toy_scores(rewards), advantages, draw=Draw(0, 0), micro_batch_size=2)
     (batches,) = [list(step) for step in steps]
     assert [len(batch) for batch in batches] == [2, 1]
     assert [prompt.prompt_id for batch in batches for prompt in batch.prompts] == [0, 1, 1]
@@ -152,8 +152,8 @@ def planned_runs(config, *, draw=None, num_latent_frames=6, micro_batch_size=3):
     rollout = toy_rollout(num_kept=2)
     rollout = dataclasses.replace(rollout, latents=torch.zeros(8, 1, num_latent_frames, 1, 1))
     rewards = torch.linspace(0, 1, 8)
-    credit, size = group_advantages(rewards, group_size=4), micro_batch_size
-    steps = Draft(config).plan(rollout, toy_scores(rewards), credit, draw=draw or Draw(0, 0), micro_batch_size=size)
+    advantages, size = group_advantages(rewards, group_size=4), micro_batch_size
+    steps = Draft(config).plan(rollout, toy_scores(rewards), advantages, draw=draw or Draw(0, 0), micro_batch_size=size)
     (batches,) = [list(step) for step in steps]
     return [batch.run for batch in batches]
 
@@ -188,9 +188,9 @@ def test_the_reward_sees_the_frames_of_the_run_and_teaches_its_latent_frames_alo
 
     velocity = torch.nn.Parameter(torch.zeros(2, 1, 4, 1, 1))
     who = dataclasses.replace(
-        actors(LinearField(), decode=some, reward=flat_reward), policy=lambda _x, _sigma, _cond: velocity + 0
+        policies(LinearField(), decode=some, reward=flat_reward), policy=lambda _x, _sigma, _cond: velocity + 0
     )
-    tail = Tail(torch.zeros(1, 2, 1, 4, 1, 1), torch.tensor([0.5, 0.0]))
+    tail = TailStates(torch.zeros(1, 2, 1, 4, 1, 1), torch.tensor([0.5, 0.0]))
     batch = DraftBatch(toy_rollout().prompts, torch.zeros(2, 1, 4, 1, 1), tail, toy_rollout().cond, run=range(1, 3))
     Draft(DraftConfig(detach_input=True)).backward(batch, who, scale=1.0)
     assert seen == [range(1, 3)]
@@ -209,7 +209,7 @@ def test_settings_out_of_range_are_refused(setting):
 @pytest.mark.parametrize("num_decoded", [None, 1])
 def test_gradient_of_a_real_generator_equals_back_propagation_through_sampler_and_decoder(num_decoded):
     from generator_loop.adapters.base import POLICY
-    from generator_loop.optim.step import actors_of
+    from generator_loop.optim.step import policies_of
     from generator_loop.records import Prompt
     from generator_loop.sampling.rollout import PromptEncoder, rollout
     from tests.tiny_wan import build_generator, randomise_lora
@@ -223,18 +223,18 @@ def test_gradient_of_a_real_generator_equals_back_propagation_through_sampler_an
     x, _ = walk(generator.predict, samples.tail.states[0], samples.tail.sigmas, samples.cond)
     parameters = list(generator.trainable_parameters().values())
     rewards = torch.zeros(2)
-    credit = group_advantages(rewards, group_size=2)
+    advantages = group_advantages(rewards, group_size=2)
     objective = Draft(DraftConfig(decode_latent_frames=num_decoded))
     frames = generator.decode(x)
     if num_decoded:
-        (batch,) = next(objective.plan(samples, toy_scores(rewards), credit, draw=draw, micro_batch_size=2))
+        (batch,) = next(objective.plan(samples, toy_scores(rewards), advantages, draw=draw, micro_batch_size=2))
         assert batch.run.start > 0
         before, inside, after = x.split((batch.run.start, 1, 2 - batch.run.start), dim=2)
         held = torch.cat([before.detach(), inside, after], dim=2)
         frames = generator.decode(held)[:, 4 * batch.run.start - 3 : 4 * batch.run.start + 1]
     expected = torch.autograd.grad(-frames.square().mean(), parameters)
-    who = actors_of(generator, lambda frames, _prompts: frames.square().flatten(1).mean(1))
-    for batches in objective.plan(samples, toy_scores(rewards), credit, draw=draw, micro_batch_size=1):
+    who = policies_of(generator, lambda frames, _prompts: frames.square().flatten(1).mean(1))
+    for batches in objective.plan(samples, toy_scores(rewards), advantages, draw=draw, micro_batch_size=1):
         for batch in batches:
             objective.backward(batch, who, scale=0.5)
     scale = max(gradient.abs().max() for gradient in expected)

@@ -7,12 +7,12 @@ import torch
 
 from generator_loop.adapters.base import OLD, POLICY, REFERENCE
 from generator_loop.objectives.flow_grpo import FlowGRPO, FlowGRPOConfig, StepBatch
-from generator_loop.optim.step import actors_of
+from generator_loop.optim.step import policies_of
 from generator_loop.records import Conditioning, Draw, Prompt
 from generator_loop.rewards.advantages import group_advantages
 from generator_loop.sampling.rollout import PromptEncoder, rollout
 from tests.tiny_wan import build_generator, randomise_lora
-from tests.toy_flow import LinearField, actors, toy_scores
+from tests.toy_flow import LinearField, policies, toy_scores
 
 REWARDS = torch.tensor([0.1, 0.9, 0.4, 0.4, 0.5, float("nan"), 0.5, 0.5])
 
@@ -33,7 +33,7 @@ def batch_of(field, objective, *, log_prob_shift=0.0, num=4):
 def test_before_the_first_update_the_ratio_is_one_and_the_gradient_is_the_policy_gradient():
     field, objective = LinearField(), FlowGRPO(FlowGRPOConfig())
     batch = batch_of(field, objective)
-    output = objective.loss(batch, actors(field))
+    output = objective.loss(batch, policies(field))
     assert output.metrics["ratio_error"] < 1e-6 and output.metrics["clip_fraction"] == 0
     found = torch.autograd.grad(output.loss, field.weight)[0]
     velocity = field(batch.states, torch.full((4,), 0.6), batch.cond)
@@ -46,7 +46,7 @@ def test_the_weight_scales_the_gradient():
     field, objective = LinearField(), FlowGRPO(FlowGRPOConfig())
     batch = batch_of(field, objective)
     one, three = (
-        torch.autograd.grad(objective.loss(dataclasses.replace(batch, weight=w), actors(field)).loss, field.weight)[0]
+        torch.autograd.grad(objective.loss(dataclasses.replace(batch, weight=w), policies(field)).loss, field.weight)[0]
         for w in (1.0, 3.0)
     )
     torch.testing.assert_close(three, 3 * one)
@@ -55,7 +55,7 @@ def test_the_weight_scales_the_gradient():
 def test_ratios_outside_the_range_stop_counting_where_they_would_gain():
     field, objective = LinearField(), FlowGRPO(FlowGRPOConfig(clip_range=0.1))
     # ratio e^0.5 = 1.649: clipped for good samples (1, 2), kept for bad ones (-1, -0.5)
-    output = objective.loss(batch_of(field, objective, log_prob_shift=0.5), actors(field))
+    output = objective.loss(batch_of(field, objective, log_prob_shift=0.5), policies(field))
     ratio = 2.718281828**0.5
     expected = -(1.0 * 1.1 - ratio + 2.0 * 1.1 - 0.5 * ratio) / 4
     assert float(output.loss) == pytest.approx(expected, rel=1e-4)
@@ -67,7 +67,7 @@ def test_the_penalty_has_a_gradient_of_its_own():
     losses = [
         FlowGRPO(FlowGRPOConfig(kl_coef=weight)).loss(
             dataclasses.replace(batch_of(field, FlowGRPO(FlowGRPOConfig())), advantages=torch.zeros(4)),
-            actors(field, reference=reference),
+            policies(field, reference=reference),
         )
         for weight in (0.0, 0.5)
     ]
@@ -84,11 +84,11 @@ def test_only_samples_that_differ_from_their_group_are_learned_from():
     prompts = (Prompt(0, "a red ball"), Prompt(1, "a blue square"))
     settings = dict(encoder=PromptEncoder(generator), group_size=4, num_steps=4, batch_size=8, draw=Draw(0, 0))
     samples = rollout(generator, prompts, **settings, policy=OLD, random_steps=objective.random_steps)
-    credit = group_advantages(REWARDS, group_size=4)
-    (batches,) = objective.plan(samples, toy_scores(REWARDS), credit, draw=Draw(0, 0), micro_batch_size=3)
+    advantages = group_advantages(REWARDS, group_size=4)
+    (batches,) = objective.plan(samples, toy_scores(REWARDS), advantages, draw=Draw(0, 0), micro_batch_size=3)
     batches = list(batches)
     assert sum(len(batch) for batch in batches) == 2 * 4  # the second group is flat but for one without reward
-    who = actors_of(generator, lambda frames, _prompts: frames.flatten(1).mean(1))
+    who = policies_of(generator, lambda frames, _prompts: frames.flatten(1).mean(1))
     for batch in batches:
         assert objective.loss(batch, who).metrics["ratio_error"] < 1e-5
 
@@ -106,10 +106,10 @@ def test_the_guarded_ratio_is_that_of_the_paper_and_one_at_the_start():
     drift = (new.mean - before.mean).square().mean(1) / (2 * new.std**2)
     gap = objective.kernel.log_prob(new, batch.results) - objective.kernel.log_prob(before, batch.results)
     expected = -(batch.advantages * (new.std * (gap + drift)).exp()).mean() / 0.2
-    found = objective.loss(batch, actors(field, old=old))
+    found = objective.loss(batch, policies(field, old=old))
     torch.testing.assert_close(found.loss.detach(), expected)
     assert found.metrics["ratio_error"] > 1e-3
-    assert objective.loss(batch_of(field, objective), actors(field, old=field)).metrics["ratio_error"] < 1e-6
+    assert objective.loss(batch_of(field, objective), policies(field, old=field)).metrics["ratio_error"] < 1e-6
 
 
 @pytest.mark.parametrize("kernel", ["flow", "dance"])

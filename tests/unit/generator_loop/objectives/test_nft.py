@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from generator_loop.objectives.base import noised
+from generator_loop.flow.path import noised
 from generator_loop.objectives.nft import NFT, NFTBatch, NFTConfig, goodness, nft_loss
 from generator_loop.records import Conditioning, Draw
 from generator_loop.rewards.advantages import group_advantages
-from tests.toy_flow import LinearField, actors, toy_rollout, toy_scores
+from tests.toy_flow import LinearField, policies, toy_rollout, toy_scores
 
 
 def random_batch(num=4, dim=3, seed=0):
@@ -33,7 +33,7 @@ def test_loss_equals_the_authors_form_in_x0_space():
         bad = (x0_bad - x0).square().mean() / (x0_bad - x0).abs().mean()
         expected.append((r * good + (1 - r) * bad) * clip / beta)
     objective = NFT(NFTConfig(beta=beta, advantage_clip=clip))
-    assert_close(objective.loss(batch, actors(policy, old)).loss, torch.stack(expected).mean())
+    assert_close(objective.loss(batch, policies(policy, old)).loss, torch.stack(expected).mean())
 
 
 @pytest.mark.parametrize("r", [0.0, 0.25, 0.5, 1.0])
@@ -60,7 +60,7 @@ def test_a_step_from_the_old_policy_nears_good_samples_and_leaves_bad_ones():
             return (policy(noisy, batch.sigma, batch.cond) - target).square().mean()
 
         before = error().item()
-        NFT(NFTConfig()).backward(batch, actors(policy, old), scale=1.0)
+        NFT(NFTConfig()).backward(batch, policies(policy, old), scale=1.0)
         with torch.no_grad():
             for parameter in policy.parameters():
                 parameter -= 1e-3 * parameter.grad
@@ -72,7 +72,7 @@ def test_kl_pulls_towards_the_reference_with_its_own_gradient():
     found = []
     for kl_coef in (0.0, 0.5):
         policy.zero_grad()
-        output = NFT(NFTConfig(kl_coef=kl_coef)).loss(batch, actors(policy, policy, reference))
+        output = NFT(NFTConfig(kl_coef=kl_coef)).loss(batch, policies(policy, policy, reference))
         output.loss.backward()
         found.append((output, policy.weight.grad.clone()))
     noisy, _ = noised(batch.latents, batch.noise, batch.sigma)
@@ -86,7 +86,7 @@ def test_kl_pulls_towards_the_reference_with_its_own_gradient():
 
 def test_policy_shift_is_zero_before_the_first_update():
     policy = LinearField()
-    assert NFT(NFTConfig()).loss(random_batch(), actors(policy, LinearField())).metrics["policy_shift"] == 0
+    assert NFT(NFTConfig()).loss(random_batch(), policies(policy, LinearField())).metrics["policy_shift"] == 0
 
 
 def test_goodness_maps_clipped_advantages_to_the_unit_interval():
@@ -96,8 +96,8 @@ def test_goodness_maps_clipped_advantages_to_the_unit_interval():
 
 def plan(config, rollout, rewards, *, step=0, micro_batch_size=32):
     scored = toy_scores(rewards)
-    credit = group_advantages(rewards, group_size=rollout.group_size)
-    steps = NFT(config).plan(rollout, scored, credit, draw=Draw(0, step), micro_batch_size=micro_batch_size)
+    advantages = group_advantages(rewards, group_size=rollout.group_size)
+    steps = NFT(config).plan(rollout, scored, advantages, draw=Draw(0, step), micro_batch_size=micro_batch_size)
     return [list(batches) for batches in steps]
 
 

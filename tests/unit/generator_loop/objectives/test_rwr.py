@@ -8,13 +8,13 @@ import torch
 from generator_loop.objectives.rwr import RWR, RWRConfig, group_weights
 from generator_loop.records import Draw
 from generator_loop.rewards.advantages import group_advantages
-from tests.toy_flow import LinearField, actors, toy_rollout, toy_scores
+from tests.toy_flow import LinearField, policies, toy_rollout, toy_scores
 
 
 def plan(rewards, rollout, **settings):
-    credit = group_advantages(rewards, group_size=4)
+    advantages = group_advantages(rewards, group_size=4)
     objective = RWR(RWRConfig(**settings))
-    steps = objective.plan(rollout, toy_scores(rewards), credit, draw=Draw(0, 0), micro_batch_size=3)
+    steps = objective.plan(rollout, toy_scores(rewards), advantages, draw=Draw(0, 0), micro_batch_size=3)
     return objective, [list(step) for step in steps]
 
 
@@ -40,7 +40,7 @@ def test_the_loss_is_the_weighted_velocity_error():
     level = batch.sigma[:, None]
     noisy = (1 - level) * batch.latents + level * batch.noise
     error = (field(noisy, batch.sigma, batch.cond) - (batch.noise - batch.latents)).square().mean(1)
-    output = objective.loss(batch, actors(field))
+    output = objective.loss(batch, policies(field))
     torch.testing.assert_close(output.loss, (batch.weights * error).mean())
     assert output.metrics["error"] == pytest.approx(float(error.mean()))
 
@@ -55,14 +55,14 @@ def test_the_anchor_takes_the_place_of_imitating_all_samples_alike():
     velocity = field(noisy, batch.sigma, batch.cond)
     error = (velocity - (batch.noise - batch.latents)).square().mean(1)
     gap = (velocity - old(noisy, batch.sigma, batch.cond)).square().mean(1)
-    output = objective.loss(batch, actors(field, old=old))
+    output = objective.loss(batch, policies(field, old=old))
     torch.testing.assert_close(output.loss, ((batch.weights - 1) * error + gap).mean())
 
 
 def test_samples_of_equal_reward_leave_an_anchored_policy_as_it_is():
     field = LinearField()
     objective, (step,) = plan(torch.full((8,), 0.5), toy_rollout())
-    loss = objective.loss(step[0], actors(field, old=LinearField())).loss
+    loss = objective.loss(step[0], policies(field, old=LinearField())).loss
     assert torch.autograd.grad(loss, field.weight)[0].abs().max() == 0
 
 
@@ -78,8 +78,8 @@ def test_noise_is_fresh_for_each_update_and_keyed_by_prompt():
 def test_the_penalty_has_a_gradient_of_its_own():
     field, reference = LinearField(), LinearField(seed=1)
     objective, (step,) = plan(torch.linspace(0, 1, 8), toy_rollout(), kl_coef=0.5)
-    with_penalty = objective.loss(step[0], actors(field, reference=reference))
-    without = RWR(RWRConfig()).loss(step[0], actors(field, reference=reference))
+    with_penalty = objective.loss(step[0], policies(field, reference=reference))
+    without = RWR(RWRConfig()).loss(step[0], policies(field, reference=reference))
     penalty = with_penalty.loss - without.loss
     assert float(penalty.detach()) == pytest.approx(0.5 * with_penalty.metrics["kl"], rel=1e-4)
     assert torch.autograd.grad(penalty, field.weight)[0].norm() > 0

@@ -9,10 +9,10 @@ from torch.testing import assert_close
 
 from generator_loop.objectives import OBJECTIVE_CONFIGS, OBJECTIVES
 from generator_loop.objectives.base import backward_of
-from generator_loop.optim.step import NonFiniteError, Updater, actors_of, all_sum
+from generator_loop.optim.step import NonFiniteError, Updater, all_sum, policies_of
 from generator_loop.records import Draw, LossOutput
 from generator_loop.rewards.advantages import group_advantages
-from tests.toy_flow import LinearField, actors, toy_rollout, toy_scores, with_walk
+from tests.toy_flow import LinearField, policies, toy_rollout, toy_scores, with_walk
 
 NUM_PROMPTS, GROUP_SIZE = 4, 4
 REWARDS = torch.tensor([0.1, 0.9, 0.5, 0.4, 0.0, 0.2, 0.6, 1.0, 0.3, 0.3, 0.3, 0.3, 0.7, float("nan"), 0.2, 0.8])
@@ -131,10 +131,10 @@ def train_share(name, rank, num_ranks):
         rollout, rewards = toy_rollout(**shape, seed=step), REWARDS[mine]
         if objective.random_steps is not None:
             rollout = with_walk(rollout, policy, objective.kernel)
-        credit = group_advantages(rewards, group_size=GROUP_SIZE, all_sum=all_sum)
-        plan = objective.plan(rollout, toy_scores(rewards), credit, draw=Draw(0, step), micro_batch_size=3)
+        advantages = group_advantages(rewards, group_size=GROUP_SIZE, all_sum=all_sum)
+        plan = objective.plan(rollout, toy_scores(rewards), advantages, draw=Draw(0, step), micro_batch_size=3)
         for batches in plan:
-            metrics = updater.step(objective, batches, actors(policy, reference, reference))
+            metrics = updater.step(objective, batches, policies(policy, reference, reference))
     return torch.cat([parameter.detach().flatten() for parameter in policy.parameters()]), metrics
 
 
@@ -197,12 +197,12 @@ def test_each_objective_trains_a_real_generator_through_its_actors(name):
     kept = {"tail_span": objective.tail_span, "random_steps": objective.random_steps}
     samples = rollout(generator, prompts, **settings, **kept)
     rewards = torch.linspace(0, 1, 8)
-    credit = group_advantages(rewards, group_size=4)
+    advantages = group_advantages(rewards, group_size=4)
     updater = Updater(generator.trainable_parameters(), lr=1e-3)
-    who = actors_of(generator, lambda frames, _prompts: frames.flatten(1).mean(1))
+    who = policies_of(generator, lambda frames, _prompts: frames.flatten(1).mean(1))
     base = [p.clone() for p in generator.pipeline.transformer.parameters() if not p.requires_grad]
     before = generator.weights("policy")["blocks.0.attn1.to_q.lora_B.weight"].clone()
-    for batches in objective.plan(samples, toy_scores(rewards), credit, draw=draw, micro_batch_size=3):
+    for batches in objective.plan(samples, toy_scores(rewards), advantages, draw=draw, micro_batch_size=3):
         metrics = updater.step(objective, batches, who)
     assert set(metrics) == {*objective.metrics, "grad_norm", "num_rows"} and metrics["grad_norm"] > 0
     assert not torch.equal(before, generator.weights("policy")["blocks.0.attn1.to_q.lora_B.weight"])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from reward_model.datasets.readers import DataConfig
 from reward_model.judge.model import VideoJudge
 from reward_model.language.requests import compare_request, score_request
 from reward_model.media.intake import plan_clip
@@ -13,7 +14,7 @@ from reward_model.media.motion_encoders import MotionConfig, build_encoder, enco
 from reward_model.media.video_io import write_video
 from reward_model.records import DIMENSIONS, Video
 from reward_model.training.fit import FitSettings
-from reward_model.training.recipe import DataConfig, LoraConfig, RecipeConfig, StageConfig
+from reward_model.training.recipe import LoraConfig, RecipeConfig, StageConfig
 from reward_model.training.stages import run_recipe
 from reward_model.video_reward import VideoJudgeReward
 from tests.tiny_judge import FAMILIES, build_judge, make_clip

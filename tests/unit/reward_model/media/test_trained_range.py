@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 
+from reward_model.datasets.readers import DataConfig
 from reward_model.judge.checkpoints.format import JudgeConfig
 from reward_model.media.frame_sampling import FramePolicy, take
 from reward_model.media.trained_range import measure, unlike_training, widened
@@ -13,7 +14,7 @@ from reward_model.records import Video
 from reward_model.toy_world import moving_shapes
 from reward_model.training import stages
 from reward_model.training.fit import FitSettings
-from reward_model.training.recipe import DataConfig, StageConfig
+from reward_model.training.recipe import StageConfig
 from reward_model.training.tasks.mixture import open_mixture
 from reward_model.video_reward import TOY_JUDGE, VideoJudgeReward
 from tests.tiny_judge import build_judge, make_clip

@@ -8,8 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from reward_model.records import Comparison, FramePlan, RewardOutput
-from reward_model.scoring.explain import Explanation
+from reward_model.records import Comparison, Explanation, FramePlan, RewardOutput
 from reward_model.scoring.json_rows import Row, comparison_rows, explanation_row, output_rows, unscored_row
 from reward_model.serving import wire
 

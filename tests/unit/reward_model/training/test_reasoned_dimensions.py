@@ -8,13 +8,14 @@ import json
 import pytest
 import torch
 
+from reward_model.datasets.readers import DataConfig
 from reward_model.judge.checkpoints.format import JudgeConfig
 from reward_model.records import DIMENSIONS
 from reward_model.rewards import RewardConfig
 from reward_model.training import stages
 from reward_model.training.fit import FitSettings
 from reward_model.training.methods.grpo import GrpoSettings
-from reward_model.training.recipe import DataConfig, StageConfig
+from reward_model.training.recipe import StageConfig
 from reward_model.training.tasks.mixture import open_mixture
 from reward_model.video_reward import VideoJudgeReward
 from tests.tiny_judge import build_judge

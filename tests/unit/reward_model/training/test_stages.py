@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 
+from reward_model.datasets.readers import DataConfig
 from reward_model.judge.engine.readouts import read_levels
 from reward_model.language.parsing import parse_reason
 from reward_model.language.requests import level_answer
@@ -16,7 +17,7 @@ from reward_model.training import stages
 from reward_model.training.fit import FitSettings, fit, schedule
 from reward_model.training.methods.refresh import fidelity_loss, preference_probability, refresh_levels
 from reward_model.training.methods.sft import lesson_loss
-from reward_model.training.recipe import DataConfig, LoraConfig, RecipeConfig, ScratchConfig, StageConfig
+from reward_model.training.recipe import LoraConfig, RecipeConfig, ScratchConfig, StageConfig
 from reward_model.training.tasks.mixture import open_mixture
 from reward_model.training.tasks.supervised import clip_lesson, neighbours, pair_lesson, pair_of, soft_level
 from tests.tiny_judge import build_judge

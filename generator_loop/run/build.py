@@ -1,0 +1,262 @@
+"""Builds a run's parts from its config: the only place that loads models."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from pathlib import Path
+
+import torch
+
+from generator_loop.adapters import GENERATORS
+from generator_loop.adapters.base import VideoGenerator
+from generator_loop.config import JointConfig, is_address
+from generator_loop.evaluation import toy_world as world
+from generator_loop.evaluation.columns import AUDIT, CURRENT, INITIAL
+from generator_loop.evaluation.held_out import Evaluator
+from generator_loop.evaluation.probes import Probes
+from generator_loop.objectives import DIFFERENTIATING, OBJECTIVE_CONFIGS, OBJECTIVES
+from generator_loop.optim.step import Updater
+from generator_loop.records import Draw, Prompt
+from generator_loop.refresh.anchors import Anchors, anchor_scores, read_anchors
+from generator_loop.rewards.scorer import Scorer, ServedJudge, load_term, weighted
+from generator_loop.run.launch import Processes
+from generator_loop.run.session import Progress, RewardingJudge, Session
+from generator_loop.sampling.prompts import open_prompts
+from generator_loop.sampling.rollout import PromptEncoder, rollout
+from generator_loop.tracking.metric_log import MetricLog, ProgressBar
+from reward_model import VideoJudgeReward
+from reward_model.config import load_config
+
+TOY = "toy"
+"""Path that stands for the embedded models."""
+
+
+def read_config(path: str | Path, overrides: list[str]) -> JointConfig:
+    """Return the config of a joint run; see `load_config` for the errors."""
+    return load_config(JointConfig, path, overrides, variants={"objective": OBJECTIVE_CONFIGS})
+
+
+def open_session(config: JointConfig, processes: Processes) -> Session:
+    """Load the models and fix what evaluations compare with, while the policy still is the initial one.
+
+    Args:
+        config: the run.
+        processes: this process among the others.
+
+    Returns:
+        The parts, with no progress yet.
+
+    Raises:
+        ValueError: the config asks for what does not exist.
+    """
+    generator = open_generator(config, processes.device)
+    judge, initial_judge = _open_judge(config, processes.device)
+    train_prompts, held_out = open_prompts(config.prompts, seed=config.run.seed)
+    encoder = PromptEncoder(generator)
+    draw = Draw(seed=config.run.seed, step=0)
+    anchors = read_anchors(config.refresh.anchors) if config.refresh.every else None
+    output = Path(config.run.output)
+    return Session(
+        config=config,
+        output=output,
+        processes=processes,
+        generator=generator,
+        objective=OBJECTIVES[config.objective.name](config.objective),
+        updater=Updater(
+            generator.trainable_parameters(),
+            lr=config.update.learning_rate,
+            weight_decay=config.update.weight_decay,
+            max_grad_norm=config.update.max_grad_norm,
+        ),
+        encoder=encoder,
+        train_prompts=train_prompts,
+        judge=judge,
+        initial_judge=initial_judge,
+        scorer=_scorer(config, judge, processes),
+        evaluator=_evaluator(config, held_out, judge, initial_judge, encoder, processes),
+        probes=_probes(config, generator, held_out, encoder, draw),
+        renderer=_renderer(config, held_out, draw),
+        anchors=anchors,
+        initial_anchor_rewards=_anchor_rewards(config, initial_judge, anchors),
+        log=MetricLog(output / "metrics.jsonl", is_main=processes.is_main),
+        bar=ProgressBar(config.loop.num_rounds * config.loop.num_iterations, is_shown=processes.is_main),
+        progress=Progress(),
+        started=time.monotonic(),
+    )
+
+
+def open_generator(config: JointConfig, device: torch.device) -> VideoGenerator:
+    """Return the base generator that a config names, with LoRA that changes nothing yet."""
+    settings = config.generator
+    return GENERATORS[settings.family].from_pretrained(
+        str(embedded("generator_loop", "toy_wan") if settings.path == TOY else settings.path),
+        revision=settings.revision,
+        dtype=settings.dtype,
+        device=device,
+        num_frames=settings.num_frames,
+        size=(settings.height, settings.width),
+        fps=settings.fps,
+        lora_rank=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,
+        lora_seed=config.run.seed,
+        guidance_scale=settings.guidance_scale,
+        guidance_scale_2=settings.guidance_scale_2,
+        negative_prompt=settings.negative_prompt,
+        max_sequence_length=settings.max_sequence_length,
+        decode_batch_size=settings.decode_batch_size,
+        checkpoint_decode=settings.checkpoint_decode,
+        checkpoint_transformer=settings.checkpoint_transformer,
+        attention=settings.attention,
+        compile_transformer=settings.compile,
+        vae_tiling=settings.vae_tiling,
+        offload=settings.offload,
+    )
+
+
+def _load_judge(config: JointConfig, path: Path | str, device: torch.device) -> VideoJudgeReward:
+    settings = config.judge
+    return VideoJudgeReward.from_pretrained(
+        path, role=None, dtype=settings.dtype, device=device, attn_implementation=settings.attention
+    )
+
+
+def _served(config: JointConfig, url: str) -> ServedJudge:
+    if config.objective.name in DIFFERENTIATING and url != config.judge.audit_path:
+        raise ValueError(
+            f"objective.name={config.objective.name} needs the judge's gradient, which a served judge does not send: load "
+            f"{url}'s judge by its folder"
+        )
+    file = config.judge.token_file
+    return ServedJudge(url, token=None if file is None else Path(file).read_text(encoding="utf-8").strip())
+
+
+def _open_judge(config: JointConfig, device: torch.device) -> tuple[RewardingJudge, RewardingJudge]:
+    """Return the judge that learns and a frozen view of what it is now; both share the base, or the server."""
+    path = config.judge.path
+    if config.judge.is_served:
+        served = _served(config, path)
+        return served, served
+    base = _load_judge(config, embedded("reward_model", "toy_judge") if path == TOY else path, device)
+    role = config.judge.role
+    if role in base.judge.roles:
+        base.judge.add_role(INITIAL, copy_from=role)
+        initial = base.with_role(INITIAL)
+    elif base.judge.roles:
+        raise ValueError(f"judge.role is {role!r}, but {path} has the roles {', '.join(base.judge.roles)}")
+    else:
+        base.judge.add_role(role)
+        initial = base.with_role(None)
+    base.judge.requires_grad_(False)
+    return base.with_role(role), initial
+
+
+def _scorer(config: JointConfig, judge: RewardingJudge, processes: Processes) -> Scorer:
+    return Scorer(
+        others=[_watcher(config, path, processes) for path in config.judge.ensemble],
+        pessimism=config.reward.pessimism,
+        judge=judge,
+        weights=config.reward.weights,
+        terms={name: (load_term(term.callable), term.weight) for name, term in config.reward.terms.items()},
+        fps=config.generator.fps,
+        batch_size=config.judge.batch_size,
+    )
+
+
+def _watcher(config: JointConfig, path: str | Path, processes: Processes) -> RewardingJudge:
+    """Return another judge in the role that scores, or without one where it has no such role; it is never trained."""
+    if is_address(str(path)):
+        return _served(config, str(path))
+    other = _load_judge(config, path, processes.device)
+    other.judge.requires_grad_(False)
+    return other.with_role(config.judge.role if config.judge.role in other.judge.roles else None)
+
+
+def _evaluator(
+    config: JointConfig,
+    held_out: tuple[Prompt, ...],
+    judge: RewardingJudge,
+    initial_judge: RewardingJudge,
+    encoder: PromptEncoder,
+    processes: Processes,
+) -> Evaluator:
+    judges: dict[str, RewardingJudge] = {INITIAL: initial_judge, CURRENT: judge}
+    if config.judge.audit_path is not None:
+        path = config.judge.audit_path
+        judges[AUDIT] = _watcher(config, embedded("reward_model", "toy_audit") if path == TOY else path, processes)
+    return Evaluator(
+        prompts=held_out,
+        judges=judges,
+        measures=world.measures() if config.prompts.world else {},
+        weights=config.reward.weights,
+        encoder=encoder,
+        draw=Draw(seed=config.run.seed, step=0).fork("evaluation"),
+        num_seeds=config.evaluation.num_seeds,
+        num_steps=config.sampling.num_steps,
+        batch_size=config.sampling.batch_size,
+        judge_batch_size=config.judge.batch_size,
+        rank=processes.rank,
+        num_ranks=processes.count,
+    )
+
+
+def _probes(
+    config: JointConfig, generator: VideoGenerator, held_out: tuple[Prompt, ...], encoder: PromptEncoder, draw: Draw
+) -> Probes:
+    prompts = held_out[: config.evaluation.num_probes]
+    sampled = rollout(
+        generator,
+        prompts,
+        encoder=encoder,
+        draw=draw.fork("probes"),
+        group_size=1,
+        num_steps=config.sampling.num_steps,
+        batch_size=config.sampling.batch_size,
+    )
+    clean = None
+    if config.prompts.world:
+        clips = world.clean_clips(
+            prompts, draw.fork("clean"), sample=0, num_frames=generator.num_frames, size=generator.size
+        )
+        clean = (clips, prompts)
+    return Probes(generator, sampled, clean=clean, encoder=encoder, draw=draw.fork("probes"))
+
+
+def _renderer(config: JointConfig, held_out: tuple[Prompt, ...], draw: Draw) -> dict[str, float] | None:
+    if not config.prompts.world:
+        return None
+    return world.renderer_spread(
+        held_out,
+        draw.fork("renderer"),
+        num_seeds=config.evaluation.num_seeds,
+        num_frames=config.generator.num_frames,
+        size=(config.generator.height, config.generator.width),
+    )
+
+
+def _anchor_rewards(config: JointConfig, judge: RewardingJudge, anchors: Anchors | None) -> torch.Tensor | None:
+    if anchors is None:
+        return None
+    assert isinstance(judge, VideoJudgeReward), "only a judge that is refreshed has anchors"
+    return weighted(anchor_scores(judge, anchors.held_out), config.reward.weights)
+
+
+def embedded(package: str, name: str) -> Path:
+    """Return the folder of an embedded model.
+
+    Args:
+        package: the package that holds it.
+        name: its folder among the package's assets.
+
+    Returns:
+        An existing folder.
+
+    Raises:
+        ValueError: it is not there.
+    """
+    spec = importlib.util.find_spec(package)
+    assert spec is not None and spec.submodule_search_locations
+    folder = Path(spec.submodule_search_locations[0]) / "assets" / name
+    if not folder.is_dir():
+        raise ValueError(f"the embedded model {folder} is missing; build it with scripts/build_toy_models.py")
+    return folder

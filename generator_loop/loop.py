@@ -30,11 +30,12 @@ from generator_loop.run.session import Session, anchored
 from generator_loop.run.state import save
 from generator_loop.sampling.prompts import draw_prompts
 from generator_loop.sampling.rollout import rollout
-from generator_loop.tracking.checkpoint import latest, write_json
+from generator_loop.tracking.checkpoint import latest
 from generator_loop.tracking.metric_log import is_distributed
 from generator_loop.tracking.model_card import write_model_card
 from generator_loop.tracking.report import write_report
 from reward_model import VideoJudgeReward, write_video
+from reward_model.files import write_json
 
 log = logging.getLogger(__name__)
 

@@ -26,6 +26,7 @@ from generator_loop.run.session import Progress, Session
 from generator_loop.tracking import checkpoint
 from reward_model import VideoJudgeReward
 from reward_model.config import save_config
+from reward_model.files import write_json
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ def _writer(session: Session) -> Callable[[Path], None]:
             "first": progress.first,
             "alarms": progress.alarms,
         }
-        checkpoint.write_json(state / "progress.json", counters)
+        write_json(state / "progress.json", counters)
         save_config(session.config, folder / "config.yaml")
 
     return write

@@ -373,7 +373,7 @@ class JointConfig:
             raise ValueError(
                 "update.advantages=per_reward reads each reward by itself, which reward.transform leaves alone: drop one"
             )
-        if self.objective.name in ("draft", "refl") and (self.reward.terms or self.reward.transform != "none"):
+        if self.objective.differentiates and (self.reward.terms or self.reward.transform != "none"):
             raise ValueError(
                 f"objective.name={self.objective.name} differentiates the judges alone: drop reward.terms and reward.transform"
             )

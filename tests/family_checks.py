@@ -4,7 +4,7 @@ import torch
 from torch.testing import assert_close
 
 from generator_loop.adapters.base import OLD, POLICY, REFERENCE
-from generator_loop.objectives import OBJECTIVE_CONFIGS, OBJECTIVES
+from generator_loop.objectives import OBJECTIVES
 from generator_loop.optim.step import Updater, policies_of
 from generator_loop.records import Draw, Prompt
 from generator_loop.rewards.advantages import group_advantages
@@ -50,7 +50,7 @@ def check_encoding(generator, *, mean=0.0, std=1.0, scale=1.0):
 
 def check_objective_trains(generator, name):
     """Take one step with an objective: the policy moves, and its probability ratio was 1 before."""
-    objective = OBJECTIVES[name](OBJECTIVE_CONFIGS[name]())
+    objective = OBJECTIVES[name](OBJECTIVES[name].config_class())
     for role in (OLD, REFERENCE):
         generator.set_weights(role, {key: value.clone() for key, value in generator.weights(POLICY).items()})
     kept = dict(tail_span=objective.tail_span, random_steps=objective.random_steps)

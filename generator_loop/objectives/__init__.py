@@ -1,22 +1,26 @@
-"""Training objectives by name; each is built from its config dataclass."""
+"""Training objectives by name; a new one is a file here and a line in `OBJECTIVES`."""
 
-from generator_loop.objectives.diffusion_dpo import DiffusionDPO, DiffusionDPOConfig
-from generator_loop.objectives.draft import Draft, DraftConfig
-from generator_loop.objectives.flow_grpo import FlowGRPO, FlowGRPOConfig
-from generator_loop.objectives.nft import NFT, NFTConfig
-from generator_loop.objectives.refl import ReFL, ReFLConfig
-from generator_loop.objectives.rwr import RWR, RWRConfig
+from typing import Any
 
-OBJECTIVES = {"nft": NFT, "dpo": DiffusionDPO, "draft": Draft, "refl": ReFL, "flow_grpo": FlowGRPO, "rwr": RWR}
+from generator_loop.objectives.base import ObjectiveConfig
+from generator_loop.objectives.diffusion_dpo import DiffusionDPO
+from generator_loop.objectives.draft import Draft
+from generator_loop.objectives.flow_grpo import FlowGRPO
+from generator_loop.objectives.nft import NFT
+from generator_loop.objectives.refl import ReFL
+from generator_loop.objectives.rwr import RWR
 
-DIFFERENTIATING = ("draft", "refl")
-"""Objectives that need the reward's gradient."""
-
-OBJECTIVE_CONFIGS = {
-    "nft": NFTConfig,
-    "dpo": DiffusionDPOConfig,
-    "draft": DraftConfig,
-    "refl": ReFLConfig,
-    "flow_grpo": FlowGRPOConfig,
-    "rwr": RWRConfig,
+OBJECTIVES: dict[str, Any] = {
+    "nft": NFT,
+    "dpo": DiffusionDPO,
+    "draft": Draft,
+    "refl": ReFL,
+    "flow_grpo": FlowGRPO,
+    "rwr": RWR,
 }
+"""Name -> class, an `Objective` that is built from its `config_class`."""
+
+
+def objective_configs() -> dict[str, type[ObjectiveConfig]]:
+    """Return the config dataclass of each objective by the objective's name."""
+    return {name: objective.config_class for name, objective in OBJECTIVES.items()}

@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -59,16 +59,26 @@ class Batch(Protocol):
 BatchT = TypeVar("BatchT", bound=Batch)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """Base of every objective's config, whose first field is `name`."""
+
+    differentiates: ClassVar[bool] = False
+    """Whether the objective needs the gradient of the reward, which only judges that are loaded here have."""
+
+
 class Objective(Protocol[BatchT]):
     """One way to learn from a rollout.
 
     Attributes:
+        config_class: dataclass of its settings, which tells whether it differentiates the reward.
         metrics: names of the metrics that `backward` returns, the same on every rank.
         num_updates: optimiser steps that one rollout gives.
         tail_span: span of sigma whose states the rollout must keep; 0 keeps none.
         random_steps: steps of the rollout that are drawn at random and kept; None samples the ODE.
     """
 
+    config_class: ClassVar[type[ObjectiveConfig]]
     metrics: tuple[str, ...]
     num_updates: int
     tail_span: float
@@ -108,6 +118,7 @@ class Objective(Protocol[BatchT]):
 class LossObjective(ABC, Generic[BatchT]):
     """What objectives with a loss over samples of the ODE share; a family fills in `metrics`, `plan` and `loss`."""
 
+    config_class: ClassVar[type[ObjectiveConfig]]
     tail_span = 0.0
     random_steps: RandomSteps | None = None
 

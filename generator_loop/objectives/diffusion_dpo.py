@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from generator_loop.flow.path import keyed_noise, logit_normal_levels, mean_square, noised
-from generator_loop.objectives.base import LossObjective, Policies
+from generator_loop.objectives.base import LossObjective, ObjectiveConfig, Policies
 from generator_loop.records import Conditioning, Draw, LossOutput, Rollout, Scored
 from generator_loop.rewards.advantages import Advantages
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiffusionDPOConfig:
+class DiffusionDPOConfig(ObjectiveConfig):
     """Settings of Diffusion-DPO; "measured" defaults come from the embedded moving-shapes world."""
 
     name: Literal["dpo"] = "dpo"
@@ -77,6 +77,7 @@ class PairBatch:
 class DiffusionDPO(LossObjective[PairBatch]):
     """Diffusion-DPO on pairs chosen within each group, as an objective of the loop."""
 
+    config_class = DiffusionDPOConfig
     metrics = ("loss", "implicit_accuracy", "margin", "winner_error", "loser_error")
 
     def plan(

@@ -17,14 +17,16 @@ import torch
 from torch import Tensor
 
 from generator_loop.flow.path import mean_square
-from generator_loop.objectives.base import Policies, check_decoded, drawn_run
+from generator_loop.objectives.base import ObjectiveConfig, Policies, check_decoded, drawn_run
 from generator_loop.records import Conditioning, Draw, Prompt, Rollout, Scored, TailStates
 from generator_loop.rewards.advantages import Advantages
 
 
 @dataclass(frozen=True, kw_only=True)
-class DraftConfig:
+class DraftConfig(ObjectiveConfig):
     """Settings of DRaFT-K and DRTune."""
+
+    differentiates = True
 
     name: Literal["draft"] = "draft"
     """Chooses this objective."""
@@ -76,6 +78,7 @@ class DraftBatch:
 class Draft:
     """DRaFT-K as an objective of the loop; one optimiser step a rollout, as its samples are then no longer its own."""
 
+    config_class = DraftConfig
     metrics = ("loss", "reward", "gradient_norm", "valid", "kl")
     num_updates = 1
     random_steps = None

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from generator_loop.flow.path import mean_square
 from generator_loop.flow.sde import Kernel, KernelName, RandomSteps, step_weights
-from generator_loop.objectives.base import LossObjective, Policies
+from generator_loop.objectives.base import LossObjective, ObjectiveConfig, Policies
 from generator_loop.records import Conditioning, Draw, LossOutput, Rollout, Scored
 from generator_loop.rewards.advantages import Advantages
 
@@ -30,7 +30,7 @@ Balance = Literal["gradient", "guard", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlowGRPOConfig:
+class FlowGRPOConfig(ObjectiveConfig):
     """Settings of Flow-GRPO."""
 
     name: Literal["flow_grpo"] = "flow_grpo"
@@ -100,6 +100,7 @@ class StepBatch:
 class FlowGRPO(LossObjective[StepBatch]):
     """Flow-GRPO as an objective of the loop."""
 
+    config_class = FlowGRPOConfig
     metrics = ("loss", "ratio_error", "clip_fraction", "kl")
 
     def __init__(self, config: FlowGRPOConfig) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from generator_loop.flow.path import keyed_noise, mean_square, noised
-from generator_loop.objectives.base import LossObjective, Policies
+from generator_loop.objectives.base import LossObjective, ObjectiveConfig, Policies
 from generator_loop.records import Conditioning, Draw, LossOutput, Rollout, Scored
 from generator_loop.rewards.advantages import Advantages
 
@@ -22,7 +22,7 @@ MIN_ERROR = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
-class NFTConfig:
+class NFTConfig(ObjectiveConfig):
     """Settings of DiffusionNFT; "measured" defaults come from the embedded moving-shapes world."""
 
     name: Literal["nft"] = "nft"
@@ -79,6 +79,7 @@ class NFTBatch:
 class NFT(LossObjective[NFTBatch]):
     """DiffusionNFT as an objective of the loop."""
 
+    config_class = NFTConfig
     metrics = ("loss", "goodness", "policy_shift", "kl")
 
     def plan(

@@ -20,14 +20,16 @@ import torch
 from torch import Tensor
 
 from generator_loop.flow.path import mean_square
-from generator_loop.objectives.base import LossObjective, Policies, check_decoded, drawn_run
+from generator_loop.objectives.base import LossObjective, ObjectiveConfig, Policies, check_decoded, drawn_run
 from generator_loop.records import Conditioning, Draw, LossOutput, Prompt, Rollout, Scored
 from generator_loop.rewards.advantages import Advantages
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReFLConfig:
+class ReFLConfig(ObjectiveConfig):
     """Settings of ReFL."""
+
+    differentiates = True
 
     name: Literal["refl"] = "refl"
     """Chooses this objective."""
@@ -82,6 +84,7 @@ class LateBatch:
 class ReFL(LossObjective[LateBatch]):
     """ReFL as an objective of the loop."""
 
+    config_class = ReFLConfig
     metrics = ("loss", "reward", "valid", "kl")
 
     def __init__(self, config: ReFLConfig) -> None:

@@ -26,13 +26,13 @@ import torch
 from torch import Tensor
 
 from generator_loop.flow.path import keyed_noise, logit_normal_levels, mean_square, noised
-from generator_loop.objectives.base import LossObjective, Policies
+from generator_loop.objectives.base import LossObjective, ObjectiveConfig, Policies
 from generator_loop.records import Conditioning, Draw, LossOutput, Rollout, Scored
 from generator_loop.rewards.advantages import Advantages
 
 
 @dataclass(frozen=True, kw_only=True)
-class RWRConfig:
+class RWRConfig(ObjectiveConfig):
     """Settings of Flow-RWR."""
 
     name: Literal["rwr"] = "rwr"
@@ -78,6 +78,7 @@ class WeightedBatch:
 class RWR(LossObjective[WeightedBatch]):
     """Flow-RWR as an objective of the loop."""
 
+    config_class = RWRConfig
     metrics = ("loss", "error", "kl")
 
     def plan(

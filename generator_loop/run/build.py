@@ -15,7 +15,7 @@ from generator_loop.evaluation import toy_world as world
 from generator_loop.evaluation.columns import AUDIT, CURRENT, INITIAL
 from generator_loop.evaluation.held_out import Evaluator
 from generator_loop.evaluation.probes import Probes
-from generator_loop.objectives import DIFFERENTIATING, OBJECTIVE_CONFIGS, OBJECTIVES
+from generator_loop.objectives import OBJECTIVES, objective_configs
 from generator_loop.optim.step import Updater
 from generator_loop.records import Draw, Prompt
 from generator_loop.refresh.anchors import Anchors, anchor_scores, read_anchors
@@ -34,7 +34,7 @@ TOY = "toy"
 
 def read_config(path: str | Path, overrides: list[str]) -> JointConfig:
     """Return the config of a joint run; see `load_config` for the errors."""
-    return load_config(JointConfig, path, overrides, variants={"objective": OBJECTIVE_CONFIGS})
+    return load_config(JointConfig, path, overrides, variants={"objective": objective_configs()})
 
 
 def open_session(config: JointConfig, processes: Processes) -> Session:
@@ -122,7 +122,7 @@ def _load_judge(config: JointConfig, path: Path | str, device: torch.device) -> 
 
 
 def _served(config: JointConfig, url: str) -> ServedJudge:
-    if config.objective.name in DIFFERENTIATING and url != config.judge.audit_path:
+    if config.objective.differentiates and url != config.judge.audit_path:
         raise ValueError(
             f"objective.name={config.objective.name} needs the judge's gradient, which a served judge does not send: load "
             f"{url}'s judge by its folder"

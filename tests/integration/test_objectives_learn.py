@@ -11,7 +11,7 @@ import torch
 
 from generator_loop.adapters.base import OLD, POLICY, REFERENCE
 from generator_loop.flow.path import noised
-from generator_loop.objectives import OBJECTIVE_CONFIGS, OBJECTIVES
+from generator_loop.objectives import OBJECTIVES
 from generator_loop.optim.step import Updater, policies_of
 from generator_loop.records import Conditioning, Draw, Prompt
 from generator_loop.rewards.advantages import group_advantages
@@ -89,7 +89,7 @@ def train(generator, name, *, transform=lambda rewards: rewards, num_rounds=5):
     """Train on a copy; return the mean reward of fresh samples before and after."""
     generator = copy.deepcopy(generator)
     settings, lr = SETTINGS[name]
-    objective = OBJECTIVES[name](OBJECTIVE_CONFIGS[name](**settings))
+    objective = OBJECTIVES[name](OBJECTIVES[name].config_class(**settings))
     updater = Updater(dict(generator.network.named_parameters()), lr=lr)
     who = policies_of(generator, lambda frames, _prompts: frames[:, 0])
     sampling = dict(encoder=PromptEncoder(generator), group_size=8, num_steps=8, batch_size=64)

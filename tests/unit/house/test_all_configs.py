@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from generator_loop.config import JointConfig
-from generator_loop.objectives import OBJECTIVE_CONFIGS
+from generator_loop.objectives import objective_configs
 from generator_loop.run.build import read_config
 from reward_model import load_config
 from reward_model.training.recipe import RecipeConfig
@@ -19,7 +19,7 @@ from reward_model.training.recipe import RecipeConfig
 ROOT = Path(__file__).resolve().parents[3]
 JUDGE_RECIPES = sorted((ROOT / "configs" / "judge").glob("*.yaml"))
 JOINT_RECIPES = sorted({*(ROOT / "configs").glob("*.yaml"), *(ROOT / "configs" / "joint").glob("*.yaml")})
-SCHEMAS = (JointConfig, RecipeConfig, *OBJECTIVE_CONFIGS.values())
+SCHEMAS = (JointConfig, RecipeConfig, *objective_configs().values())
 SECTIONS = [field.name for field in dataclasses.fields(JointConfig)]
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from generator_loop.objectives import OBJECTIVE_CONFIGS, OBJECTIVES
+from generator_loop.objectives import OBJECTIVES
 from generator_loop.objectives.base import backward_of
 from generator_loop.optim.step import NonFiniteError, Updater, all_sum, policies_of
 from generator_loop.records import Draw, LossOutput
@@ -122,7 +122,8 @@ def test_a_state_of_other_parameters_is_refused():
 def train_share(name, rank, num_ranks):
     """Train on this rank's prompts for two rounds; return the weights and the last metrics."""
     policy, reference = LinearField(), LinearField(seed=3)
-    objective, updater = OBJECTIVES[name](OBJECTIVE_CONFIGS[name]()), Updater(dict(policy.named_parameters()), lr=0.05)
+    objective = OBJECTIVES[name](OBJECTIVES[name].config_class())
+    updater = Updater(dict(policy.named_parameters()), lr=0.05)
     share = NUM_PROMPTS // num_ranks
     mine = slice(rank * share * GROUP_SIZE, (rank + 1) * share * GROUP_SIZE)
     metrics = {}
@@ -191,7 +192,7 @@ def test_each_objective_trains_a_real_generator_through_its_actors(name):
     from tests.tiny_wan import build_generator
 
     generator = build_generator(decode_batch_size=4)
-    objective = OBJECTIVES[name](OBJECTIVE_CONFIGS[name]())
+    objective = OBJECTIVES[name](OBJECTIVES[name].config_class())
     draw, prompts = Draw(0, 0), (Prompt(0, "a red ball"), Prompt(1, "a blue square"))
     settings = dict(encoder=PromptEncoder(generator), draw=draw, group_size=4, num_steps=3, batch_size=8)
     kept = {"tail_span": objective.tail_span, "random_steps": objective.random_steps}

@@ -39,8 +39,8 @@ class GeneratorSettings:
 
     path: str
     """Local pipeline folder, hub id, or "toy" for the embedded generator."""
-    family: Literal["wan", "ltx", "cogvideox", "hunyuan_video", "mochi"] = "wan"
-    """Adapter that knows the model."""
+    family: str = "wan"
+    """Adapter that knows the model, one of `GENERATORS`: wan, ltx, cogvideox, hunyuan_video or mochi."""
     revision: str | None = None
     """Hub revision; null takes the newest."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

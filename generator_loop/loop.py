@@ -248,7 +248,7 @@ def finish(session: Session) -> Path:
         )
         write_json(path, found)
         write_report(session.output)
-        write_model_card(session.output)
+        write_model_card(session.output, pipeline=session.generator.pipeline_name)
     session.processes.wait()
     session.bar.close()
     return path

@@ -2,7 +2,7 @@
 
 import torch
 
-from tests.tiny_wan import build_tokenizer
+from tests.tiny_wan import build_tokenizer, generator_on
 
 
 def build_cogvideox(*, rotary=False, seed=0):
@@ -68,5 +68,5 @@ def build_cogvideox_generator(*, pipeline=None, **settings):
     """Return a `CogVideoXGenerator` on a tiny pipeline: 5 frames of 32 x 32, LoRA rank 4 and alpha 8."""
     from generator_loop.adapters.cogvideox import CogVideoXGenerator
 
-    defaults = dict(num_frames=5, size=(32, 32), fps=8.0, lora_rank=4, lora_alpha=8, max_sequence_length=8)
-    return CogVideoXGenerator(pipeline or build_cogvideox(), **{**defaults, **settings})
+    defaults = dict(num_frames=5, height=32, width=32, fps=8.0, lora_rank=4, lora_alpha=8, max_sequence_length=8)
+    return generator_on(CogVideoXGenerator, pipeline or build_cogvideox(), **{**defaults, **settings})

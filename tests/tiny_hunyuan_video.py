@@ -2,7 +2,7 @@
 
 import torch
 
-from tests.tiny_wan import build_tokenizer
+from tests.tiny_wan import build_tokenizer, generator_on
 
 
 def build_hunyuan_video(*, seed=0):
@@ -63,5 +63,5 @@ def build_hunyuan_video_generator(*, pipeline=None, **settings):
     """Return a `HunyuanVideoGenerator` on a tiny pipeline: 5 frames of 32 x 32, LoRA rank 4 and alpha 8."""
     from generator_loop.adapters.hunyuan_video import HunyuanVideoGenerator
 
-    defaults = dict(num_frames=5, size=(32, 32), fps=8.0, lora_rank=4, lora_alpha=8, max_sequence_length=16)
-    return HunyuanVideoGenerator(pipeline or build_hunyuan_video(), **{**defaults, **settings})
+    defaults = dict(num_frames=5, height=32, width=32, fps=8.0, lora_rank=4, lora_alpha=8, max_sequence_length=16)
+    return generator_on(HunyuanVideoGenerator, pipeline or build_hunyuan_video(), **{**defaults, **settings})

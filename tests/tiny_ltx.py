@@ -2,7 +2,7 @@
 
 import torch
 
-from tests.tiny_wan import build_tokenizer
+from tests.tiny_wan import build_tokenizer, generator_on
 
 
 def build_ltx(*, timestep_conditioning=False, seed=0):
@@ -63,5 +63,5 @@ def build_ltx_generator(*, pipeline=None, **settings):
     """Return an `LTXGenerator` on a tiny pipeline: 5 frames of 32 x 32, LoRA rank 4 and alpha 8."""
     from generator_loop.adapters.ltx import LTXGenerator
 
-    defaults = dict(num_frames=5, size=(32, 32), fps=8.0, lora_rank=4, lora_alpha=8, max_sequence_length=8)
-    return LTXGenerator(pipeline or build_ltx(), **{**defaults, **settings})
+    defaults = dict(num_frames=5, height=32, width=32, fps=8.0, lora_rank=4, lora_alpha=8, max_sequence_length=8)
+    return generator_on(LTXGenerator, pipeline or build_ltx(), **{**defaults, **settings})

@@ -2,7 +2,7 @@
 
 import torch
 
-from tests.tiny_wan import build_tokenizer
+from tests.tiny_wan import build_tokenizer, generator_on
 
 
 def build_mochi(*, seed=0):
@@ -49,5 +49,5 @@ def build_mochi_generator(*, pipeline=None, **settings):
     """Return a `MochiGenerator` on a tiny pipeline: 7 frames of 32 x 32, LoRA rank 4 and alpha 8."""
     from generator_loop.adapters.mochi import MochiGenerator
 
-    defaults = dict(num_frames=7, size=(32, 32), fps=8.0, lora_rank=4, lora_alpha=8, max_sequence_length=8)
-    return MochiGenerator(pipeline or build_mochi(), **{**defaults, **settings})
+    defaults = dict(num_frames=7, height=32, width=32, fps=8.0, lora_rank=4, lora_alpha=8, max_sequence_length=8)
+    return generator_on(MochiGenerator, pipeline or build_mochi(), **{**defaults, **settings})

@@ -96,12 +96,20 @@ def build_wan(*, kind="2.1", scheduler=None, shift=3.0, seed=0):
     return pipeline
 
 
+def generator_on(family_class, pipeline, *, lora_seed=0, lora_targets=None, **settings):
+    """Return a generator on a loaded pipeline; `settings` are those of `generator` in a recipe."""
+    from generator_loop.config import GeneratorSettings
+
+    config = GeneratorSettings(path="", **settings)
+    return family_class(pipeline, config, lora_seed=lora_seed, lora_targets=lora_targets)
+
+
 def build_generator(*, pipeline=None, **settings):
     """Return a `WanGenerator` on a tiny pipeline: 5 frames of 16 x 16, LoRA rank 4 and alpha 8."""
     from generator_loop.adapters.wan import WanGenerator
 
-    defaults = dict(num_frames=5, size=(16, 16), fps=8.0, lora_rank=4, lora_alpha=8, max_sequence_length=8)
-    return WanGenerator(pipeline or build_wan(), **{**defaults, **settings})
+    defaults = dict(num_frames=5, height=16, width=16, fps=8.0, lora_rank=4, lora_alpha=8, max_sequence_length=8)
+    return generator_on(WanGenerator, pipeline or build_wan(), **{**defaults, **settings})
 
 
 def randomise_lora(generator, *, std=0.3, seed=1):

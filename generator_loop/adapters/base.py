@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -27,6 +27,8 @@ class VideoGenerator(Protocol):
     """
 
     name: str
+    pipeline_name: ClassVar[str]
+    """Class of diffusers that loads the model and what `save` wrote; the model card names it."""
     fps: float
     num_frames: int
     size: tuple[int, int]

@@ -33,7 +33,7 @@ class HunyuanVideoGenerator(PipelineGenerator):
     def _encode_prompts(self, texts: Sequence[str]) -> Conditioning:
         """Encode prompts to [B, L, d] with their masks [B, L], and to pooled vectors [B, p]."""
         text, pooled, mask = self.pipeline.encode_prompt(
-            list(texts), max_sequence_length=self.max_sequence_length, device=self.device
+            list(texts), max_sequence_length=self.config.max_sequence_length, device=self.device
         )
         dtype = self.pipeline.transformer.dtype
         tensors = {"positive": text.to(dtype), "positive_mask": mask.to(dtype), "positive_pooled": pooled.to(dtype)}
@@ -48,7 +48,7 @@ class HunyuanVideoGenerator(PipelineGenerator):
     def _velocity(self, latents: Tensor, sigma: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
         transformer = self.pipeline.transformer
         guidance = torch.full(
-            (len(latents),), 1000.0 * self.guidance_scale, device=self.device, dtype=transformer.dtype
+            (len(latents),), 1000.0 * self.config.guidance_scale, device=self.device, dtype=transformer.dtype
         )
         output = transformer(
             hidden_states=latents.to(transformer.dtype),
@@ -86,7 +86,7 @@ class HunyuanVideoGenerator(PipelineGenerator):
         return latents * self.pipeline.vae.config.scaling_factor
 
     def _check(self) -> None:
-        if self.negative_prompt:
+        if self.config.negative_prompt:
             raise ValueError(
                 "hunyuan_video: negative_prompt is not read, as guidance is told to the model; leave it empty"
             )

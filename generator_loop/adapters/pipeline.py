@@ -12,24 +12,22 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from generator_loop.adapters.base import POLICY
-from generator_loop.adapters.kernels import Attention, compile_blocks, use_attention
+from generator_loop.adapters.kernels import compile_blocks, use_attention
 from generator_loop.adapters.lora import LoraWeights
-from generator_loop.adapters.offload import Offloading, offload_of
+from generator_loop.adapters.offload import offload_of
 from generator_loop.adapters.partial_decode import check_run, held_outside
+from generator_loop.config import GeneratorSettings
 from generator_loop.records import Conditioning
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 """File name that stock `load_lora_weights` looks for."""
-
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
-"""Precision of transformer and text encoder; `auto` is float32 on the CPU and bfloat16 elsewhere."""
 
 
 class PipelineGenerator(ABC):
@@ -48,105 +46,55 @@ class PipelineGenerator(ABC):
     """Names of what the pipeline's `encode_prompt` returns."""
 
     def __init__(
-        self,
-        pipeline: Any,
-        *,
-        num_frames: int,
-        size: tuple[int, int],
-        fps: float,
-        lora_rank: int,
-        lora_alpha: int,
-        lora_targets: Sequence[str] | None = None,
-        lora_seed: int = 0,
-        guidance_scale: float = 1.0,
-        guidance_scale_2: float | None = None,
-        negative_prompt: str = "",
-        max_sequence_length: int = 512,
-        decode_batch_size: int = 1,
-        checkpoint_decode: bool = False,
-        checkpoint_transformer: bool = False,
-        attention: Attention = "native",
-        compile_transformer: bool = False,
-        vae_tiling: bool = False,
-        offload: Offloading = "none",
+        self, pipeline: Any, config: GeneratorSettings, *, lora_seed: int = 0, lora_targets: Sequence[str] | None = None
     ) -> None:
         """Freeze the pipeline and attach LoRA to its transformers.
 
         Args:
             pipeline: loaded pipeline, on its device; it is changed in place.
-            num_frames: pixel frames T, one more than a multiple of the VAE's temporal factor.
-            size: height and width in pixels.
-            fps: frames a second that the model was trained for.
-            lora_rank: inner dimension of LoRA.
-            lora_alpha: LoRA's update is scaled by alpha / rank.
-            lora_targets: endings of module names; None takes the family's.
+            config: clip, LoRA, guidance and memory settings; its path, revision and dtype are not read here.
             lora_seed: seed of LoRA's first state.
-            guidance_scale: classifier-free guidance; 1 is off and saves half of every prediction.
-            guidance_scale_2: guidance of a second transformer; None takes the first one's.
-            negative_prompt: what guidance leads away from.
-            max_sequence_length: text tokens L; shorter prompts are padded.
-            decode_batch_size: clips decoded or encoded at once.
-            checkpoint_decode: recompute the decoder in the backward pass instead of keeping its activations.
-            checkpoint_transformer: likewise for the transformer's blocks.
-            attention: kernel of the transformers' attention.
-            compile_transformer: compile the transformers' blocks at their first call.
-            vae_tiling: decode and encode large frames tile by tile.
-            offload: what becomes of text encoders and VAE while they are not in use.
+            lora_targets: endings of module names; None takes the family's.
 
         Raises:
             ValueError: if the pipeline is of a kind that is not supported, or the clip's shape or a setting does not fit it.
         """
-        height, width = size
-        self.num_frames, self.size, self.fps = num_frames, (height, width), fps
-        self.guidance_scale, self.guidance_scale_2 = guidance_scale, guidance_scale_2
-        self.negative_prompt = negative_prompt
-        self.max_sequence_length = max_sequence_length
-        self.decode_batch_size = decode_batch_size
-        self.pipeline = pipeline
+        self.config, self.pipeline = config, pipeline
+        self.num_frames, self.size, self.fps = config.num_frames, (config.height, config.width), config.fps
         self._check()
         self._check_guidance()
         self._shape = self._latent_shape()
-        for part in pipeline.components.values():
-            if isinstance(part, nn.Module):
-                part.eval().requires_grad_(False)
+        for component in pipeline.components.values():
+            if isinstance(component, nn.Module):
+                component.eval().requires_grad_(False)
         self.device = pipeline.transformer.device
         self._schedule = self._schedule_of(pipeline.scheduler)
-        self._transformers = {part: getattr(pipeline, part) for part in self._parts()}
+        self._transformers = {name: getattr(pipeline, name) for name in self._transformer_names()}
         self._lora = LoraWeights(
             self._transformers,
-            rank=lora_rank,
-            alpha=lora_alpha,
+            rank=config.lora_rank,
+            alpha=config.lora_alpha,
             targets=lora_targets or self.lora_targets,
             seed=lora_seed,
         )
-        if checkpoint_decode:
+        if config.checkpoint_decode:
             self._checkpoint_decoder()
-        if vae_tiling:
+        if config.vae_tiling:
             pipeline.vae.enable_tiling()
         for transformer in self._transformers.values():
-            _prepare(transformer, attention, checkpointed=checkpoint_transformer, compiled=compile_transformer)
-        self._offload = offload_of(pipeline, offload)
+            _prepare(transformer, config)
+        self._offload = offload_of(pipeline, config.offload)
 
     @classmethod
     def from_pretrained(
-        cls,
-        path_or_id: str,
-        *,
-        revision: str | None = None,
-        dtype: Precision = "auto",
-        device: torch.device | None = None,
-        offload: Offloading = "none",
-        **settings: Any,
+        cls, config: GeneratorSettings, *, device: torch.device | None = None, lora_seed: int = 0
     ) -> Self:
-        """Load a pipeline folder or hub id and attach LoRA.
+        """Load the pipeline folder or hub id that `config.path` names and attach LoRA.
 
         Args:
-            path_or_id: diffusers pipeline folder or hub id.
-            revision: hub revision.
-            dtype: precision of the frozen transformer and text encoder; the VAE and LoRA are always float32.
+            config: the generator; its dtype is that of transformer and text encoder, the VAE and LoRA are always float32.
             device: where the models live; None is the CPU.
-            offload: what becomes of text encoders and VAE while they are not in use.
-            **settings: the constructor's, by name.
+            lora_seed: seed of LoRA's first state.
 
         Returns:
             The generator.
@@ -154,14 +102,15 @@ class PipelineGenerator(ABC):
         import diffusers
 
         device = device or torch.device("cpu")
-        if dtype == "auto":
-            dtype = "float32" if device.type == "cpu" else "bfloat16"
+        standard = "float32" if device.type == "cpu" else "bfloat16"
+        dtype = standard if config.dtype == "auto" else config.dtype
         dtypes = {"default": getattr(torch, dtype), "vae": torch.float32}
-        pipeline = getattr(diffusers, cls.pipeline_name).from_pretrained(path_or_id, revision=revision, dtype=dtypes)
-        for name, part in pipeline.components.items():
-            if isinstance(part, nn.Module) and (offload == "none" or name.startswith("transformer")):
-                part.to(device)
-        return cls(pipeline, offload=offload, **settings)
+        loader = getattr(diffusers, cls.pipeline_name)
+        pipeline = loader.from_pretrained(config.path, revision=config.revision, dtype=dtypes)
+        for name, component in pipeline.components.items():
+            if isinstance(component, nn.Module) and (config.offload == "none" or name.startswith("transformer")):
+                component.to(device)
+        return cls(pipeline, config, lora_seed=lora_seed)
 
     def init_latents(self, generators: Sequence[torch.Generator]) -> Tensor:
         """Draw unit Gaussian noise [B, c, F, h, w], one row from each CPU generator."""
@@ -180,14 +129,14 @@ class PipelineGenerator(ABC):
 
     def _guidance(self, sigma: Tensor) -> float | Tensor:
         """Return the scale of guidance, one for all rows or as [B, 1, 1, 1, 1]."""
-        return self.guidance_scale
+        return self.config.guidance_scale
 
     def decode(self, latents: Tensor, run: range | None = None) -> Tensor:
         """Decode latents [B, c, F, h, w], or a run of them, to frames [B, T, 3, H, W] in [0, 1], a few clips at a time."""
         if run is not None:
             check_run(run, latents.shape[2])
         with self._vae_for(latents) as inputs:
-            return torch.cat([self._decode(part, run) for part in inputs.split(self.decode_batch_size)])
+            return torch.cat([self._decode(part, run) for part in inputs.split(self.config.decode_batch_size)])
 
     def _decode(self, latents: Tensor, run: range | None) -> Tensor:
         pixels = self._pixels(latents) if run is None else self._pixels_of(held_outside(latents, run), run)
@@ -212,9 +161,9 @@ class PipelineGenerator(ABC):
     def _encode_prompts(self, texts: Sequence[str]) -> Conditioning:
         found = self.pipeline.encode_prompt(
             list(texts),
-            [self.negative_prompt] * len(texts),
-            do_classifier_free_guidance=self.guidance_scale > 1,
-            max_sequence_length=self.max_sequence_length,
+            [self.config.negative_prompt] * len(texts),
+            do_classifier_free_guidance=self.config.guidance_scale > 1,
+            max_sequence_length=self.config.max_sequence_length,
             device=self.device,
             dtype=self.pipeline.transformer.dtype,
         )
@@ -231,7 +180,9 @@ class PipelineGenerator(ABC):
         vae = self.pipeline.vae
         pixels = (frames.to(self.device) * 2 - 1).transpose(1, 2).to(vae.dtype)
         with self._vae_for(pixels):
-            modes = [vae.encode(part).latent_dist.mode().float() for part in pixels.split(self.decode_batch_size)]
+            modes = [
+                vae.encode(part).latent_dist.mode().float() for part in pixels.split(self.config.decode_batch_size)
+            ]
         return self._normalise(torch.cat(modes))
 
     def _vae_for(self, inputs: Tensor) -> AbstractContextManager[Tensor]:
@@ -248,14 +199,14 @@ class PipelineGenerator(ABC):
         """Refuse pipelines of this class that are not supported (ValueError)."""
 
     def _check_guidance(self) -> None:
-        num_transformers = len(self._parts())
-        if self.guidance_scale_2 is not None and (num_transformers == 1 or self.guidance_scale <= 1):
+        num_transformers = len(self._transformer_names())
+        if self.config.guidance_scale_2 is not None and (num_transformers == 1 or self.config.guidance_scale <= 1):
             raise ValueError(
                 f"generator.guidance_scale_2 guides the second of two transformers beside guidance_scale > 1; {self.name} has "
-                f"{num_transformers} here and guidance_scale is {self.guidance_scale}: set generator.guidance_scale_2=null"
+                f"{num_transformers} here and guidance_scale is {self.config.guidance_scale}: set generator.guidance_scale_2=null"
             )
 
-    def _parts(self) -> tuple[str, ...]:
+    def _transformer_names(self) -> tuple[str, ...]:
         """Return the names of the pipeline's transformers, all of which are trained."""
         return ("transformer",)
 
@@ -340,10 +291,10 @@ def check_clip(size: tuple[int, int], num_frames: int, *, spatial: int, temporal
         raise ValueError(f"height and width must be multiples of {spatial} pixels, got {tuple(size)}")
 
 
-def _prepare(transformer: Any, attention: Attention, *, checkpointed: bool, compiled: bool) -> None:
+def _prepare(transformer: Any, config: GeneratorSettings) -> None:
     """Set how a transformer attends and whether it is recomputed and compiled; compiling comes last."""
-    if checkpointed:
+    if config.checkpoint_transformer:
         transformer.enable_gradient_checkpointing()
-    use_attention(transformer, attention)
-    if compiled:
+    use_attention(transformer, config.attention)
+    if config.compile:
         compile_blocks(transformer)

@@ -54,9 +54,11 @@ class WanGenerator(PipelineGenerator):
         return sigma.float() * num_times >= self.pipeline.config.boundary_ratio * num_times
 
     def _guidance(self, sigma: Tensor) -> float | Tensor:
-        if self.guidance_scale_2 is None:
-            return self.guidance_scale
-        return torch.where(self._is_early(sigma), self.guidance_scale, self.guidance_scale_2).view(-1, 1, 1, 1, 1)
+        if self.config.guidance_scale_2 is None:
+            return self.config.guidance_scale
+        return torch.where(self._is_early(sigma), self.config.guidance_scale, self.config.guidance_scale_2).view(
+            -1, 1, 1, 1, 1
+        )
 
     def _call(self, part: str, latents: Tensor, time: Tensor, text: Tensor) -> Tensor:
         transformer = self._transformers[part]
@@ -125,7 +127,7 @@ class WanGenerator(PipelineGenerator):
                 f"{pipeline.config.boundary_ratio}"
             )
 
-    def _parts(self) -> tuple[str, ...]:
+    def _transformer_names(self) -> tuple[str, ...]:
         return ("transformer", "transformer_2") if self.pipeline.transformer_2 is not None else ("transformer",)
 
     def _factors(self) -> tuple[int, int, int]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from generator_loop.adapters import GENERATORS
+from generator_loop.adapters import generator_class
 from generator_loop.adapters.base import VideoGenerator
 from generator_loop.config import JointConfig, is_address
 from generator_loop.evaluation import toy_world as world
@@ -33,8 +34,10 @@ TOY = "toy"
 
 
 def read_config(path: str | Path, overrides: list[str]) -> JointConfig:
-    """Return the config of a joint run; see `load_config` for the errors."""
-    return load_config(JointConfig, path, overrides, variants={"objective": objective_configs()})
+    """Return the config of a joint run; see `load_config` and `generator_class` for the errors."""
+    config = load_config(JointConfig, path, overrides, variants={"objective": objective_configs()})
+    generator_class(config.generator.family)
+    return config
 
 
 def open_session(config: JointConfig, processes: Processes) -> Session:
@@ -88,30 +91,11 @@ def open_session(config: JointConfig, processes: Processes) -> Session:
 
 def open_generator(config: JointConfig, device: torch.device) -> VideoGenerator:
     """Return the base generator that a config names, with LoRA that changes nothing yet."""
-    settings = config.generator
-    return GENERATORS[settings.family].from_pretrained(
-        str(embedded("generator_loop", "toy_wan") if settings.path == TOY else settings.path),
-        revision=settings.revision,
-        dtype=settings.dtype,
-        device=device,
-        num_frames=settings.num_frames,
-        size=(settings.height, settings.width),
-        fps=settings.fps,
-        lora_rank=settings.lora_rank,
-        lora_alpha=settings.lora_alpha,
-        lora_seed=config.run.seed,
-        guidance_scale=settings.guidance_scale,
-        guidance_scale_2=settings.guidance_scale_2,
-        negative_prompt=settings.negative_prompt,
-        max_sequence_length=settings.max_sequence_length,
-        decode_batch_size=settings.decode_batch_size,
-        checkpoint_decode=settings.checkpoint_decode,
-        checkpoint_transformer=settings.checkpoint_transformer,
-        attention=settings.attention,
-        compile_transformer=settings.compile,
-        vae_tiling=settings.vae_tiling,
-        offload=settings.offload,
-    )
+    generator = config.generator
+    family = generator_class(generator.family)
+    if generator.path == TOY:
+        generator = replace(generator, path=str(embedded("generator_loop", "toy_wan")))
+    return family.from_pretrained(generator, device=device, lora_seed=config.run.seed)
 
 
 def _load_judge(config: JointConfig, path: Path | str, device: torch.device) -> VideoJudgeReward:

@@ -1,6 +1,6 @@
 """The model card beside a trained LoRA: what it belongs to, how it is loaded, what it changed.
 
-It is made from the run's summary alone, so that it can be made again at any time.
+The card is made from the summary of the training run alone and can be made again at any time.
 """
 
 from __future__ import annotations
@@ -12,31 +12,31 @@ from typing import Any
 
 from reward_model.files import write_text
 
-PIPELINES = {
-    "wan": "WanPipeline",
-    "ltx": "LTXPipeline",
-    "cogvideox": "CogVideoXPipeline",
-    "hunyuan_video": "HunyuanVideoPipeline",
-    "mochi": "MochiPipeline",
-}
-"""Generator family -> the pipeline of diffusers that loads the LoRA."""
 
+def write_model_card(output: str | Path, *, pipeline: str) -> Path:
+    """Write `README.md` into the folder of the last generator of a training run.
 
-def write_model_card(output: str | Path) -> Path:
-    """Write `README.md` into the folder of the run's last generator, from its summary, and return its path."""
+    Args:
+        output: folder of the training run, with its `summary.json`.
+        pipeline: class of diffusers that loads the base and the LoRA.
+
+    Returns:
+        Path of the card.
+    """
     output = Path(output)
     summary = json.loads((output / "summary.json").read_text(encoding="utf-8"))
     folder = output / summary["generator_checkpoint"]
     further = tuple(sorted(path.parent.name for path in folder.glob("*/*.safetensors")))
-    write_text(folder / "README.md", model_card(summary, further=further))
+    write_text(folder / "README.md", model_card(summary, pipeline=pipeline, further=further))
     return folder / "README.md"
 
 
-def model_card(summary: Mapping[str, Any], *, further: Sequence[str] = ()) -> str:
+def model_card(summary: Mapping[str, Any], *, pipeline: str, further: Sequence[str] = ()) -> str:
     """Return the card's Markdown, with the front matter that hubs read.
 
     Args:
         summary: content of `summary.json`.
+        pipeline: class of diffusers that loads the base and the LoRA.
         further: transformers of the pipeline beside the first, whose LoRA has a folder of its name inside.
 
     Returns:
@@ -46,7 +46,6 @@ def model_card(summary: Mapping[str, Any], *, further: Sequence[str] = ()) -> st
     generator, objective = config["generator"], config["objective"]
     base, revision = _public(generator["path"]), generator["revision"]
     pinned = f', revision="{revision}"' if revision else ""
-    pipeline = PIPELINES[generator["family"]]
     lines = [
         "---",
         f"base_model: {json.dumps(base)}",

@@ -29,6 +29,7 @@ from judge import Stock
 
 from generator_loop.adapters.base import OLD, POLICY, REFERENCE
 from generator_loop.adapters.wan import WanGenerator
+from generator_loop.config import GeneratorSettings
 from generator_loop.objectives.base import Objective
 from generator_loop.objectives.diffusion_dpo import DiffusionDPO, DiffusionDPOConfig
 from generator_loop.objectives.draft import Draft, DraftConfig
@@ -105,13 +106,13 @@ WAN: dict[str, dict[str, Any]] = {
         "transformer": {"num_attention_heads": 12, "attention_head_dim": 128, "ffn_dim": 8960, "num_layers": 30},
         "vae": {},
         "text_dim": 4096,
-        "clip": {"num_frames": 33, "size": (480, 832), "max_sequence_length": 512},
+        "clip": {"num_frames": 33, "height": 480, "width": 832, "max_sequence_length": 512},
     },
     "tiny": {
         "transformer": {"num_attention_heads": 2, "attention_head_dim": 12, "ffn_dim": 32, "num_layers": 2},
         "vae": {"base_dim": 8},
         "text_dim": 16,
-        "clip": {"num_frames": 5, "size": (32, 32), "max_sequence_length": 8},
+        "clip": {"num_frames": 5, "height": 32, "width": 32, "max_sequence_length": 8},
     },
 }
 
@@ -284,7 +285,8 @@ def build_generator(size: str, device: torch.device) -> WanGenerator:
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         )
     settings = {"lora_rank": 32, "lora_alpha": 64, "checkpoint_decode": True, "checkpoint_transformer": True}
-    generator = WanGenerator(pipeline.to(device), fps=16.0, **shape["clip"], **settings)
+    config = GeneratorSettings(path="", fps=16.0, **shape["clip"], **settings)
+    generator = WanGenerator(pipeline.to(device), config)
     noise = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in generator.trainable_parameters().values():

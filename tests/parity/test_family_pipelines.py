@@ -79,7 +79,7 @@ FAMILIES = {
         noise_shape=(2, 4, 32, 32, 5),
         encoding={"mean": [0.1, -0.2, 0.3, 0.0], "std": [1.5, 0.7, 1.0, 2.0]},
         as_ours=lambda generator, latents: generator.pipeline._unpack_latents(latents, 2, 8, 8),
-        bad_clips={"multiple of 4": {"num_frames": 6}, "pixels": {"size": (32, 34)}},
+        bad_clips={"multiple of 4": {"num_frames": 6}, "pixels": {"width": 34}},
     ),
     "mochi": Family(
         build=build_mochi,
@@ -88,7 +88,7 @@ FAMILIES = {
         noise_shape=(2, 12, 32, 32, 7),
         encoding={"scale": 0.8},
         sigmas=lambda sigmas: 1 - sigmas,
-        bad_clips={"multiple of 6": {"num_frames": 8}, "pixels": {"size": (32, 40)}},
+        bad_clips={"multiple of 6": {"num_frames": 8}, "pixels": {"width": 40}},
     ),
 }
 
@@ -141,7 +141,7 @@ def test_prompt_embeddings_and_masks_equal_the_pipelines(stages):
         assert torch.equal(cond["positive"], text) and torch.equal(cond["positive_pooled"], pooled)
         assert torch.equal(cond["positive_mask"], mask.float()) and len(cond) == 3
         return
-    guided = generator.guidance_scale > 1
+    guided = generator.config.guidance_scale > 1
     stock = generator.pipeline.encode_prompt(TEXTS, [NEGATIVE] * 2, guided, max_sequence_length=length)
     assert list(cond) == list(family.encoded[: None if guided else len(family.encoded) // 2])
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(cond.values(), stock, strict=False))

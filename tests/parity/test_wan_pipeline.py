@@ -23,7 +23,9 @@ CASES = [(kind, guidance) for kind in KINDS for guidance in (1.0, 3.0)]
 def stages(request):
     """Return our generator and what the stock call went through, on the same pipeline object with LoRA in place."""
     kind, guidance = request.param
-    generator = build_generator(pipeline=build_wan(kind=kind), guidance_scale=guidance, negative_prompt=NEGATIVE)
+    generator = build_generator(
+        pipeline=build_wan(kind=kind), guidance_scale=guidance, negative_prompt=NEGATIVE, decode_batch_size=len(TEXTS)
+    )
     randomise_lora(generator)
     seen = {"latents": []}
 
@@ -60,7 +62,7 @@ def test_prompt_embeddings_equal_the_pipelines(stages):
     generator, seen = stages
     cond = generator.encode_prompts(TEXTS)
     assert torch.equal(cond.tensors["positive"], seen["positive"])
-    if generator.guidance_scale > 1:
+    if generator.config.guidance_scale > 1:
         assert torch.equal(cond.tensors["negative"], seen["negative"])
     else:
         assert "negative" not in cond.tensors
@@ -96,7 +98,6 @@ def test_whole_loop_equals_the_pipelines(stages):
 @torch.no_grad()
 def test_decoded_frames_equal_the_pipelines(stages):
     generator, seen = stages
-    generator.decode_batch_size = len(TEXTS)
     assert torch.equal(generator.decode(seen["latents"][-1]), seen["frames"])
 
 
@@ -131,7 +132,7 @@ def test_rollout_equals_a_stock_call_with_the_same_noise(stages):
         width=16,
         num_frames=5,
         num_inference_steps=NUM_STEPS,
-        guidance_scale=generator.guidance_scale,
+        guidance_scale=generator.config.guidance_scale,
         max_sequence_length=8,
         generator=[draw.generator(prompt.prompt_id, sample) for prompt in prompts for sample in range(2)],
         output_type="pt",

@@ -34,7 +34,7 @@ def traced(monkeypatch):
 
 def test_weights_that_are_swapped_in_reach_compiled_blocks(traced):
     """A compiled block must read LoRA's weights at each call: a program with the first ones in it would not see a swap."""
-    plain, compiled = build_generator(), build_generator(compile_transformer=True)
+    plain, compiled = build_generator(), build_generator(compile=True)
     for generator in (plain, compiled):
         randomise_lora(generator)
     inputs = inputs_of(plain)
@@ -64,7 +64,7 @@ def test_a_compiled_transformer_predicts_the_same():
     except InvalidCxxCompiler as error:
         pytest.skip(f"nothing to compile with: {error}")
     targets = ("to_q",)  # few kernels, as each takes seconds to build
-    plain, compiled = (build_generator(compile_transformer=it, lora_targets=targets) for it in (False, True))
+    plain, compiled = (build_generator(compile=it, lora_targets=targets) for it in (False, True))
     for generator in (plain, compiled):
         randomise_lora(generator)
     inputs = inputs_of(plain)
@@ -80,15 +80,15 @@ def compiled_blocks(transformer):
 
 
 def test_the_blocks_of_every_transformer_are_compiled_and_nothing_else():
-    generator = build_generator(pipeline=build_wan(kind="2.2 A14B"), compile_transformer=True)
+    generator = build_generator(pipeline=build_wan(kind="2.2 A14B"), compile=True)
     for part in (generator.pipeline.transformer, generator.pipeline.transformer_2):
         assert compiled_blocks(part) == ["WanTransformerBlock"] * 2
-    assert compiled_blocks(build_ltx_generator(compile_transformer=True).pipeline.transformer)
-    assert compiled_blocks(build_hunyuan_video_generator(compile_transformer=True).pipeline.transformer)
+    assert compiled_blocks(build_ltx_generator(compile=True).pipeline.transformer)
+    assert compiled_blocks(build_hunyuan_video_generator(compile=True).pipeline.transformer)
     assert not compiled_blocks(build_generator().pipeline.transformer)
 
 
 @pytest.mark.parametrize("build", [build_cogvideox_generator, build_mochi_generator])
 def test_transformers_whose_blocks_diffusers_does_not_name_are_refused(build):
     with pytest.raises(ValueError, match="generator.compile=true cannot be had for (CogVideoX|Mochi)"):
-        build(compile_transformer=True)
+        build(compile=True)

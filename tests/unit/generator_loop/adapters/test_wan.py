@@ -86,11 +86,14 @@ def test_timesteps_keep_their_fraction(generator):
 
 def test_weights_stored_in_16_bit_are_widened_on_the_cpu_and_cut_on_request(tmp_path):
     from generator_loop.adapters import GENERATORS
+    from generator_loop.config import GeneratorSettings
 
     build_wan().to(torch.bfloat16).save_pretrained(tmp_path)
-    settings = dict(num_frames=5, size=(16, 16), fps=8.0, lora_rank=4, lora_alpha=8, max_sequence_length=8)
-    wide = GENERATORS["wan"].from_pretrained(str(tmp_path), **settings)
-    narrow = GENERATORS["wan"].from_pretrained(str(tmp_path), dtype="bfloat16", **settings)
+    settings = dict(
+        path=str(tmp_path), num_frames=5, height=16, width=16, fps=8.0, lora_rank=4, lora_alpha=8, max_sequence_length=8
+    )
+    wide = GENERATORS["wan"].from_pretrained(GeneratorSettings(**settings))
+    narrow = GENERATORS["wan"].from_pretrained(GeneratorSettings(**settings, dtype="bfloat16"))
     for generator, dtype in ((wide, torch.float32), (narrow, torch.bfloat16)):
         assert generator.pipeline.transformer.proj_out.weight.dtype == dtype
         assert generator.pipeline.text_encoder.dtype == dtype
@@ -104,8 +107,8 @@ def test_weights_stored_in_16_bit_are_widened_on_the_cpu_and_cut_on_request(tmp_
     ("settings", "message"),
     [
         ({"num_frames": 6}, "one more than a multiple of 4, got 6"),
-        ({"num_frames": 0}, "one more than a multiple of 4, got 0"),
-        ({"size": (16, 20)}, r"multiples of 8 pixels, got \(16, 20\)"),
+        ({"num_frames": 0}, "generator.num_frames must be > 0, got 0"),
+        ({"width": 20}, r"multiples of 8 pixels, got \(16, 20\)"),
     ],
 )
 def test_a_clip_shape_that_does_not_fit_is_refused(settings, message):

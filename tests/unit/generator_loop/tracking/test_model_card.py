@@ -5,7 +5,9 @@ import json
 import pytest
 
 from generator_loop.adapters import GENERATORS
-from generator_loop.tracking.model_card import PIPELINES, model_card, write_model_card
+from generator_loop.tracking.model_card import model_card, write_model_card
+
+WAN = "WanPipeline"
 
 
 def summary(**generator):
@@ -40,42 +42,41 @@ def summary(**generator):
 
 
 def test_it_names_base_and_scale_and_the_lines_that_load_it():
-    card = model_card(summary(family="ltx", revision="v1"))
+    card = model_card(summary(revision="v1"), pipeline="LTXPipeline")
     assert 'base_model: "org/wan"' in card and "rank 32, alpha 64" in card and "Suggested scale: 1.0" in card
     assert 'pipe = LTXPipeline.from_pretrained("org/wan", revision="v1")' in card
-    assert PIPELINES == {name: generator.pipeline_name for name, generator in GENERATORS.items()}
 
 
 def test_the_change_stands_with_its_ends_and_interval():
-    card = model_card(summary())
+    card = model_card(summary(), pipeline=WAN)
     assert "| overall | 0.400 | 0.600 | +0.200 [+0.100, +0.300] |" in card
     assert "| reward initial judge | 0.410 | 0.610 |" in card and "| reward audit | 0.300 | 0.350 |" in card
     assert "motion quality" not in card and "32 held-out prompts x 2 seeds" in card
 
 
 def test_a_folder_of_this_machine_is_named_without_its_place():
-    card = model_card(summary(path="/home/someone/models/wan"))
+    card = model_card(summary(path="/home/someone/models/wan"), pipeline=WAN)
     assert "/home" not in card and 'base_model: "wan"' in card
 
 
 def test_alarms_are_told():
-    assert "- brightness rose" in model_card({**summary(), "alarms": ["brightness rose"]})
-    assert "warned" not in model_card(summary())
+    assert "- brightness rose" in model_card({**summary(), "alarms": ["brightness rose"]}, pipeline=WAN)
+    assert "warned" not in model_card(summary(), pipeline=WAN)
 
 
 def test_it_is_written_beside_the_lora(tmp_path):
     (tmp_path / "summary.json").write_text(json.dumps(summary()))
     (tmp_path / "checkpoints/round-002/generator").mkdir(parents=True)
-    path = write_model_card(tmp_path)
+    path = write_model_card(tmp_path, pipeline=WAN)
     assert path == tmp_path / "checkpoints/round-002/generator/README.md"
-    assert path.read_text() == model_card(summary())
+    assert path.read_text() == model_card(summary(), pipeline=WAN)
 
 
-@pytest.mark.parametrize("family", PIPELINES)
+@pytest.mark.parametrize("family", GENERATORS)
 def test_every_family_has_its_pipeline_in_diffusers(family):
     import diffusers
 
-    assert hasattr(diffusers, PIPELINES[family])
+    assert hasattr(diffusers, GENERATORS[family].pipeline_name)
 
 
 def test_every_further_transformer_has_a_line_that_loads_it(tmp_path):
@@ -84,6 +85,6 @@ def test_every_further_transformer_has_a_line_that_loads_it(tmp_path):
     (folder / "transformer_2").mkdir(parents=True)
     (folder / "transformer_2" / "pytorch_lora_weights.safetensors").touch()
     (tmp_path / "summary.json").write_text(json.dumps(content))
-    card = write_model_card(tmp_path).read_text()
+    card = write_model_card(tmp_path, pipeline=WAN).read_text()
     assert 'pipe.load_lora_weights("path/to/this/folder/transformer_2", load_into_transformer_2=True)' in card
-    assert "transformer_2" not in model_card(content)
+    assert "transformer_2" not in model_card(content, pipeline=WAN)

@@ -38,8 +38,8 @@ FLOORS = {
     ),
     "generator_loop": (
         ("config", "records", "tracking"),
-        ("adapters", "flow", "guards", "refresh", "rewards"),
-        ("objectives", "sampling"),
+        ("adapters", "flow", "guards", "rewards"),
+        ("objectives", "refresh", "sampling"),
         ("evaluation", "optim", "pretrain"),
         ("run",),
         ("loop",),

@@ -24,9 +24,10 @@ from generator_loop.rewards.advantages import Advantages, part_advantages
 from generator_loop.rewards.scorer import transformed
 from generator_loop.run.session import Session
 from generator_loop.run.state import save
-from generator_loop.tracking.checkpoint import latest, write_json
+from generator_loop.tracking.checkpoint import latest
 from generator_loop.tracking.model_card import write_model_card
 from generator_loop.tracking.report import write_report
+from reward_model.files import write_json
 
 
 def run(session: Session, stop: Callable[[], bool]) -> Path | None:

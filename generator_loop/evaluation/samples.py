@@ -10,8 +10,8 @@ from torch import Tensor
 from generator_loop.evaluation.held_out import Evaluation
 from generator_loop.evaluation.summary import clip_scores
 from generator_loop.records import Prompt
-from generator_loop.tracking.checkpoint import write_json
 from reward_model import write_video
+from reward_model.files import write_json
 
 
 class SampleWriter:

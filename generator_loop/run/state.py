@@ -25,6 +25,7 @@ from generator_loop.run.session import Progress, Session
 from generator_loop.tracking import checkpoint
 from reward_model import VideoJudgeReward
 from reward_model.config import save_config
+from reward_model.files import write_json
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ def _writer(session: Session) -> Callable[[Path], None]:
             "first": session.watch.first,
             "alarms": progress.alarms,
         }
-        checkpoint.write_json(state / "progress.json", counters)
+        write_json(state / "progress.json", counters)
         save_config(session.config, folder / "config.yaml")
 
     return write

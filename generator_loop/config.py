@@ -266,7 +266,10 @@ class AnchorConfig:
     """Clips of known quality that hold the judge in place."""
 
     path: str | None = None
-    """CSV with columns video, prompt and one per known dimension (quality in [0, 1]); null renders moving shapes."""
+    """CSV or JSONL of rated clips (columns video, prompt and one per known dimension); null renders moving shapes."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Our name (video, prompt, source_id or a dimension) -> the file's column, such as `overall: "MOS[1,5]"` where the ratings
+    run from 1 to 5; empty reads columns of our own names, with qualities in [0, 1]."""
     num_train: int = 256
     """Anchors mixed into a refresh."""
     num_held_out: int = 128
@@ -275,6 +278,8 @@ class AnchorConfig:
     def __post_init__(self) -> None:
         """Check ranges."""
         _positive("refresh.anchors", self, "num_train", "num_held_out")
+        if self.columns and self.path is None:
+            raise ValueError("refresh.anchors.columns describes the file refresh.anchors.path, which is null")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -98,9 +98,9 @@ def build_wan(*, kind="2.1", scheduler=None, shift=3.0, seed=0):
 
 def generator_on(family_class, pipeline, *, lora_seed=0, lora_targets=None, **settings):
     """Return a generator on a loaded pipeline; `settings` are those of `generator` in a recipe."""
-    from generator_loop.config import GeneratorSettings
+    from generator_loop.config import GeneratorConfig
 
-    config = GeneratorSettings(path="", **settings)
+    config = GeneratorConfig(path="", **settings)
     return family_class(pipeline, config, lora_seed=lora_seed, lora_targets=lora_targets)
 
 

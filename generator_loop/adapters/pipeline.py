@@ -23,7 +23,7 @@ from generator_loop.adapters.kernels import compile_blocks, use_attention
 from generator_loop.adapters.lora import LoraWeights
 from generator_loop.adapters.offload import offload_of
 from generator_loop.adapters.partial_decode import check_run, held_outside
-from generator_loop.config import GeneratorSettings
+from generator_loop.config import GeneratorConfig
 from generator_loop.records import Conditioning
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -46,7 +46,7 @@ class PipelineGenerator(ABC):
     """Names of what the pipeline's `encode_prompt` returns."""
 
     def __init__(
-        self, pipeline: Any, config: GeneratorSettings, *, lora_seed: int = 0, lora_targets: Sequence[str] | None = None
+        self, pipeline: Any, config: GeneratorConfig, *, lora_seed: int = 0, lora_targets: Sequence[str] | None = None
     ) -> None:
         """Freeze the pipeline and attach LoRA to its transformers.
 
@@ -87,7 +87,7 @@ class PipelineGenerator(ABC):
 
     @classmethod
     def from_pretrained(
-        cls, config: GeneratorSettings, *, device: torch.device | None = None, lora_seed: int = 0
+        cls, config: GeneratorConfig, *, device: torch.device | None = None, lora_seed: int = 0
     ) -> Self:
         """Load the pipeline folder or hub id that `config.path` names and attach LoRA.
 
@@ -291,7 +291,7 @@ def check_clip(size: tuple[int, int], num_frames: int, *, spatial: int, temporal
         raise ValueError(f"height and width must be multiples of {spatial} pixels, got {tuple(size)}")
 
 
-def _prepare(transformer: Any, config: GeneratorSettings) -> None:
+def _prepare(transformer: Any, config: GeneratorConfig) -> None:
     """Set how a transformer attends and whether it is recomputed and compiled; compiling comes last."""
     if config.checkpoint_transformer:
         transformer.enable_gradient_checkpointing()

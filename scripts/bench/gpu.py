@@ -29,7 +29,7 @@ from judge import Stock
 
 from generator_loop.adapters.base import OLD, POLICY, REFERENCE
 from generator_loop.adapters.wan import WanGenerator
-from generator_loop.config import GeneratorSettings
+from generator_loop.config import GeneratorConfig
 from generator_loop.objectives.base import Objective
 from generator_loop.objectives.diffusion_dpo import DiffusionDPO, DiffusionDPOConfig
 from generator_loop.objectives.draft import Draft, DraftConfig
@@ -285,7 +285,7 @@ def build_generator(size: str, device: torch.device) -> WanGenerator:
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         )
     settings = {"lora_rank": 32, "lora_alpha": 64, "checkpoint_decode": True, "checkpoint_transformer": True}
-    config = GeneratorSettings(path="", fps=16.0, **shape["clip"], **settings)
+    config = GeneratorConfig(path="", fps=16.0, **shape["clip"], **settings)
     generator = WanGenerator(pipeline.to(device), config)
     noise = torch.Generator().manual_seed(1)
     with torch.no_grad():

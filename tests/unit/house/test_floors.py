@@ -38,8 +38,8 @@ FLOORS = {
     ),
     "generator_loop": (
         ("config", "records", "tracking"),
-        ("adapters", "flow", "guards", "refresh", "rewards"),
-        ("objectives", "sampling"),
+        ("adapters", "flow", "guards", "rewards"),
+        ("objectives", "refresh", "sampling"),
         ("evaluation", "optim", "pretrain"),
         ("run",),
         ("loop",),
@@ -49,7 +49,7 @@ FLOORS = {
 """Package -> its rooms (files and folders), from the ground floor up."""
 PACKAGES = ("reward_model", "generator_loop")
 PUBLIC = {"VideoJudgeReward", "read_video", "write_video", "srcc", "bootstrap_interval", "moving_shapes", "oracle"}
-PUBLIC |= {"VideoJudgeClient", "load_config", "pair_accuracy", "pairs_within_groups"}
+PUBLIC |= {"VideoJudgeClient", "load_config", "pair_accuracy", "pairs_within_groups", "read_manifest"}
 VOCABULARY = ("reward_model.config", "reward_model.files", "reward_model.records")
 HEAVY = {"transformers", "diffusers", "peft", "av", "trl", "accelerate", "datasets", "decord", "torchcodec"}
 TORCHLESS = {

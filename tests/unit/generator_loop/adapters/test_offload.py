@@ -101,7 +101,7 @@ def test_offloading_on_the_cpu_is_refused():
 def test_only_transformers_are_loaded_to_the_device(tmp_path, monkeypatch):
     """The device is `meta`, to which any model can be sent."""
     from generator_loop.adapters.wan import WanGenerator
-    from generator_loop.config import GeneratorSettings
+    from generator_loop.config import GeneratorConfig
     from tests.tiny_wan import build_wan
 
     build_wan(kind="2.2 A14B").save_pretrained(tmp_path)
@@ -111,7 +111,7 @@ def test_only_transformers_are_loaded_to_the_device(tmp_path, monkeypatch):
     )
     size = dict(num_frames=5, height=16, width=16, fps=8.0, lora_rank=4, lora_alpha=8)
     for choice, others in (("model", "cpu"), ("none", "meta")):
-        WanGenerator.from_pretrained(GeneratorSettings(path=str(tmp_path), offload=choice, **size), device=DEVICE)
+        WanGenerator.from_pretrained(GeneratorConfig(path=str(tmp_path), offload=choice, **size), device=DEVICE)
         assert found["config"].offload == choice
         assert found["it"].transformer.device.type == found["it"].transformer_2.device.type == "meta"
         assert found["it"].vae.device.type == found["it"].text_encoder.device.type == others

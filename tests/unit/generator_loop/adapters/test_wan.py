@@ -86,14 +86,14 @@ def test_timesteps_keep_their_fraction(generator):
 
 def test_weights_stored_in_16_bit_are_widened_on_the_cpu_and_cut_on_request(tmp_path):
     from generator_loop.adapters import GENERATORS
-    from generator_loop.config import GeneratorSettings
+    from generator_loop.config import GeneratorConfig
 
     build_wan().to(torch.bfloat16).save_pretrained(tmp_path)
     settings = dict(
         path=str(tmp_path), num_frames=5, height=16, width=16, fps=8.0, lora_rank=4, lora_alpha=8, max_sequence_length=8
     )
-    wide = GENERATORS["wan"].from_pretrained(GeneratorSettings(**settings))
-    narrow = GENERATORS["wan"].from_pretrained(GeneratorSettings(**settings, dtype="bfloat16"))
+    wide = GENERATORS["wan"].from_pretrained(GeneratorConfig(**settings))
+    narrow = GENERATORS["wan"].from_pretrained(GeneratorConfig(**settings, dtype="bfloat16"))
     for generator, dtype in ((wide, torch.float32), (narrow, torch.bfloat16)):
         assert generator.pipeline.transformer.proj_out.weight.dtype == dtype
         assert generator.pipeline.text_encoder.dtype == dtype

@@ -1,4 +1,4 @@
-"""What the loop asks of a text-to-video generator.
+"""The protocol of text-to-video generators, by which the loop uses every family alike.
 
 Shape legend: B batch, T pixel frames, F latent frames, c latent channels, h, w latent height and width.
 """
@@ -28,7 +28,7 @@ class VideoGenerator(Protocol):
 
     name: str
     pipeline_name: ClassVar[str]
-    """Class of diffusers that loads the model and what `save` wrote; the model card names it."""
+    """Class of diffusers that loads the model and the LoRA that `save` wrote; the model card names it."""
     fps: float
     num_frames: int
     size: tuple[int, int]
@@ -41,15 +41,15 @@ class VideoGenerator(Protocol):
             texts: B prompts.
 
         Returns:
-            Conditioning with B rows on the generator's device.
+            Conditioning of B samples on the generator's device.
         """
         ...
 
     def init_latents(self, generators: Sequence[torch.Generator]) -> Tensor:
-        """Draw unit Gaussian noise, one row from each CPU generator.
+        """Draw unit Gaussian noise, one sample from each CPU generator.
 
         Args:
-            generators: B CPU generators, each advanced by one row.
+            generators: B CPU generators, each advanced by one sample.
 
         Returns:
             Float32 latents [B, c, F, h, w] on the generator's device.
@@ -63,7 +63,7 @@ class VideoGenerator(Protocol):
             num_steps: number S of solver steps.
 
         Returns:
-            Float32 noise levels [S + 1], falling from 1 to 0, on the generator's device.
+            Float32 sigmas [S + 1], falling from 1 to 0, on the generator's device.
         """
         ...
 
@@ -72,37 +72,37 @@ class VideoGenerator(Protocol):
 
         Args:
             latents: noisy latents [B, c, F, h, w].
-            sigma: noise levels [B] in [0, 1].
-            cond: conditioning with B rows.
+            sigma: [B] in [0, 1].
+            cond: conditioning of B samples.
 
         Returns:
             Float32 velocity [B, c, F, h, w].
         """
         ...
 
-    def decode(self, latents: Tensor, run: range | None = None) -> Tensor:
-        """Decode clean latents; differentiable where `latents` carry gradient, and in a run's own latent frames alone.
+    def decode(self, latents: Tensor, excerpt: range | None = None) -> Tensor:
+        """Decode clean latents; differentiable where `latents` carry gradient, and in an excerpt's own latent frames alone.
 
-        The frames of a run equal those of the whole clip. Where the decoder is causal, latent frames after the run are left
+        The frames of an excerpt equal those of the whole clip. Where the decoder is causal, latent frames after the excerpt are left
         out, and those before it cost no memory for the backward pass.
 
         Args:
             latents: x_0 [B, c, F, h, w], normalised.
-            run: consecutive latent frames whose pixel frames are wanted; None decodes all.
+            excerpt: consecutive latent frames whose pixel frames are wanted; None decodes all.
 
         Returns:
-            Float32 RGB frames [B, T, 3, H, W] in [0, 1], those of `frames_of(run)` alone where a run is given.
+            Float32 RGB frames [B, T, 3, H, W] in [0, 1], those of `frames_of(excerpt)` alone where an excerpt is given.
         """
         ...
 
-    def frames_of(self, run: range) -> slice:
-        """Return the pixel frames that a run of latent frames becomes.
+    def frames_of(self, excerpt: range) -> slice:
+        """Return the pixel frames that an excerpt of latent frames becomes.
 
         Args:
-            run: consecutive latent frames.
+            excerpt: consecutive latent frames.
 
         Returns:
-            Their part of the clip's T frames.
+            Slice of the clip's T frames.
         """
         ...
 
@@ -122,7 +122,7 @@ class VideoGenerator(Protocol):
         ...
 
     def use(self, name: str) -> AbstractContextManager[None]:
-        """Predict with the named weights inside the context; all but the policy run without gradient.
+        """Predict with the named weights inside the context; all but the policy are used without gradient.
 
         Args:
             name: `policy` or a name given to `set_weights`.

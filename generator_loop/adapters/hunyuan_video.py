@@ -41,8 +41,8 @@ class HunyuanVideoGenerator(PipelineGenerator):
 
     def sigmas(self, num_steps: int) -> Tensor:
         """Return the Euler schedule [S + 1] with the checkpoint's own shift."""
-        levels = torch.linspace(1.0, 0.0, num_steps + 1, dtype=torch.float64)[:-1]
-        self._schedule.set_timesteps(sigmas=levels.numpy())
+        sigmas = torch.linspace(1.0, 0.0, num_steps + 1, dtype=torch.float64)[:-1]
+        self._schedule.set_timesteps(sigmas=sigmas.numpy())
         return self._schedule.sigmas.to(self.device)
 
     def _velocity(self, latents: Tensor, sigma: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
@@ -65,19 +65,19 @@ class HunyuanVideoGenerator(PipelineGenerator):
         vae = self.pipeline.vae
         return vae.decode((latents / vae.config.scaling_factor).to(vae.dtype), return_dict=False)[0]
 
-    def _pixels_of(self, latents: Tensor, run: range) -> Tensor:
-        """Decode the tiles of time that reach into a run.
+    def _pixels_of(self, latents: Tensor, excerpt: range) -> Tensor:
+        """Decode the tiles of time that reach into an excerpt.
 
-        The decoder's norms run over time, so that each frame of a tile depends on all of its latent frames, which therefore
+        The decoder's norms extend over time, so that each frame of a tile depends on all of its latent frames, which therefore
         are all in the graph; a short clip is one tile. The library decodes the beginning of the next tile as well.
         """
-        vae, frames = self.pipeline.vae, self.frames_of(run)
+        vae, frames = self.pipeline.vae, self.frames_of(excerpt)
         factor = vae.temporal_compression_ratio
         size, stride = vae.tile_sample_min_num_frames // factor, vae.tile_sample_stride_num_frames // factor
         if latents.shape[2] <= size:
-            return super()._pixels_of(latents, run)
+            return super()._pixels_of(latents, excerpt)
         overlap = size - stride  # latent frames whose pixels are blended with those of the tile before
-        first, last = max(run.start - 1 - overlap, 0) // stride, max(run.stop - 2, 0) // stride
+        first, last = max(excerpt.start - 1 - overlap, 0) // stride, max(excerpt.stop - 2, 0) // stride
         pixels = self._pixels(latents[:, :, first * stride : last * stride + size + 1])
         skipped = first * vae.tile_sample_stride_num_frames
         return pixels[:, :, frames.start - skipped : frames.stop - skipped]

@@ -28,7 +28,7 @@ def use_attention(transformer: Any, name: Attention) -> None:
         with attention_backend("native"):  # the switch would otherwise hold for every model of the process
             transformer.set_attention_backend(_BACKENDS[name])
     except (RuntimeError, ImportError) as error:
-        raise ValueError(f"generator.attention={name} cannot be had here: {error}") from error
+        raise ValueError(f"generator.attention={name} is unavailable here: {error}") from error
 
 
 def compile_blocks(transformer: Any) -> None:
@@ -44,6 +44,6 @@ def compile_blocks(transformer: Any) -> None:
         transformer.compile_repeated_blocks()
     except ValueError as error:
         raise ValueError(
-            f"generator.compile=true cannot be had for {type(transformer).__name__}, of which diffusers does not name "
-            "the blocks that repeat; set generator.compile=false"
+            f"generator.compile=true is unavailable for {type(transformer).__name__}: diffusers does not name its repeated "
+            "blocks; set generator.compile=false"
         ) from error

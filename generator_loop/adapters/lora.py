@@ -62,8 +62,8 @@ class LoraWeights:
         self._lock = threading.RLock()
         self._active = POLICY
         self._parameters = {
-            self._prefixes[part] + name.replace(f".{ADAPTER}", ""): parameter
-            for part, model in models.items()
+            self._prefixes[component] + name.replace(f".{ADAPTER}", ""): parameter
+            for component, model in models.items()
             for name, parameter in model.named_parameters()
             if f".{ADAPTER}." in name
         }
@@ -130,22 +130,24 @@ class LoraWeights:
             for key, tensor in self.weights(name).items():
                 tensor.copy_(weights[key])
 
-    def to_peft(self, part: str) -> tuple[dict[str, Tensor], dict[str, object]]:
+    def to_peft(self, component: str) -> tuple[dict[str, Tensor], dict[str, object]]:
         """Return one model's policy in peft's naming and the adapter's settings, alpha among them.
 
         Args:
-            part: component of the pipeline.
+            component: name of a model of the pipeline.
 
         Returns:
             Tensors by name, and settings that JSON can hold.
         """
-        settings = self._models[part].peft_config[ADAPTER].to_dict()
+        settings = self._models[component].peft_config[ADAPTER].to_dict()
         settings = {key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()}
         named = self.weights(POLICY).items()
-        return {self._own_name(name): t.contiguous() for name, t in named if self._part_of(name) == part}, settings
+        return {
+            self._own_name(name): t.contiguous() for name, t in named if self._component_of(name) == component
+        }, settings
 
     def read(self, paths: Mapping[str, Path]) -> dict[str, Tensor]:
-        """Return what diffusers wrote of `to_peft` as one set of weights.
+        """Read the files that diffusers wrote from `to_peft` as one set of weights.
 
         Args:
             paths: component of the pipeline -> its LoRA file.
@@ -157,17 +159,17 @@ class LoraWeights:
             ValueError: if a file's rank or alpha is not the attached LoRA's.
         """
         return {
-            self._prefixes[part] + name: tensor
-            for part, path in paths.items()
-            for name, tensor in _read(path, self.to_peft(part)[1]).items()
+            self._prefixes[component] + name: tensor
+            for component, path in paths.items()
+            for name, tensor in _read(path, self.to_peft(component)[1]).items()
         }
 
-    def _part_of(self, name: str) -> str:
+    def _component_of(self, name: str) -> str:
         first, *others = self._prefixes
-        return next((part for part in others if name.startswith(self._prefixes[part])), first)
+        return next((component for component in others if name.startswith(self._prefixes[component])), first)
 
     def _own_name(self, name: str) -> str:
-        return name.removeprefix(self._prefixes[self._part_of(name)])
+        return name.removeprefix(self._prefixes[self._component_of(name)])
 
     def _known(self, name: str) -> dict[str, Tensor]:
         if name not in self._stored:
@@ -188,8 +190,8 @@ class LoraWeights:
 
 
 def _prefixes(models: Mapping[str, object]) -> dict[str, str]:
-    """Return what stands before the parameter names of each model: nothing for the first."""
-    return {part: "" if place == 0 else f"{part}." for place, part in enumerate(models)}
+    """Return the prefix of each model's parameter names: none for the first."""
+    return {component: "" if place == 0 else f"{component}." for place, component in enumerate(models)}
 
 
 def _read(path: Path, settings: Mapping[str, object]) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 Model facts kept here: the transformer takes latents as packed tokens, with the text's padding mask and the clip's rate;
 the schedule's shift grows with the number of tokens; latents are normalised by the VAE's own mean, deviation and scale;
 T pixel frames are 8 (F - 1) + 1. A VAE that is conditioned on a time is given 0, as the pipeline's default is. The decoder's
-convolutions look ahead as far as back, so that a run of latent frames is decoded with the whole clip, and only cut out of it.
+convolutions look ahead as far as back, so that an excerpt of latent frames is decoded with the whole clip, and only cut out of it.
 
 Shape legend: B batch, T pixel frames, F latent frames, c latent channels, h, w latent height and width, L text tokens.
 """
@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from generator_loop.adapters.pipeline import PipelineGenerator
@@ -36,8 +37,8 @@ class LTXGenerator(PipelineGenerator):
         config, (_, frames, height, width) = self._schedule.config, self._shape
         names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
         limits = [config.get(name, default) for name, default in zip(names, (256, 4096, 0.5, 1.15), strict=True)]
-        levels = torch.linspace(1.0, 1 / num_steps, num_steps, dtype=torch.float64).numpy()
-        self._schedule.set_timesteps(sigmas=levels, mu=calculate_shift(frames * height * width, *limits))
+        sigmas = torch.linspace(1.0, 1 / num_steps, num_steps, dtype=torch.float64).numpy()
+        self._schedule.set_timesteps(sigmas=sigmas, mu=calculate_shift(frames * height * width, *limits))
         return self._schedule.sigmas.to(self.device)
 
     def _velocity(self, latents: Tensor, sigma: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
@@ -45,7 +46,7 @@ class LTXGenerator(PipelineGenerator):
         _, frames, height, width = self._shape
         spatial = pipeline.vae_spatial_compression_ratio
         output = transformer(
-            hidden_states=pipeline._pack_latents(latents, *self._patches).to(transformer.dtype),
+            hidden_states=rearrange(latents, "b c f h w -> b (f h w) c").to(transformer.dtype),
             encoder_hidden_states=cond["text"],
             timestep=sigma.float() * self._schedule.config.num_train_timesteps,
             encoder_attention_mask=cond["mask"],
@@ -55,7 +56,7 @@ class LTXGenerator(PipelineGenerator):
             rope_interpolation_scale=(pipeline.vae_temporal_compression_ratio / self.fps, spatial, spatial),
             return_dict=False,
         )[0]
-        return pipeline._unpack_latents(output.float(), frames, height, width, *self._patches)
+        return rearrange(output.float(), "b (f h w) c -> b c f h w", f=frames, h=height, w=width)
 
     @property
     def _patches(self) -> tuple[int, int]:

@@ -1,6 +1,6 @@
 """Mochi 1 text-to-video (diffusers `MochiPipeline` layout).
 
-Model facts kept here: its time runs from noise at 0 to the clip at 1000 and its velocity points the other way, so both are
+Model facts kept here: its time goes from noise at 0 to the clip at 1000 and its velocity points the other way, so both are
 turned round; the schedule is linear at high noise and quadratic below; latents are normalised by the VAE's mean, deviation
 and scale; T pixel frames are 6 (F - 1) + 1; the decoder is causal and decodes a clip at once.
 
@@ -38,8 +38,8 @@ class MochiGenerator(PipelineGenerator):
         """Return the Euler schedule [S + 1], linear and then quadratic."""
         from diffusers.pipelines.mochi.pipeline_mochi import linear_quadratic_schedule
 
-        levels = torch.tensor(linear_quadratic_schedule(num_steps, THRESHOLD_NOISE), dtype=torch.float64)
-        self._schedule.set_timesteps(sigmas=levels.numpy())
+        sigmas = torch.tensor(linear_quadratic_schedule(num_steps, THRESHOLD_NOISE), dtype=torch.float64)
+        self._schedule.set_timesteps(sigmas=sigmas.numpy())
         return (1 - self._schedule.sigmas).to(self.device)
 
     def _velocity(self, latents: Tensor, sigma: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
@@ -58,10 +58,10 @@ class MochiGenerator(PipelineGenerator):
         mean, std = self._latent_statistics()
         return vae.decode((latents * std + mean).to(vae.dtype), return_dict=False)[0]
 
-    def _pixels_of(self, latents: Tensor, run: range) -> Tensor:
-        """Decode up to the end of a run; a first call without gradient covers what is before it."""
-        with self._stream.split(run.start):
-            return self._pixels(latents[:, :, : run.stop])[:, :, self.frames_of(run)]
+    def _pixels_of(self, latents: Tensor, excerpt: range) -> Tensor:
+        """Decode up to the end of an excerpt; a first call without gradient covers the frames before it."""
+        with self._stream.split(excerpt.start):
+            return self._pixels(latents[:, :, : excerpt.stop])[:, :, self.frames_of(excerpt)]
 
     @cached_property
     def _stream(self) -> _Stream:
@@ -81,7 +81,7 @@ class MochiGenerator(PipelineGenerator):
     def _check(self) -> None:
         if not self.pipeline.scheduler.config.get("invert_sigmas"):
             raise ValueError(
-                "mochi: the checkpoint's scheduler does not run its time the other way; is it a Mochi one?"
+                "mochi: the checkpoint's scheduler does not count its time the other way; is it a Mochi one?"
             )
 
     def _factors(self) -> tuple[int, int, int]:
@@ -95,7 +95,7 @@ class MochiGenerator(PipelineGenerator):
 
 
 class _Stream:
-    """Lets the decoder be called for the beginning of a clip, and then for what follows.
+    """Lets the decoder be called for the beginning of a clip and then for the rest of it.
 
     Its causal convolutions are handed a cache that they do not read, because they repeat the frame at the clip's edge; here
     they go on from a cache where there is one.
@@ -128,7 +128,7 @@ class _Stream:
         forward = self._decoder.forward
 
         def in_two(inputs: Tensor) -> tuple[Tensor, None]:
-            """Decode the early latent frames without gradient, then the rest behind what they leave in the caches."""
+            """Decode the early latent frames without gradient, then the rest from the caches that they leave."""
             self._keeps = True
             with torch.no_grad():
                 early, cache = forward(inputs[:, :, :num_frames])

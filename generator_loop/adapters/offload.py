@@ -1,7 +1,7 @@
 """Text encoders and VAE that wait in the computer's memory while they are not in use.
 
 The transformers stay where they are. Text encoders go when the transformer or the VAE is called next, so that prompts
-encoded in a row move them once; the VAE goes at once, or, where its input carries gradient, when the backward pass has
+encoded one after another move them once; the VAE goes at once, or, where its input carries gradient, when the backward pass has
 come through it.
 """
 
@@ -56,7 +56,7 @@ class Offload:
         A graph that is never gone through backwards leaves the VAE on the device.
 
         Args:
-            inputs: what the VAE is to work on, of any shape.
+            inputs: the VAE's input, of any shape.
 
         Yields:
             The same values; where they carry gradient, these must be used.
@@ -86,7 +86,7 @@ class Offload:
 
 
 def offload_of(pipeline: Any, offload: Offloading) -> Offload | None:
-    """Return what moves the models of a pipeline, None for `none`; ValueError where there is nothing to spare."""
+    """Return the offload of a pipeline, None for `none`; ValueError on a CPU, which has nothing to spare."""
     if offload == "none":
         return None
     device = pipeline.transformer.device
@@ -94,9 +94,9 @@ def offload_of(pipeline: Any, offload: Offloading) -> Offload | None:
         raise ValueError(
             "generator.offload=model spares the memory of a device, but all models are on the CPU; set generator.offload=none"
         )
-    parts = pipeline.components
-    texts = [part for name, part in parts.items() if name.startswith("text_encoder") and part is not None]
-    return Offload(texts, pipeline.vae, device)
+    models = pipeline.components.items()
+    text_encoders = [model for name, model in models if name.startswith("text_encoder") and model is not None]
+    return Offload(text_encoders, pipeline.vae, device)
 
 
 class _AfterBackward(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""Decoding a run of latent frames: what comes after it is left out, what comes before it carries no gradient.
+"""Decoding an excerpt of latent frames: later ones are left out, earlier ones carry no gradient.
 
 Shape legend: B batch, F latent frames, c latent channels, h, w latent height and width.
 """
@@ -13,15 +13,17 @@ import torch
 from torch import Tensor, nn
 
 
-def check_run(run: range, num_latent_frames: int) -> None:
-    """Refuse (ValueError) a run that is empty, has gaps or leaves the clip."""
-    if not (0 <= run.start < run.stop <= num_latent_frames and run.step == 1):
-        raise ValueError(f"a run must be consecutive latent frames within range({num_latent_frames}), got {run}")
+def check_excerpt(excerpt: range, num_latent_frames: int) -> None:
+    """Refuse (ValueError) an excerpt that is empty, has gaps or leaves the clip."""
+    if not (0 <= excerpt.start < excerpt.stop <= num_latent_frames and excerpt.step == 1):
+        raise ValueError(
+            f"an excerpt must be consecutive latent frames within range({num_latent_frames}), got {excerpt}"
+        )
 
 
-def held_outside(latents: Tensor, run: range) -> Tensor:
-    """Return the same latents [B, c, F, h, w], with gradient to those of a run alone."""
-    before, inside, after = latents.split((run.start, len(run), latents.shape[2] - run.stop), dim=2)
+def held_outside(latents: Tensor, excerpt: range) -> Tensor:
+    """Return the same latents [B, c, F, h, w], with gradient to those of an excerpt alone."""
+    before, inside, after = latents.split((excerpt.start, len(excerpt), latents.shape[2] - excerpt.stop), dim=2)
     return torch.cat([before.detach(), inside, after.detach()], dim=2)
 
 

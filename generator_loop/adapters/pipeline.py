@@ -1,4 +1,4 @@
-"""A diffusers text-to-video pipeline as the loop sees it: what all families share.
+"""A diffusers text-to-video pipeline as the loop sees it, common to all families.
 
 A family's file holds model facts only: how prompts are encoded, latents shaped and normalised, the schedule chosen, the
 transformer called, and pixels decoded.
@@ -22,7 +22,7 @@ from generator_loop.adapters.base import POLICY
 from generator_loop.adapters.kernels import compile_blocks, use_attention
 from generator_loop.adapters.lora import LoraWeights
 from generator_loop.adapters.offload import offload_of
-from generator_loop.adapters.partial_decode import check_run, held_outside
+from generator_loop.adapters.partial_decode import check_excerpt, held_outside
 from generator_loop.config import GeneratorConfig
 from generator_loop.records import Conditioning
 
@@ -43,7 +43,7 @@ class PipelineGenerator(ABC):
     lora_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2")
     """Every linear layer of attention and feed-forward."""
     text_tensors: ClassVar[tuple[str, ...]] = ("positive", "negative")
-    """Names of what the pipeline's `encode_prompt` returns."""
+    """Names of the tensors that the pipeline's `encode_prompt` returns, in its order."""
 
     def __init__(
         self, pipeline: Any, config: GeneratorConfig, *, lora_seed: int = 0, lora_targets: Sequence[str] | None = None
@@ -113,9 +113,9 @@ class PipelineGenerator(ABC):
         return cls(pipeline, config, lora_seed=lora_seed)
 
     def init_latents(self, generators: Sequence[torch.Generator]) -> Tensor:
-        """Draw unit Gaussian noise [B, c, F, h, w], one row from each CPU generator."""
-        rows = [torch.randn(self._shape, generator=generator) for generator in generators]
-        return torch.stack(rows).to(self.device)
+        """Draw unit Gaussian noise [B, c, F, h, w], one sample from each CPU generator."""
+        samples = [torch.randn(self._shape, generator=generator) for generator in generators]
+        return torch.stack(samples).to(self.device)
 
     def predict(self, latents: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         """Predict the velocity [B, c, F, h, w], guided where the conditioning holds a negative prompt."""
@@ -128,38 +128,38 @@ class PipelineGenerator(ABC):
         return unguided + self._guidance(sigma) * (velocity - unguided)
 
     def _guidance(self, sigma: Tensor) -> float | Tensor:
-        """Return the scale of guidance, one for all rows or as [B, 1, 1, 1, 1]."""
+        """Return the scale of guidance, one for all samples or as [B, 1, 1, 1, 1]."""
         return self.config.guidance_scale
 
-    def decode(self, latents: Tensor, run: range | None = None) -> Tensor:
-        """Decode latents [B, c, F, h, w], or a run of them, to frames [B, T, 3, H, W] in [0, 1], a few clips at a time."""
-        if run is not None:
-            check_run(run, latents.shape[2])
+    def decode(self, latents: Tensor, excerpt: range | None = None) -> Tensor:
+        """Decode latents [B, c, F, h, w], or an excerpt of them, to frames [B, T, 3, H, W] in [0, 1], a few clips at a time."""
+        if excerpt is not None:
+            check_excerpt(excerpt, latents.shape[2])
         with self._vae_for(latents) as inputs:
-            return torch.cat([self._decode(part, run) for part in inputs.split(self.config.decode_batch_size)])
+            return torch.cat([self._decode(clips, excerpt) for clips in inputs.split(self.config.decode_batch_size)])
 
-    def _decode(self, latents: Tensor, run: range | None) -> Tensor:
-        pixels = self._pixels(latents) if run is None else self._pixels_of(held_outside(latents, run), run)
+    def _decode(self, latents: Tensor, excerpt: range | None) -> Tensor:
+        pixels = self._pixels(latents) if excerpt is None else self._pixels_of(held_outside(latents, excerpt), excerpt)
         return (pixels.float().transpose(1, 2) * 0.5 + 0.5).clamp(0, 1)
 
-    def frames_of(self, run: range) -> slice:
-        """Return the pixel frames that a run of latent frames becomes: one for the first of the clip, r for every other."""
+    def frames_of(self, excerpt: range) -> slice:
+        """Return the pixel frames that an excerpt of latent frames becomes: one for the first of the clip, r for every other."""
         _, temporal, _ = self._factors()
-        return slice(max(temporal * (run.start - 1) + 1, 0), temporal * (run.stop - 1) + 1)
+        return slice(max(temporal * (excerpt.start - 1) + 1, 0), temporal * (excerpt.stop - 1) + 1)
 
-    def _pixels_of(self, latents: Tensor, run: range) -> Tensor:
-        """Decode the frames of a run: the whole clip, and the rest is thrown away; for decoders that mix all frames."""
-        return self._pixels(latents)[:, :, self.frames_of(run)]
+    def _pixels_of(self, latents: Tensor, excerpt: range) -> Tensor:
+        """Decode the frames of an excerpt: decode the whole clip and drop the rest, for decoders that mix all frames."""
+        return self._pixels(latents)[:, :, self.frames_of(excerpt)]
 
     def encode_prompts(self, texts: Sequence[str]) -> Conditioning:
-        """Encode prompts, and the negative prompt where guidance is on, to `text_tensors` with B rows each."""
+        """Encode prompts, and the negative prompt where guidance is on, to `text_tensors` with B samples each."""
         if self._offload is not None:
             self._offload.begin_text()
         return self._encode_prompts(texts)
 
     @torch.no_grad()
     def _encode_prompts(self, texts: Sequence[str]) -> Conditioning:
-        found = self.pipeline.encode_prompt(
+        encoded = self.pipeline.encode_prompt(
             list(texts),
             [self.config.negative_prompt] * len(texts),
             do_classifier_free_guidance=self.config.guidance_scale > 1,
@@ -167,7 +167,7 @@ class PipelineGenerator(ABC):
             device=self.device,
             dtype=self.pipeline.transformer.dtype,
         )
-        named = zip(self.text_tensors, found, strict=True)
+        named = zip(self.text_tensors, encoded, strict=True)
         return Conditioning({name: value for name, value in named if value is not None})
 
     @abstractmethod
@@ -181,7 +181,7 @@ class PipelineGenerator(ABC):
         pixels = (frames.to(self.device) * 2 - 1).transpose(1, 2).to(vae.dtype)
         with self._vae_for(pixels):
             modes = [
-                vae.encode(part).latent_dist.mode().float() for part in pixels.split(self.config.decode_batch_size)
+                vae.encode(clips).latent_dist.mode().float() for clips in pixels.split(self.config.decode_batch_size)
             ]
         return self._normalise(torch.cat(modes))
 
@@ -189,7 +189,7 @@ class PipelineGenerator(ABC):
         return nullcontext(inputs) if self._offload is None else self._offload.vae(inputs)
 
     def _checkpoint_decoder(self) -> None:
-        """Recompute the decoder in the backward pass: as a whole, unless a family knows its parts."""
+        """Recompute the decoder in the backward pass: as a whole, unless a family does so in smaller steps."""
         decoder = self.pipeline.vae.decoder
         forward = decoder.forward
         decoder.forward = lambda *args, **named: checkpoint(forward, *args, use_reentrant=False, **named)
@@ -258,10 +258,10 @@ class PipelineGenerator(ABC):
 
         Every transformer beside the first has a folder of its own inside, of its name.
         """
-        for part in self._transformers:
-            tensors, settings = self._lora.to_peft(part)
+        for name in self._transformers:
+            tensors, settings = self._lora.to_peft(name)
             self.pipeline.save_lora_weights(
-                self._folder_of(part, folder),
+                self._folder_of(name, folder),
                 transformer_lora_layers=tensors,
                 weight_name=LORA_FILE,
                 transformer_lora_adapter_metadata=settings,
@@ -269,11 +269,11 @@ class PipelineGenerator(ABC):
 
     def load(self, folder: Path) -> None:
         """Read a policy that `save` wrote, exactly; a LoRA of another rank or alpha raises ValueError."""
-        paths = {part: self._folder_of(part, folder) / LORA_FILE for part in self._transformers}
+        paths = {name: self._folder_of(name, folder) / LORA_FILE for name in self._transformers}
         self.set_weights(POLICY, self._lora.read(paths))
 
-    def _folder_of(self, part: str, folder: Path) -> Path:
-        return folder if part == next(iter(self._transformers)) else folder / part
+    def _folder_of(self, name: str, folder: Path) -> Path:
+        return folder if name == next(iter(self._transformers)) else folder / name
 
 
 def _side(cond: Conditioning, side: str) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """Wan 2.1 and 2.2 text-to-video (diffusers `WanPipeline` layout).
 
-Wan 2.2 A14B has two transformers, one above a noise level and one below, which are trained and saved each by itself; TI2V 5B
+Wan 2.2 A14B has two transformers, one above a sigma and one below, each trained and saved by itself; TI2V 5B
 is told the time of every token.
 
 Model facts kept here: flow time is sigma x 1000 as a float, pixels live in [-1, 1] as [B, C, T, H, W], latents are
@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+from einops import repeat
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -43,9 +44,9 @@ class WanGenerator(PipelineGenerator):
             return self._call("transformer", latents, time, cond["text"])
         early = self._is_early(sigma)
         velocity = torch.empty_like(latents, dtype=torch.float32)
-        for part, rows in (("transformer", early), ("transformer_2", ~early)):
-            if rows.any():
-                velocity[rows] = self._call(part, latents[rows], time[rows], cond["text"][rows])
+        for name, mask in (("transformer", early), ("transformer_2", ~early)):
+            if mask.any():
+                velocity[mask] = self._call(name, latents[mask], time[mask], cond["text"][mask])
         return velocity
 
     def _is_early(self, sigma: Tensor) -> Tensor:
@@ -60,12 +61,12 @@ class WanGenerator(PipelineGenerator):
             -1, 1, 1, 1, 1
         )
 
-    def _call(self, part: str, latents: Tensor, time: Tensor, text: Tensor) -> Tensor:
-        transformer = self._transformers[part]
+    def _call(self, name: str, latents: Tensor, time: Tensor, text: Tensor) -> Tensor:
+        transformer = self._transformers[name]
         if self.pipeline.config.expand_timesteps:
             patch = transformer.config.patch_size
             num_tokens = math.prod(size // side for size, side in zip(latents.shape[2:], patch, strict=True))
-            time = time[:, None].expand(-1, num_tokens)
+            time = repeat(time, "b -> b l", l=num_tokens)
         output = transformer(
             hidden_states=latents.to(transformer.dtype),
             timestep=time,
@@ -75,7 +76,7 @@ class WanGenerator(PipelineGenerator):
         return output.float()
 
     def _checkpoint_decoder(self) -> None:
-        """Recompute the decoder latent frame by latent frame; what earlier frames leave in its cache is handed on."""
+        """Recompute the decoder latent frame by latent frame, handing on the cache that earlier frames fill."""
         decoder = self.pipeline.vae.decoder
         forward = decoder.forward
 
@@ -84,12 +85,12 @@ class WanGenerator(PipelineGenerator):
             if feat_cache is None or not torch.is_grad_enabled():
                 return forward(x, feat_cache=feat_cache, feat_idx=feat_idx, **how)
 
-            def run(x: Tensor, *cache: Any) -> tuple:
+            def decode_frame(x: Tensor, *cache: Any) -> tuple:
                 """Return the pixels and the cache as it is left, as values, so that recomputing starts from the same cache."""
                 left = list(cache)
                 return forward(x, feat_cache=left, feat_idx=[0], **how), *left
 
-            pixels, *feat_cache[:] = checkpoint(run, x, *feat_cache, use_reentrant=False)
+            pixels, *feat_cache[:] = checkpoint(decode_frame, x, *feat_cache, use_reentrant=False)
             return pixels
 
         decoder.forward = by_frame
@@ -99,11 +100,11 @@ class WanGenerator(PipelineGenerator):
         mean, inverse_std = self._latent_statistics()
         return vae.decode((latents / inverse_std + mean).to(vae.dtype), return_dict=False)[0]
 
-    def _pixels_of(self, latents: Tensor, run: range) -> Tensor:
-        """Decode up to the end of a run; the decoder takes one latent frame at a time, so those before it need no gradient."""
+    def _pixels_of(self, latents: Tensor, excerpt: range) -> Tensor:
+        """Decode up to the end of an excerpt; the decoder takes one latent frame at a time, so those before it need no gradient."""
         decoder = self.pipeline.vae.decoder
-        with constant_calls(decoder, run.start, begins=lambda how: how.get("first_chunk", False)):
-            return self._pixels(latents[:, :, : run.stop])[:, :, self.frames_of(run)]
+        with constant_calls(decoder, excerpt.start, begins=lambda how: how.get("first_chunk", False)):
+            return self._pixels(latents[:, :, : excerpt.stop])[:, :, self.frames_of(excerpt)]
 
     def _normalise(self, latents: Tensor) -> Tensor:
         mean, inverse_std = self._latent_statistics()

@@ -1,6 +1,6 @@
 """The straight path between noise and data: x_sigma = (1 - sigma) x_0 + sigma eps, velocity = eps - x_0.
 
-Shape legend: N rows of a batch.
+Shape legend: N samples.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ def keyed_noise(draw: Draw, keys: Sequence[tuple[int, int]], like: Tensor) -> Te
     Returns:
         Noise [N, ...].
     """
-    rows = [torch.randn(like.shape[1:], generator=draw.generator(*key)) for key in keys]
-    return torch.stack(rows).to(like)
+    samples = [torch.randn(like.shape[1:], generator=draw.generator(*key)) for key in keys]
+    return torch.stack(samples).to(like)
 
 
-def logit_normal_levels(draw: Draw, keys: Sequence[tuple[int, int]]) -> Tensor:
-    """Draw noise levels [N] by (prompt id, sample) from the logit-normal (0, 1) that flow matching trains with."""
+def logit_normal_sigmas(draw: Draw, keys: Sequence[tuple[int, int]]) -> Tensor:
+    """Draw sigmas [N] by (prompt id, sample) from the logit-normal (0, 1) that flow matching trains with."""
     streams = (draw.fork("sigma").generator(*key) for key in keys)
     return torch.stack([torch.randn((), generator=stream) for stream in streams]).sigmoid()
 
@@ -40,17 +40,22 @@ def noised(latents: Tensor, noise: Tensor, sigma: Tensor) -> tuple[Tensor, Tenso
     Args:
         latents: x_0 [N, ...].
         noise: eps [N, ...].
-        sigma: noise levels [N] in [0, 1].
+        sigma: [N] in [0, 1].
 
     Returns:
         x_sigma = (1 - sigma) x_0 + sigma eps and eps - x_0, both [N, ...].
     """
-    level = sigma.view(-1, *[1] * (latents.ndim - 1))
-    return (1 - level) * latents + level * noise, noise - latents
+    sigma = like_latents(sigma, latents)
+    return (1 - sigma) * latents + sigma * noise, noise - latents
+
+
+def like_latents(sigma: Tensor, latents: Tensor) -> Tensor:
+    """Return sigma [N] with as many axes as latents [N, ...], each of length 1: [N, 1, ...]."""
+    return sigma.view(-1, *[1] * (latents.ndim - 1))
 
 
 def mean_square(value: Tensor) -> Tensor:
-    """Return the mean square of each row.
+    """Return the mean square of each sample.
 
     Args:
         value: [N, ...].

@@ -1,6 +1,6 @@
 """Random steps of a flow-matching sampler, with the probability of each, for policy gradients.
 
-Shape legend: N rows of latents [N, ...], K steps, S steps of the schedule. Convention: x_t = (1 - t) x_0 + t eps, v = eps - x_0,
+Shape legend: N samples with latents [N, ...], K steps, S steps of the schedule. Convention: x_t = (1 - t) x_0 + t eps, v = eps - x_0,
 a step goes from t = sigma to t' = sigma_next < t. All in float32.
 
 Source: Flow-GRPO (arXiv 2505.05470) eq. 9 to 13, DanceGRPO (arXiv 2505.07818), CPS (Coefficients-Preserving Sampling, arXiv
@@ -24,7 +24,7 @@ class Kernel:
     """How much noise a step adds.
 
     flow: std a sqrt(t / (1 - t)) per unit of time; dance: a constant one; both keep the marginals of the deterministic
-    sampler. cps: the share sin(a pi / 2) of the next noise level is drawn anew, which keeps clips clean at few steps.
+    sampler. cps: the share sin(a pi / 2) of the next sigma is drawn anew, which keeps clips clean at few steps.
     """
 
     name: KernelName
@@ -38,7 +38,7 @@ class Kernel:
             velocity: v [N, ...].
             sigma: t in (0, 1].
             sigma_next: t' in [0, t).
-            ceiling: the schedule's second level, which stands for t where 1 - t would be 0.
+            ceiling: the schedule's second sigma, which stands for t where 1 - t would be 0.
 
         Returns:
             The step; its noise deviation is a at t = 1 of kernel flow.
@@ -95,23 +95,23 @@ def step_weights(kernel: Kernel, sigmas: Tensor) -> list[float]:
     Returns:
         S - 1 weights of mean 1.
     """
-    levels = sigmas.tolist()
+    values = sigmas.tolist()
     inverse = [
-        1 / kernel.coefficient(t, after, ceiling=levels[1]) for t, after in zip(levels[:-2], levels[1:-1], strict=True)
+        1 / kernel.coefficient(t, after, ceiling=values[1]) for t, after in zip(values[:-2], values[1:-1], strict=True)
     ]
     return [value * len(inverse) / sum(inverse) for value in inverse]
 
 
 @dataclass(frozen=True)
 class RandomSteps:
-    """Which steps of a rollout are random: `window` consecutive ones (0: all), never the last, which would leave noise."""
+    """Random steps of a rollout: `length` consecutive ones (0: all), never the last, which would leave noise."""
 
     kernel: Kernel
-    window: int
+    length: int
 
     def choose(self, num_steps: int, generator: torch.Generator) -> range:
-        """Return the random steps' numbers; a window begins anywhere."""
-        size = min(self.window or num_steps, num_steps - 1)
+        """Return the numbers of the random steps, which begin anywhere."""
+        size = min(self.length or num_steps, num_steps - 1)
         if size < 1:
             raise ValueError(f"random steps need at least 2 sampling steps, got {num_steps}")
         start = int(torch.randint(num_steps - size, (), generator=generator))

@@ -1,11 +1,11 @@
-"""What every training objective is to the loop, so that no caller needs to know which one it has.
+"""The protocol of training objectives, by which the loop uses every one of them alike.
 
 An objective turns a scored rollout into optimiser steps (`plan`) and adds the gradient of one micro-batch to the
 policy (`backward`). Objectives that learn from samples put their formula into a pure `loss`; the gradient objective
 trajectories the sampler backwards. Random numbers are keyed by prompt and sample, so that ranks with disjoint prompts
-together draw what one process would draw.
+together draw the same numbers as one process.
 
-Shape legend: B rollout rows, N micro-batch rows, F latent frames, T pixel frames.
+Shape legend: B samples of a rollout, N of a micro-batch, F latent frames, T pixel frames.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from generator_loop.records import Draw, LossOutput, Predict, Prompt, Rollout, S
 from generator_loop.rewards.advantages import Advantages
 
 PixelReward = Callable[[Tensor, Sequence[Prompt]], Tensor]
-"""reward(frames [N, T, C, H, W], N prompts) -> [N] with gradient to the frames, NaN where it could not be had."""
+"""reward(frames [N, T, C, H, W], N prompts) -> [N] with gradient to the frames, NaN where it is unavailable."""
 
 
 class Decode(Protocol):
-    """decode(latents [N, c, F, h, w], run of latent frames or None for all) -> frames [N, T, C, H, W]."""
+    """decode(latents [N, c, F, h, w], excerpt of latent frames or None for all) -> frames [N, T, C, H, W]."""
 
-    def __call__(self, latents: Tensor, run: range | None = None) -> Tensor: ...
+    def __call__(self, latents: Tensor, excerpt: range | None = None) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class Policies:
-    """What an objective may call: the three policies, the decoder and the differentiable reward.
+    """The functions that an objective may call: the three policies, the decoder and the differentiable reward.
 
     Only `policy` carries gradient to the trained parameters; `decode` and `reward` carry it to their input.
     """
@@ -45,13 +45,13 @@ class Policies:
     decode: Decode
     reward: PixelReward
 
-    def frames(self, latents: Tensor, run: range | None) -> Tensor:
-        """Decode latents, or those of a run alone; a decoder that knows no runs serves where none is asked for."""
-        return self.decode(latents) if run is None else self.decode(latents, run)
+    def frames(self, latents: Tensor, excerpt: range | None) -> Tensor:
+        """Decode latents, or those of an excerpt alone; a decoder that knows no excerpts serves where none is asked for."""
+        return self.decode(latents) if excerpt is None else self.decode(latents, excerpt)
 
 
 class Batch(Protocol):
-    """A micro-batch of one objective's own kind; its length is the number of rows that the loss averages."""
+    """A micro-batch of one objective's own kind; its length is the number of samples that the loss averages."""
 
     def __len__(self) -> int: ...
 
@@ -71,7 +71,7 @@ class Objective(Protocol[BatchT]):
     """One way to learn from a rollout.
 
     Attributes:
-        config_class: dataclass of its settings, which tells whether it differentiates the reward.
+        config_class: its config dataclass, which tells whether it differentiates the reward.
         metrics: names of the metrics that `backward` returns, the same on every rank.
         num_updates: optimiser steps that one rollout gives.
         tail_span: span of sigma whose states the rollout must keep; 0 keeps none.
@@ -94,7 +94,7 @@ class Objective(Protocol[BatchT]):
             scored: their rewards.
             advantages: their group-relative advantages.
             draw: random streams of this round.
-            micro_batch_size: most rows in one micro-batch; it does not change the result.
+            micro_batch_size: most samples in one micro-batch; it does not change the result.
 
         Returns:
             Exactly `num_updates` optimiser steps, each a lazy and possibly empty sequence of micro-batches.
@@ -102,31 +102,31 @@ class Objective(Protocol[BatchT]):
         ...
 
     def backward(self, batch: BatchT, policies: Policies, *, scale: float) -> Mapping[str, float]:
-        """Add the gradient of scale x (mean loss of the rows) to the policy's parameters.
+        """Add the gradient of scale x (mean loss of the samples) to the policy's parameters.
 
         Args:
             batch: one micro-batch of `plan`.
-            policies: what the objective may call.
+            policies: the functions that the objective may call.
             scale: factor on the mean loss.
 
         Returns:
-            Every name of `metrics`, as means over the rows.
+            Every name of `metrics`, as means over the samples.
         """
         ...
 
 
 class LossObjective(ABC, Generic[BatchT]):
-    """What objectives with a loss over samples of the ODE share; a family fills in `metrics`, `plan` and `loss`."""
+    """Base of objectives with a loss over samples of the ODE; each fills in `config_class`, `metrics`, `plan` and `loss`."""
 
     config_class: ClassVar[type[ObjectiveConfig]]
     tail_span = 0.0
     random_steps: RandomSteps | None = None
 
     def __init__(self, config: Any) -> None:
-        """Keep the settings.
+        """Keep the config.
 
         Args:
-            config: settings of the objective, with `num_updates`.
+            config: of the objective, with `num_updates`.
         """
         self.config = config
         self.num_updates: int = config.num_updates
@@ -154,16 +154,16 @@ def backward_of(output: LossOutput, *, scale: float) -> Mapping[str, float]:
     return {"loss": float(output.loss.detach()), **output.metrics}
 
 
-def drawn_run(num_latent_frames: int | None, latents: Tensor, draw: Draw) -> range | None:
-    """Draw which latent frames are decoded: one run for all samples of an optimiser step, on every rank.
+def drawn_excerpt(num_latent_frames: int | None, latents: Tensor, draw: Draw) -> range | None:
+    """Draw which latent frames are decoded: one excerpt for all samples of an optimiser step, on every rank.
 
     Args:
-        num_latent_frames: length of the run; None decodes all frames.
+        num_latent_frames: length of the excerpt; None decodes all frames.
         latents: clips [B, c, F, h, w].
         draw: random streams of the optimiser step.
 
     Returns:
-        The run, each place of it as likely as any other; None for all frames.
+        The excerpt, each place of it as likely as any other; None for all frames.
 
     Raises:
         ValueError: if the clips are shorter.

@@ -1,6 +1,6 @@
 """Diffusion-DPO for flow matching: prefer winners over losers by their velocity errors.
 
-Shape legend: B rollout rows, G group size, N pairs.
+Shape legend: B samples of a rollout, G group size, N pairs.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from einops import repeat
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from generator_loop.flow.path import keyed_noise, logit_normal_levels, mean_square, noised
+from generator_loop.flow.path import keyed_noise, logit_normal_sigmas, mean_square, noised
 from generator_loop.objectives.base import LossObjective, ObjectiveConfig, Policies
 from generator_loop.records import Conditioning, Draw, LossOutput, Rollout, Scored
 from generator_loop.rewards.advantages import Advantages
@@ -21,7 +22,7 @@ from generator_loop.rewards.advantages import Advantages
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionDPOConfig(ObjectiveConfig):
-    """Settings of Diffusion-DPO; "measured" defaults come from the embedded moving-shapes world."""
+    """Config of Diffusion-DPO; "measured" defaults come from the embedded moving-shapes world."""
 
     name: Literal["dpo"] = "dpo"
     """Chooses this objective."""
@@ -61,7 +62,7 @@ class DiffusionDPOConfig(ObjectiveConfig):
 
 @dataclass(frozen=True)
 class PairBatch:
-    """Winners and losers [N, ...] of the same prompts, with the noise [N, ...] and noise level [N] that they share."""
+    """Winners and losers [N, ...] of the same prompts, with the noise [N, ...] and the sigma [N] that they share."""
 
     winners: Tensor
     losers: Tensor
@@ -103,8 +104,8 @@ class DiffusionDPO(LossObjective[PairBatch]):
             Mean loss; `winner_error` and `loser_error` are errors relative to the reference, `margin` their
             difference (positive where the policy prefers the winner), `implicit_accuracy` how often it does.
         """
-        samples, noise = torch.cat([batch.winners, batch.losers]), batch.noise.repeat(2, *[1] * (batch.noise.ndim - 1))
-        sigma = batch.sigma.repeat(2)
+        samples = torch.cat([batch.winners, batch.losers])
+        noise, sigma = (repeat(shared, "n ... -> (2 n) ...") for shared in (batch.noise, batch.sigma))
         cond = Conditioning({name: torch.cat([value, value]) for name, value in batch.cond.tensors.items()})
         noisy, target = noised(samples, noise, sigma)
         reference_error = mean_square(policies.reference(noisy, sigma, cond) - target)
@@ -142,13 +143,13 @@ def choose_pairs(rewards: Tensor, *, group_size: int, num_pairs: int, min_gap: f
     """Pair the best samples of each group with its worst.
 
     Args:
-        rewards: [B], NaN where a reward could not be had; such samples are left out.
+        rewards: [B], NaN where a reward is unavailable; such samples are left out.
         group_size: samples of one prompt.
         num_pairs: most pairs of one group.
         min_gap: least difference of rewards within a pair.
 
     Returns:
-        Rows (winner, loser).
+        Numbers of the samples (winner, loser).
     """
     pairs = []
     for start in range(0, len(rewards), group_size):
@@ -166,8 +167,8 @@ def dominates(scores: Mapping[str, Tensor], winner: int, loser: int) -> bool:
 
     Args:
         scores: dimension -> [B].
-        winner: row.
-        loser: row.
+        winner: number of a sample.
+        loser: number of a sample.
 
     Returns:
         True if it dominates.
@@ -183,13 +184,13 @@ def _micro_batches(
 ) -> Iterator[PairBatch]:
     size, device = rollout.group_size, rollout.latents.device
     for start in range(0, len(pairs), micro_batch_size):
-        part = pairs[start : start + micro_batch_size]
-        keys = [(rollout.prompts[winner // size].prompt_id, winner % size) for winner, _ in part]
-        winners, losers = torch.tensor(part, device=device).unbind(1)
+        micro_batch = pairs[start : start + micro_batch_size]
+        keys = [(rollout.prompts[winner // size].prompt_id, winner % size) for winner, _ in micro_batch]
+        winners, losers = torch.tensor(micro_batch, device=device).unbind(1)
         yield PairBatch(
             winners=rollout.latents[winners],
             losers=rollout.latents[losers],
             noise=keyed_noise(draw, keys, rollout.latents),
-            sigma=logit_normal_levels(draw, keys).to(device),
+            sigma=logit_normal_sigmas(draw, keys).to(device),
             cond=rollout.cond.select(winners),
         )

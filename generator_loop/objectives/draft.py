@@ -1,10 +1,10 @@
 """DRaFT-K: push the reward's own gradient through decoder and sampler, holding one step's activations at a time.
 
 The samples are drawn without gradient and the states of the last K steps are kept. The reward is differentiated down
-to the clean latents; then each step, last first, is run again and handed the gradient of its output. The result is
+to the clean latents; then each step, last first, is taken again and handed the gradient of its output. The result is
 that of back-propagation through all K steps; peak memory is the larger of reward + decoder and one step.
 
-Shape legend: B rollout rows, N micro-batch rows, K kept steps.
+Shape legend: B samples of a rollout, N of a micro-batch, K kept steps.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from generator_loop.flow.path import mean_square
-from generator_loop.objectives.base import ObjectiveConfig, Policies, check_decoded, drawn_run
+from generator_loop.objectives.base import ObjectiveConfig, Policies, check_decoded, drawn_excerpt
 from generator_loop.records import Conditioning, Draw, Prompt, Rollout, Scored, TailStates
 from generator_loop.rewards.advantages import Advantages
 
 
 @dataclass(frozen=True, kw_only=True)
 class DraftConfig(ObjectiveConfig):
-    """Settings of DRaFT-K and DRTune."""
+    """Config of DRaFT-K and DRTune."""
 
     differentiates = True
 
@@ -44,9 +44,9 @@ class DraftConfig(ObjectiveConfig):
     """Weight of the mean squared velocity difference to the reference over the tail; 0 skips its forward passes."""
 
     decode_latent_frames: int | None = None
-    """Latent frames in a row that are decoded and judged, at a place drawn anew for each optimiser step; null decodes all.
+    """Consecutive latent frames that are decoded and judged, at a place drawn anew for each optimiser step; null decodes all.
 
-    Fewer cost less memory and time, as frames after the run are not decoded and those before it carry no gradient, but on
+    Fewer cost less memory and time, as frames after the excerpt are not decoded and those before it carry no gradient, but on
     LTX (and in part HunyuanVideo and CogVideoX), whose decoders mix frames. The judge sees a short excerpt, so that faults
     which need time to show are missed. VADER decodes one frame.
     """
@@ -62,13 +62,13 @@ class DraftConfig(ObjectiveConfig):
 
 @dataclass(frozen=True)
 class DraftBatch:
-    """Clean `latents` [N, ...] and the tail [K, N, ...] that led to them; `run` is the latent frames judged, None for all."""
+    """Clean `latents` [N, ...] and the tail [K, N, ...] that led to them; `excerpt` is the latent frames judged, None for all."""
 
     prompts: tuple[Prompt, ...]
     latents: Tensor
     tail: TailStates
     cond: Conditioning
-    run: range | None = None
+    excerpt: range | None = None
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -84,10 +84,10 @@ class Draft:
     random_steps = None
 
     def __init__(self, config: DraftConfig) -> None:
-        """Keep the settings.
+        """Keep the config.
 
         Args:
-            config: settings of the objective.
+            config: of the objective.
         """
         self.config = config
         self.tail_span = config.tail_span
@@ -96,18 +96,18 @@ class Draft:
         self, rollout: Rollout, scored: Scored, advantages: Advantages, *, draw: Draw, micro_batch_size: int
     ) -> Iterator[Iterator[DraftBatch]]:
         """Yield one optimiser step over all usable samples; see `Objective.plan`."""
-        rows = advantages.usable.nonzero().flatten().tolist()
-        run = drawn_run(self.config.decode_latent_frames, rollout.latents, draw)
-        yield _micro_batches(rollout, rows, run, micro_batch_size)
+        samples = advantages.usable.nonzero().flatten().tolist()
+        excerpt = drawn_excerpt(self.config.decode_latent_frames, rollout.latents, draw)
+        yield _micro_batches(rollout, samples, excerpt, micro_batch_size)
 
     def backward(self, batch: DraftBatch, policies: Policies, *, scale: float) -> Mapping[str, float]:
         """Add the gradient of one micro-batch; see `Objective.backward`.
 
-        `gradient_norm` is that of the reward at each sample's clean latents. A sample whose reward cannot be had
+        `gradient_norm` is that of the reward at each sample's clean latents. A sample whose reward is unavailable
         here adds nothing and lowers `valid`.
         """
         latents = batch.latents.detach().requires_grad_(True)
-        rewards = policies.reward(policies.frames(latents, batch.run), batch.prompts)
+        rewards = policies.reward(policies.frames(latents, batch.excerpt), batch.prompts)
         valid = rewards.isfinite()
         loss = -torch.where(valid, rewards, 0.0).mean()
         (gradient,) = torch.autograd.grad(loss, latents)
@@ -162,16 +162,16 @@ def backward_through_tail(
 
 
 def _micro_batches(
-    rollout: Rollout, rows: Sequence[int], run: range | None, micro_batch_size: int
+    rollout: Rollout, samples: Sequence[int], excerpt: range | None, micro_batch_size: int
 ) -> Iterator[DraftBatch]:
     assert rollout.tail is not None, "the rollout must be drawn with the objective's tail_span"
-    for start in range(0, len(rows), micro_batch_size):
-        part = rows[start : start + micro_batch_size]
-        index = torch.tensor(part, device=rollout.latents.device)
+    for start in range(0, len(samples), micro_batch_size):
+        micro_batch = samples[start : start + micro_batch_size]
+        index = torch.tensor(micro_batch, device=rollout.latents.device)
         yield DraftBatch(
-            prompts=tuple(rollout.prompts[row // rollout.group_size] for row in part),
+            prompts=tuple(rollout.prompts[sample // rollout.group_size] for sample in micro_batch),
             latents=rollout.latents[index],
             tail=TailStates(states=rollout.tail.states[:, index], sigmas=rollout.tail.sigmas),
             cond=rollout.cond.select(index),
-            run=run,
+            excerpt=excerpt,
         )

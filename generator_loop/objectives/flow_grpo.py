@@ -5,7 +5,7 @@ better samples more often, by the clipped ratio of probabilities. Without a weig
 gradient, up to hundreds of times that of the early ones, which decide layout and motion; each step's log-ratio is therefore
 divided by its gradient coefficient, or brought to one scale as GRPO-Guard does.
 
-Shape legend: B rollout rows, N micro-batch rows, K random steps.
+Shape legend: B samples of a rollout, N of a micro-batch, K random steps.
 
 Source: Flow-GRPO (arXiv 2505.05470); MixGRPO (arXiv 2507.21802) for the window; Flash-GRPO for the weights; GRPO-Guard (arXiv 2510.22319)
 for the ratio without drift.
@@ -31,7 +31,7 @@ Balance = Literal["gradient", "guard", "none"]
 
 @dataclass(frozen=True, kw_only=True)
 class FlowGRPOConfig(ObjectiveConfig):
-    """Settings of Flow-GRPO."""
+    """Config of Flow-GRPO."""
 
     name: Literal["flow_grpo"] = "flow_grpo"
     """Chooses this objective."""
@@ -80,7 +80,7 @@ class FlowGRPOConfig(ObjectiveConfig):
 
 @dataclass(frozen=True)
 class StepBatch:
-    """One random step of N samples: `states` before and `results` after [N, ...], what it was worth and how likely."""
+    """One random step of N samples: `states` before and `results` after [N, ...], its advantage and log-probability."""
 
     states: Tensor
     results: Tensor
@@ -104,10 +104,10 @@ class FlowGRPO(LossObjective[StepBatch]):
     metrics = ("loss", "ratio_error", "clip_fraction", "kl")
 
     def __init__(self, config: FlowGRPOConfig) -> None:
-        """Keep the settings.
+        """Keep the config.
 
         Args:
-            config: settings of the objective.
+            config: of the objective.
         """
         super().__init__(config)
         self.kernel = Kernel(config.kernel, config.noise_level)
@@ -125,11 +125,11 @@ class FlowGRPO(LossObjective[StepBatch]):
         trajectory, device = rollout.trajectory, rollout.latents.device
         sigmas = trajectory.sigmas.tolist()
         weights = self._weights(trajectory.sigmas)
-        rows = (advantages.usable & (advantages.values != 0)).nonzero().flatten()
+        samples = (advantages.usable & (advantages.values != 0)).nonzero().flatten()
         clip = self.config.advantage_clip
         for place, step in enumerate(trajectory.steps):
-            for part in rows.split(micro_batch_size):
-                index = part.to(device)
+            for micro_batch in samples.split(micro_batch_size):
+                index = micro_batch.to(device)
                 yield StepBatch(
                     states=trajectory.states[place, index],
                     results=trajectory.results[place, index],
@@ -138,7 +138,7 @@ class FlowGRPO(LossObjective[StepBatch]):
                     ceiling=sigmas[1],
                     weight=weights[step],
                     log_probs=trajectory.log_probs[place, index],
-                    advantages=advantages.values[part].clamp(-clip, clip).to(device),
+                    advantages=advantages.values[micro_batch].clamp(-clip, clip).to(device),
                     cond=rollout.cond.select(index),
                 )
 
@@ -158,7 +158,7 @@ class FlowGRPO(LossObjective[StepBatch]):
 
         Returns:
             Mean loss; `ratio_error` is the mean distance of the ratio from 1, `clip_fraction` how often it is clipped, `kl` the
-            mean squared velocity difference to the reference, 0 where it is not asked for.
+            mean squared velocity difference to the reference, 0 where `kl_coef` is 0.
         """
         sigma = torch.full((len(batch),), batch.sigma, device=batch.states.device)
         velocity = policies.policy(batch.states, sigma, batch.cond)

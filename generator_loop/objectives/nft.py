@@ -1,6 +1,6 @@
 """DiffusionNFT: learn from good and bad samples on the forward process, without trajectories or likelihoods.
 
-Shape legend: B rollout rows, N micro-batch rows.
+Shape legend: B samples of a rollout, N of a micro-batch.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
-from generator_loop.flow.path import keyed_noise, mean_square, noised
+from generator_loop.flow.path import keyed_noise, like_latents, mean_square, noised
 from generator_loop.objectives.base import LossObjective, ObjectiveConfig, Policies
 from generator_loop.records import Conditioning, Draw, LossOutput, Rollout, Scored
 from generator_loop.rewards.advantages import Advantages
@@ -23,7 +24,7 @@ MIN_ERROR = 1e-5
 
 @dataclass(frozen=True, kw_only=True)
 class NFTConfig(ObjectiveConfig):
-    """Settings of DiffusionNFT; "measured" defaults come from the embedded moving-shapes world."""
+    """Config of DiffusionNFT; "measured" defaults come from the embedded moving-shapes world."""
 
     name: Literal["nft"] = "nft"
     """Chooses this objective."""
@@ -41,10 +42,10 @@ class NFTConfig(ObjectiveConfig):
     """Samples of each prompt in one optimiser step, drawn without repeats; at most the group size. Measured: 4 of 8."""
 
     sigma_range: tuple[float, float] = (0.01, 0.99)
-    """Noise levels are uniform between these, before the shift. Paper: 99 % of the sampling schedule."""
+    """Sigmas are uniform between these, before the shift. Paper: 99 % of the sampling schedule."""
 
     sigma_shift: float = 1.0
-    """Moves noise levels up: s u / (1 + (s - 1) u). Use the generator's own shift to train where it samples."""
+    """Moves sigmas up: s u / (1 + (s - 1) u). Use the generator's own shift to train where it samples."""
 
     kl_coef: float = 0.0
     """Weight of the mean squared velocity difference to the reference; 0 skips its forward pass. Paper: 1e-4."""
@@ -63,13 +64,13 @@ class NFTConfig(ObjectiveConfig):
 
 @dataclass(frozen=True)
 class NFTBatch:
-    """Samples `latents`, `noise` [N, ...], `sigma` [N], and `goodness` [N] in [0, 1], the weight of the good branch."""
+    """Samples `latents`, `noise` [N, ...], `sigma` [N], and `optimality` r [N] in [0, 1], the weight of the good branch."""
 
     latents: Tensor
     noise: Tensor
     sigma: Tensor
     cond: Conditioning
-    goodness: Tensor
+    optimality: Tensor
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -85,7 +86,7 @@ class NFT(LossObjective[NFTBatch]):
     def plan(
         self, rollout: Rollout, scored: Scored, advantages: Advantages, *, draw: Draw, micro_batch_size: int
     ) -> Iterator[Iterator[NFTBatch]]:
-        """Yield optimiser steps, each with a fresh choice of samples, noise and noise levels; see `Objective.plan`."""
+        """Yield optimiser steps, each with a fresh choice of samples, noise and sigmas; see `Objective.plan`."""
         for update in range(self.num_updates):
             yield self._micro_batches(rollout, advantages, draw.fork(f"nft {update}"), micro_batch_size)
 
@@ -93,61 +94,65 @@ class NFT(LossObjective[NFTBatch]):
         self, rollout: Rollout, advantages: Advantages, draw: Draw, micro_batch_size: int
     ) -> Iterator[NFTBatch]:
         device, size = rollout.latents.device, rollout.group_size
-        rows = [row for group in range(len(rollout.prompts)) for row in self._choose(rollout, advantages, draw, group)]
-        for start in range(0, len(rows), micro_batch_size):
-            part = rows[start : start + micro_batch_size]
-            keys = [(rollout.prompts[row // size].prompt_id, row % size) for row in part]
-            level = torch.stack([torch.rand((), generator=draw.fork("sigma").generator(*key)) for key in keys])
-            index = torch.tensor(part, device=device)
+        samples = [
+            sample for group in range(len(rollout.prompts)) for sample in self._choose(rollout, advantages, draw, group)
+        ]
+        for start in range(0, len(samples), micro_batch_size):
+            micro_batch = samples[start : start + micro_batch_size]
+            keys = [(rollout.prompts[sample // size].prompt_id, sample % size) for sample in micro_batch]
+            uniform = torch.stack([torch.rand((), generator=draw.fork("sigma").generator(*key)) for key in keys])
+            index = torch.tensor(micro_batch, device=device)
             yield NFTBatch(
                 latents=rollout.latents[index],
                 noise=keyed_noise(draw, keys, rollout.latents),
-                sigma=self._sigma(level).to(device),
+                sigma=self._sigma(uniform).to(device),
                 cond=rollout.cond.select(index),
-                goodness=goodness(advantages.values[torch.tensor(part)], clip=self.config.advantage_clip).to(device),
+                optimality=optimality(advantages.values[torch.tensor(micro_batch)], clip=self.config.advantage_clip).to(
+                    device
+                ),
             )
 
     def _choose(self, rollout: Rollout, advantages: Advantages, draw: Draw, group: int) -> list[int]:
-        usable = advantages.usable.view(-1, rollout.group_size)[group].nonzero().flatten().tolist()
+        usable = rearrange(advantages.usable, "(b g) -> b g", g=rollout.group_size)[group].nonzero().flatten().tolist()
         shuffle = draw.fork("choice").generator(rollout.prompts[group].prompt_id, 0)
         order = torch.randperm(len(usable), generator=shuffle)[: self.config.samples_per_group]
         return [group * rollout.group_size + usable[place] for place in order.tolist()]
 
-    def _sigma(self, level: Tensor) -> Tensor:
+    def _sigma(self, uniform: Tensor) -> Tensor:
         low, high = self.config.sigma_range
-        level = low + (high - low) * level
-        return self.config.sigma_shift * level / (1 + (self.config.sigma_shift - 1) * level)
+        sigma = low + (high - low) * uniform
+        return self.config.sigma_shift * sigma / (1 + (self.config.sigma_shift - 1) * sigma)
 
     def loss(self, batch: NFTBatch, policies: Policies) -> LossOutput:
         """Compute the loss of one micro-batch.
 
         Args:
-            batch: samples with noise and goodness.
+            batch: samples with noise and optimality probability.
             policies: the policies.
 
         Returns:
-            Mean loss; `kl` is the mean squared velocity difference to the reference, 0 where it is not asked for.
+            Mean loss; `kl` is the mean squared velocity difference to the reference, 0 where `kl_coef` is 0.
         """
         noisy, target = noised(batch.latents, batch.noise, batch.sigma)
         old = policies.old(noisy, batch.sigma, batch.cond)
         velocity = policies.policy(noisy, batch.sigma, batch.cond)
         config = self.config
-        rows = nft_loss(velocity, old, target, batch.sigma, batch.goodness, beta=config.beta)
-        loss = config.advantage_clip * rows.mean()
+        losses = nft_loss(velocity, old, target, batch.sigma, batch.optimality, beta=config.beta)
+        loss = config.advantage_clip * losses.mean()
         kl = torch.zeros((), device=loss.device)
         if config.kl_coef > 0:
             kl = mean_square(velocity - policies.reference(noisy, batch.sigma, batch.cond)).mean()
             loss = loss + config.kl_coef * kl
         metrics = {
-            "goodness": batch.goodness.mean(),
+            "goodness": batch.optimality.mean(),
             "policy_shift": mean_square(velocity.detach() - old).mean(),
             "kl": kl.detach(),
         }
         return LossOutput(loss, {name: float(value) for name, value in metrics.items()})
 
 
-def goodness(advantages: Tensor, *, clip: float) -> Tensor:
-    """Map advantages to the probability of being a good sample.
+def optimality(advantages: Tensor, *, clip: float) -> Tensor:
+    """Map advantages to the optimality probability r, that a sample is a good one.
 
     Args:
         advantages: [N].
@@ -159,7 +164,9 @@ def goodness(advantages: Tensor, *, clip: float) -> Tensor:
     return (advantages / clip).clamp(-1, 1) / 2 + 0.5
 
 
-def nft_loss(velocity: Tensor, old: Tensor, target: Tensor, sigma: Tensor, goodness: Tensor, *, beta: float) -> Tensor:
+def nft_loss(
+    velocity: Tensor, old: Tensor, target: Tensor, sigma: Tensor, optimality: Tensor, *, beta: float
+) -> Tensor:
     """Compute DiffusionNFT's loss for each sample, before the factor A_max.
 
     The good branch (1 - beta) v_old + beta v and the bad one (1 + beta) v_old - beta v are both drawn to the target,
@@ -169,8 +176,8 @@ def nft_loss(velocity: Tensor, old: Tensor, target: Tensor, sigma: Tensor, goodn
         velocity: v of the policy, with gradient [N, ...].
         old: v_old of the policy that sampled [N, ...].
         target: eps - x_0 [N, ...].
-        sigma: noise levels [N].
-        goodness: r in [0, 1] [N].
+        sigma: [N] in [0, 1].
+        optimality: r in [0, 1] [N].
         beta: strength of the implicit guidance.
 
     Returns:
@@ -181,11 +188,11 @@ def nft_loss(velocity: Tensor, old: Tensor, target: Tensor, sigma: Tensor, goodn
     """
     good = _weighted_error((1 - beta) * old + beta * velocity - target, sigma)
     bad = _weighted_error((1 + beta) * old - beta * velocity - target, sigma)
-    return (goodness * good + (1 - goodness) * bad) / beta
+    return (optimality * good + (1 - optimality) * bad) / beta
 
 
 def _weighted_error(error: Tensor, sigma: Tensor) -> Tensor:
     # x_sigma - sigma v is the clean sample, so sigma times a velocity error is its error in x_0
-    error = error * sigma.view(-1, *[1] * (error.ndim - 1))
+    error = error * like_latents(sigma, error)
     weight = error.detach().abs().flatten(1).mean(1).clamp_min(MIN_ERROR)
     return mean_square(error) / weight

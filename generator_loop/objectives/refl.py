@@ -4,7 +4,7 @@ The sampler's states of the last steps are kept; each sample is taken up at one 
 a single call of the policy, decoded and scored. Memory is that of one step with decoder and judge; the reward sees a
 one-step prediction, blurred where the step is early, rather than the sample itself (which DRaFT differentiates).
 
-Shape legend: B rollout rows, N micro-batch rows, K kept steps.
+Shape legend: B samples of a rollout, N of a micro-batch, K kept steps.
 
 Source: ImageReward (arXiv 2304.05977), algorithm 1; its loss on pre-training data is replaced by the distance to the
 reference, as a loop on prompts has no such data.
@@ -19,15 +19,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from generator_loop.flow.path import mean_square
-from generator_loop.objectives.base import LossObjective, ObjectiveConfig, Policies, check_decoded, drawn_run
+from generator_loop.flow.path import like_latents, mean_square
+from generator_loop.objectives.base import LossObjective, ObjectiveConfig, Policies, check_decoded, drawn_excerpt
 from generator_loop.records import Conditioning, Draw, LossOutput, Prompt, Rollout, Scored
 from generator_loop.rewards.advantages import Advantages
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReFLConfig(ObjectiveConfig):
-    """Settings of ReFL."""
+    """Config of ReFL."""
 
     differentiates = True
 
@@ -44,9 +44,9 @@ class ReFLConfig(ObjectiveConfig):
     """Weight of the mean squared velocity difference to the reference; 0 skips its forward pass."""
 
     decode_latent_frames: int | None = None
-    """Latent frames in a row that are decoded and judged, at a place drawn anew for each optimiser step; null decodes all.
+    """Consecutive latent frames that are decoded and judged, at a place drawn anew for each optimiser step; null decodes all.
 
-    Fewer cost less memory and time, as frames after the run are not decoded and those before it carry no gradient, but on
+    Fewer cost less memory and time, as frames after the excerpt are not decoded and those before it carry no gradient, but on
     LTX (and in part HunyuanVideo and CogVideoX), whose decoders mix frames. The judge sees a short excerpt, so that faults
     which need time to show are missed. VADER decodes one frame.
     """
@@ -68,13 +68,13 @@ class ReFLConfig(ObjectiveConfig):
 
 @dataclass(frozen=True)
 class LateBatch:
-    """States [N, ...] of the sampler at `sigma` [N], each sample's own; `run` is the latent frames judged, None for all."""
+    """States [N, ...] of the sampler at `sigma` [N], each sample's own; `excerpt` is the latent frames judged, None for all."""
 
     prompts: tuple[Prompt, ...]
     states: Tensor
     sigma: Tensor
     cond: Conditioning
-    run: range | None = None
+    excerpt: range | None = None
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -88,10 +88,10 @@ class ReFL(LossObjective[LateBatch]):
     metrics = ("loss", "reward", "valid", "kl")
 
     def __init__(self, config: ReFLConfig) -> None:
-        """Keep the settings.
+        """Keep the config.
 
         Args:
-            config: settings of the objective.
+            config: of the objective.
         """
         super().__init__(config)
         self.tail_span = config.tail_span
@@ -100,11 +100,11 @@ class ReFL(LossObjective[LateBatch]):
         self, rollout: Rollout, scored: Scored, advantages: Advantages, *, draw: Draw, micro_batch_size: int
     ) -> Iterator[Iterator[LateBatch]]:
         """Yield optimiser steps over all usable samples, each from other steps; see `Objective.plan`."""
-        rows = advantages.usable.nonzero().flatten().tolist()
+        samples = advantages.usable.nonzero().flatten().tolist()
         for update in range(self.num_updates):
             streams = draw.fork(f"refl {update}")
-            run = drawn_run(self.config.decode_latent_frames, rollout.latents, streams)
-            yield _micro_batches(rollout, rows, run, streams, micro_batch_size)
+            excerpt = drawn_excerpt(self.config.decode_latent_frames, rollout.latents, streams)
+            yield _micro_batches(rollout, samples, excerpt, streams, micro_batch_size)
 
     def loss(self, batch: LateBatch, policies: Policies) -> LossOutput:
         """Compute the loss of one micro-batch.
@@ -115,11 +115,11 @@ class ReFL(LossObjective[LateBatch]):
 
         Returns:
             Mean loss; `reward` is that of the predicted clean clips and `valid` the share of those that have one, `kl` the mean
-            squared velocity difference to the reference, 0 where it is not asked for.
+            squared velocity difference to the reference, 0 where `kl_coef` is 0.
         """
         velocity = policies.policy(batch.states, batch.sigma, batch.cond)
-        level = batch.sigma.view(-1, *[1] * (velocity.ndim - 1))
-        rewards = policies.reward(policies.frames(batch.states - level * velocity, batch.run), batch.prompts)
+        clean = batch.states - like_latents(batch.sigma, velocity) * velocity
+        rewards = policies.reward(policies.frames(clean, batch.excerpt), batch.prompts)
         valid = rewards.isfinite()
         known = torch.where(valid, rewards, 0.0)
         short = -known if self.config.target is None else (self.config.target - known).relu()
@@ -133,20 +133,20 @@ class ReFL(LossObjective[LateBatch]):
 
 
 def _micro_batches(
-    rollout: Rollout, rows: list[int], run: range | None, draw: Draw, micro_batch_size: int
+    rollout: Rollout, samples: list[int], excerpt: range | None, draw: Draw, micro_batch_size: int
 ) -> Iterator[LateBatch]:
     assert rollout.tail is not None, "the rollout must be drawn with the objective's tail_span"
     size, device, tail = rollout.group_size, rollout.latents.device, rollout.tail
-    for start in range(0, len(rows), micro_batch_size):
-        part = rows[start : start + micro_batch_size]
-        prompts = tuple(rollout.prompts[row // size] for row in part)
-        keys = [(prompt.prompt_id, row % size) for prompt, row in zip(prompts, part, strict=True)]
+    for start in range(0, len(samples), micro_batch_size):
+        micro_batch = samples[start : start + micro_batch_size]
+        prompts = tuple(rollout.prompts[sample // size] for sample in micro_batch)
+        keys = [(prompt.prompt_id, sample % size) for prompt, sample in zip(prompts, micro_batch, strict=True)]
         steps = torch.tensor([int(torch.randint(len(tail.states), (), generator=draw.generator(*key))) for key in keys])
-        index, steps = torch.tensor(part, device=device), steps.to(device)
+        index, steps = torch.tensor(micro_batch, device=device), steps.to(device)
         yield LateBatch(
             prompts=prompts,
             states=tail.states[steps, index],
             sigma=tail.sigmas[steps],
             cond=rollout.cond.select(index),
-            run=run,
+            excerpt=excerpt,
         )

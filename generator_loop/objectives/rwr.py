@@ -10,7 +10,7 @@ weights. Where samples follow the old policy exactly, imitating all of them alik
 
 so `anchor: old` puts the right side in place of the left one, and only what sets a sample apart from its group is learned.
 
-Shape legend: B rollout rows, N micro-batch rows.
+Shape legend: B samples of a rollout, N of a micro-batch.
 
 Source: reward-weighted regression (Peters and Schaal, ICML 2007), with flow matching's loss as in Flow-GRPO's code; weights
 are normalised within the group, so that rewards of any scale and sign will do.
@@ -23,9 +23,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
-from generator_loop.flow.path import keyed_noise, logit_normal_levels, mean_square, noised
+from generator_loop.flow.path import keyed_noise, logit_normal_sigmas, mean_square, noised
 from generator_loop.objectives.base import LossObjective, ObjectiveConfig, Policies
 from generator_loop.records import Conditioning, Draw, LossOutput, Rollout, Scored
 from generator_loop.rewards.advantages import Advantages
@@ -33,7 +34,7 @@ from generator_loop.rewards.advantages import Advantages
 
 @dataclass(frozen=True, kw_only=True)
 class RWRConfig(ObjectiveConfig):
-    """Settings of Flow-RWR."""
+    """Config of Flow-RWR."""
 
     name: Literal["rwr"] = "rwr"
     """Chooses this objective."""
@@ -42,14 +43,14 @@ class RWRConfig(ObjectiveConfig):
     """Weights go with exp(advantage / this): lowering it learns from the best samples only."""
 
     anchor: Literal["old", "none"] = "old"
-    """What stands for imitating all samples alike: the policy that drew them (old), or that imitation itself (none, as it is
+    """Substitute for imitating all samples alike: the policy that drew them (old), or that imitation itself (none, as it is
     published for samples of others; measured on one's own in docs/toy_objectives.md)."""
 
     kl_coef: float = 0.0
     """Weight of the mean squared velocity difference to the reference; 0 skips its forward pass."""
 
     num_updates: int = 1
-    """Optimiser steps on one rollout, each with fresh noise and noise levels."""
+    """Optimiser steps on one rollout, each with fresh noise and sigmas."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -88,9 +89,9 @@ class RWR(LossObjective[WeightedBatch]):
         weights = group_weights(
             advantages.values, advantages.usable, group_size=rollout.group_size, temperature=self.config.temperature
         )
-        rows = advantages.usable.nonzero().flatten().tolist()
+        samples = advantages.usable.nonzero().flatten().tolist()
         for update in range(self.num_updates):
-            yield _micro_batches(rollout, rows, weights, draw.fork(f"rwr {update}"), micro_batch_size)
+            yield _micro_batches(rollout, samples, weights, draw.fork(f"rwr {update}"), micro_batch_size)
 
     def loss(self, batch: WeightedBatch, policies: Policies) -> LossOutput:
         """Compute the loss of one micro-batch.
@@ -101,7 +102,7 @@ class RWR(LossObjective[WeightedBatch]):
 
         Returns:
             Mean weighted error, or with an anchor that of the weights beyond 1 and the squared difference to the old policy;
-            `error` is the plain one, `kl` the mean squared velocity difference to the reference, 0 where it is not asked for.
+            `error` is the plain one, `kl` the mean squared velocity difference to the reference, 0 where `kl_coef` is 0.
         """
         noisy, target = noised(batch.latents, batch.noise, batch.sigma)
         velocity = policies.policy(noisy, batch.sigma, batch.cond)
@@ -130,23 +131,24 @@ def group_weights(advantages: Tensor, usable: Tensor, *, group_size: int, temper
     Returns:
         [B]; a group without usable samples has zeros.
     """
-    scaled = torch.where(usable, advantages / temperature, -torch.inf).view(-1, group_size)
-    share = torch.where(usable.view(-1, group_size), scaled.softmax(dim=1), 0.0)
-    return (share * usable.view(-1, group_size).sum(dim=1, keepdim=True)).flatten()
+    scaled = torch.where(usable, advantages / temperature, -torch.inf)
+    scaled, usable = (rearrange(value, "(b g) -> b g", g=group_size) for value in (scaled, usable))
+    share = torch.where(usable, scaled.softmax(dim=1), 0.0)
+    return rearrange(share * usable.sum(dim=1, keepdim=True), "b g -> (b g)")
 
 
 def _micro_batches(
-    rollout: Rollout, rows: list[int], weights: Tensor, draw: Draw, micro_batch_size: int
+    rollout: Rollout, samples: list[int], weights: Tensor, draw: Draw, micro_batch_size: int
 ) -> Iterator[WeightedBatch]:
     size, device = rollout.group_size, rollout.latents.device
-    for start in range(0, len(rows), micro_batch_size):
-        part = rows[start : start + micro_batch_size]
-        keys = [(rollout.prompts[row // size].prompt_id, row % size) for row in part]
-        index = torch.tensor(part, device=device)
+    for start in range(0, len(samples), micro_batch_size):
+        micro_batch = samples[start : start + micro_batch_size]
+        keys = [(rollout.prompts[sample // size].prompt_id, sample % size) for sample in micro_batch]
+        index = torch.tensor(micro_batch, device=device)
         yield WeightedBatch(
             latents=rollout.latents[index],
             noise=keyed_noise(draw, keys, rollout.latents),
-            sigma=logit_normal_levels(draw, keys).to(device),
-            weights=weights[torch.tensor(part)].to(device),
+            sigma=logit_normal_sigmas(draw, keys).to(device),
+            weights=weights[torch.tensor(micro_batch)].to(device),
             cond=rollout.cond.select(index),
         )

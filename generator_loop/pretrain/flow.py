@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from generator_loop.flow.path import noised
 from generator_loop.pretrain.pipeline import build_toy_wan, encode_captions, encode_clips, sample_clips
 from generator_loop.pretrain.vae import MuonAdamW, lr_schedule
 from reward_model import moving_shapes, oracle
@@ -42,7 +43,7 @@ def pretrain_generator(
     """Train the transformer by flow matching and save the pipeline with the average of its weights.
 
     Args:
-        vae_folder: what `toy_vae.train_vae` wrote.
+        vae_folder: folder that `train_vae` wrote.
         out: pipeline folder, written after each cycle; a cycle that is there already is not repeated.
         seed: of weights, clips and noise.
         cycles: optimiser steps (of 32 clips) of each cycle, which starts from the last one's average with fresh clips.
@@ -55,15 +56,15 @@ def pretrain_generator(
     from diffusers import AutoencoderKLWan, WanPipeline
 
     vae = AutoencoderKLWan.from_pretrained(vae_folder).eval().requires_grad_(False)
-    pipeline, found = build_toy_wan(vae, seed=seed), {}
+    pipeline, metrics = build_toy_wan(vae, seed=seed), {}
     for cycle, num_steps in enumerate(cycles):
         folder = Path(f"{out}-cycle{cycle}")
         if not folder.exists():
-            found = _run_cycle(pipeline, num_steps, num_clips, report_every, seed=seed + 100 * cycle)
+            metrics = _run_cycle(pipeline, num_steps, num_clips, report_every, seed=seed + 100 * cycle)
             pipeline.save_pretrained(folder)
         pipeline = WanPipeline.from_pretrained(folder)
     pipeline.save_pretrained(out)
-    return found
+    return metrics
 
 
 def _run_cycle(
@@ -75,39 +76,39 @@ def _run_cycle(
     live, average = pipeline.transformer.train(), copy.deepcopy(pipeline.transformer).eval().requires_grad_(False)
     optimizer, generator = _optimizer(live), torch.Generator().manual_seed(seed)
     pipeline.transformer = average
-    start, found = time.monotonic(), dict[str, float]()
+    start, metrics = time.monotonic(), dict[str, float]()
     recent: list[float] = []
     for step in range(1, num_steps + 1):
-        rows = torch.randint(len(latents), (BATCH_SIZE,), generator=generator)
-        loss = flow_loss(live, latents[rows], text[rows], generator)
+        index = torch.randint(len(latents), (BATCH_SIZE,), generator=generator)
+        loss = flow_loss(live, latents[index], text[index], generator)
         loss.backward()
         optimizer.step(lr_scale=lr_schedule(step, num_steps, num_warmup=100))
         _follow(average, live, decay=min(EMA_DECAY, (1 + step) / (20 + step)))
         recent = [*recent[-99:], float(loss.detach())]
         if step % report_every == 0 or step == num_steps:
-            found = {**evaluate(pipeline, seed=seed), "loss": sum(recent) / len(recent)}
-            report = " ".join(f"{name} {value:.3f}" for name, value in found.items())
+            metrics = {**evaluate(pipeline, seed=seed), "loss": sum(recent) / len(recent)}
+            report = " ".join(f"{name} {value:.3f}" for name, value in metrics.items())
             log.info("generator: step %d/%d %s %.0f s", step, num_steps, report, time.monotonic() - start)
-    return found
+    return metrics
 
 
 def flow_loss(transformer: nn.Module, latents: Tensor, text: Tensor, generator: torch.Generator) -> Tensor:
-    """Return the squared error of the predicted velocity at logit-normal noise levels.
+    """Return the squared error of the predicted velocity at logit-normal sigmas.
 
     Args:
         transformer: predicts eps - x_0.
         latents: clean latents x_0 [B, c, F, h, w].
         text: embeddings [B, L, d].
-        generator: source of noise and noise levels.
+        generator: source of noise and sigmas.
 
     Returns:
         The mean over the batch, a scalar with gradient.
     """
     noise = torch.randn(latents.shape, generator=generator)
     sigma = torch.sigmoid(torch.randn(len(latents), generator=generator))
-    level = sigma.view(-1, 1, 1, 1, 1)
-    predicted = transformer((1 - level) * latents + level * noise, sigma * 1000, text, return_dict=False)[0]
-    return (predicted - (noise - latents)).square().mean()
+    noisy, target = noised(latents, noise, sigma)
+    predicted = transformer(noisy, sigma * 1000, text, return_dict=False)[0]
+    return (predicted - target).square().mean()
 
 
 def evaluate(pipeline: WanPipeline, *, seed: int, num: int = 64) -> dict[str, float]:

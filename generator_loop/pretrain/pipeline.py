@@ -111,16 +111,16 @@ def encode_captions(pipeline: WanPipeline, captions: Sequence[str]) -> Tensor:
 def encode_clips(vae: AutoencoderKLWan, frames: Tensor, *, batch_size: int = 16) -> Tensor:
     """Return normalised latents [B, c, F, h, w] of frames [B, T, C, H, W] in [0, 1]."""
     mean, std = _latent_scale(vae)
-    parts = [vae.encode(part).latent_dist.mode() for part in to_wan(frames).split(batch_size)]
-    return (torch.cat(parts) - mean) / std
+    latents = [vae.encode(clips).latent_dist.mode() for clips in to_wan(frames).split(batch_size)]
+    return (torch.cat(latents) - mean) / std
 
 
 @torch.no_grad()
 def decode_clips(vae: AutoencoderKLWan, latents: Tensor, *, batch_size: int = 16) -> Tensor:
     """Return frames [B, T, C, H, W] in [0, 1] of normalised latents [B, c, F, h, w]."""
     mean, std = _latent_scale(vae)
-    parts = [vae.decode(part * std + mean).sample for part in latents.split(batch_size)]
-    return torch.cat(parts).transpose(1, 2).clamp(-1, 1) / 2 + 0.5
+    pixels = [vae.decode(clips * std + mean).sample for clips in latents.split(batch_size)]
+    return torch.cat(pixels).transpose(1, 2).clamp(-1, 1) / 2 + 0.5
 
 
 def _latent_scale(vae: AutoencoderKLWan) -> tuple[Tensor, Tensor]:
@@ -161,7 +161,7 @@ def save_toy_wan(pipeline: WanPipeline, out: str | Path, *, provenance: Mapping[
 
 
 def fingerprints() -> dict[str, str]:
-    """Return hashes of what the weights depend on: the world's clips, the captions by use, and the tokenizer."""
+    """Return hashes of all that the weights depend on: the world's clips, the captions by use, and the tokenizer."""
     core = moving_shapes.CORE
     uses = {
         "pretraining": moving_shapes.pretraining_scenes(core),

@@ -159,7 +159,7 @@ def reconstruction_loss(vae: AutoencoderKLWan, clips: Tensor, generator: torch.G
 def reconstruct(vae: AutoencoderKLWan, clips: Tensor, *, batch_size: int = 16) -> Tensor:
     """Return clips [B, C, T, H, W] in [-1, 1] after encoding and decoding."""
     return torch.cat(
-        [vae.decode(vae.encode(part).latent_dist.mode()).sample.clamp(-1, 1) for part in clips.split(batch_size)]
+        [vae.decode(vae.encode(some).latent_dist.mode()).sample.clamp(-1, 1) for some in clips.split(batch_size)]
     )
 
 
@@ -230,7 +230,7 @@ def _draw_clips(clips: Tensor, generator: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def _set_latent_scale(vae: AutoencoderKLWan, clips: Tensor) -> None:
-    latents = torch.cat([vae.encode(part).latent_dist.mode() for part in clips.split(16)])
+    latents = torch.cat([vae.encode(some).latent_dist.mode() for some in clips.split(16)])
     vae.register_to_config(
         latents_mean=latents.mean((0, 2, 3, 4)).tolist(), latents_std=latents.std((0, 2, 3, 4)).tolist()
     )

@@ -1,1 +1,1 @@
-"""How videos are drawn."""
+"""Sampling: prompts, and groups of clips from the generator."""

@@ -28,7 +28,7 @@ def read_prompts(path: str | Path, *, column: str = "") -> tuple[Prompt, ...]:
         ValueError: if the file is missing or of another kind, lacks the column, or holds an empty prompt.
     """
     path = Path(path)
-    readers = {".csv": _csv_rows, ".jsonl": _jsonl_rows, ".txt": _txt_rows}
+    readers = {".csv": _read_csv, ".jsonl": _read_jsonl, ".txt": _read_txt}
     if path.suffix.lower() not in readers:
         raise ValueError(f"prompts.path must end in {', '.join(readers)}, got {path}")
     if not path.is_file():
@@ -36,36 +36,36 @@ def read_prompts(path: str | Path, *, column: str = "") -> tuple[Prompt, ...]:
     prompts: list[Prompt] = []
     for where, text in readers[path.suffix.lower()](path, column or "prompt"):
         if not text.strip():
-            raise ValueError(f"{path}, {where}: the prompt is empty; remove the row or choose another prompts.column")
+            raise ValueError(f"{path}, {where}: the prompt is empty; remove the line or choose another prompts.column")
         prompts.append(Prompt(prompt_id=len(prompts), text=text.strip()))
     if not prompts:
         raise ValueError(f"{path} holds no prompts")
     return tuple(prompts)
 
 
-def _csv_rows(path: Path, column: str) -> Iterator[tuple[str, str]]:
+def _read_csv(path: Path, column: str) -> Iterator[tuple[str, str]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.DictReader(file)
-        if column not in (rows.fieldnames or ()):
-            raise ValueError(f"{path} has no column {column!r}; set prompts.column to one of {rows.fieldnames}")
-        for row in rows:
-            yield f"line {rows.line_num}", row[column] or ""
+        lines = csv.DictReader(file)
+        if column not in (lines.fieldnames or ()):
+            raise ValueError(f"{path} has no column {column!r}; set prompts.column to one of {lines.fieldnames}")
+        for cells in lines:
+            yield f"line {lines.line_num}", cells[column] or ""
 
 
-def _jsonl_rows(path: Path, column: str) -> Iterator[tuple[str, str]]:
+def _read_jsonl(path: Path, column: str) -> Iterator[tuple[str, str]]:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            record = json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
-        if not isinstance(row, dict) or not isinstance(row.get(column), str):
+        if not isinstance(record, dict) or not isinstance(record.get(column), str):
             raise ValueError(f"{path}, line {number}: expected an object with text under {column!r}, got {line[:80]}")
-        yield f"line {number}", row[column]
+        yield f"line {number}", record[column]
 
 
-def _txt_rows(path: Path, _column: str) -> Iterator[tuple[str, str]]:
+def _read_txt(path: Path, _column: str) -> Iterator[tuple[str, str]]:
     lines = path.read_text(encoding="utf-8").splitlines()
     return ((f"line {number}", line) for number, line in enumerate(lines, start=1) if line.strip())
 
@@ -75,8 +75,8 @@ def draw_prompts(
 ) -> tuple[Prompt, ...]:
     """Draw one round's prompts, each at most once; the ranks' shares are disjoint.
 
-    Every pass over the file is a fresh shuffle cut into rounds, so that the whole state is the round's number. What a
-    pass has left over, being less than a round, waits for another pass.
+    Every pass over the file is a fresh shuffle cut into rounds, so the number of the round is the whole state. Prompts that
+    do not fill a last round of a pass wait for the next pass.
 
     Args:
         prompts: all training prompts.
@@ -97,9 +97,9 @@ def draw_prompts(
     if num_prompts % num_ranks:
         raise ValueError(f"prompts per round ({num_prompts}) must be a multiple of the number of processes {num_ranks}")
     rounds_per_pass = len(prompts) // num_prompts
-    number, part = divmod(round_index, rounds_per_pass)
+    number, place = divmod(round_index, rounds_per_pass)
     shuffle = Draw(seed, number).fork("prompts").generator(0, 0)
-    order = torch.randperm(len(prompts), generator=shuffle)[part * num_prompts :][:num_prompts]
+    order = torch.randperm(len(prompts), generator=shuffle)[place * num_prompts :][:num_prompts]
     return tuple(prompts[index] for index in order[rank::num_ranks].tolist())
 
 

@@ -1,6 +1,6 @@
 """Drawing videos from the generator: plain Euler steps of the probability-flow ODE, some of them random where asked for.
 
-Shape legend: B = prompts x G rows, the G samples of one prompt consecutive; S steps; K steps of the kept tail.
+Shape legend: B = prompts x G samples, the G of one prompt consecutive; S steps; K steps of the kept tail.
 """
 
 from __future__ import annotations
@@ -32,30 +32,30 @@ class PromptEncoder:
         """
         self._generator = generator
         self._max_prompts = max_prompts
-        self._rows: dict[str, Conditioning] = {}
+        self._known: dict[str, Conditioning] = {}
 
     def __call__(self, prompts: Sequence[Prompt]) -> Conditioning:
-        """Return conditioning with one row for each prompt.
+        """Return conditioning with one sample for each prompt.
 
         Args:
             prompts: any prompts, repeats allowed.
 
         Returns:
-            Conditioning with len(prompts) rows on the generator's device.
+            Conditioning of len(prompts) samples on the generator's device.
         """
-        rows = [self._row(prompt.text).tensors for prompt in prompts]
+        encoded = [self._encode(prompt.text).tensors for prompt in prompts]
         device = self._generator.device
-        return Conditioning({name: torch.cat([row[name] for row in rows]).to(device) for name in rows[0]})
+        return Conditioning({name: torch.cat([one[name] for one in encoded]).to(device) for name in encoded[0]})
 
-    def _row(self, text: str) -> Conditioning:
-        row = self._rows.pop(text, None)
-        if row is None:
+    def _encode(self, text: str) -> Conditioning:
+        cond = self._known.pop(text, None)
+        if cond is None:
             encoded = self._generator.encode_prompts([text]).tensors
-            row = Conditioning({name: value.cpu() for name, value in encoded.items()})
-        self._rows[text] = row
-        if len(self._rows) > self._max_prompts:
-            self._rows.pop(next(iter(self._rows)))
-        return row
+            cond = Conditioning({name: value.cpu() for name, value in encoded.items()})
+        self._known[text] = cond
+        if len(self._known) > self._max_prompts:
+            self._known.pop(next(iter(self._known)))
+        return cond
 
 
 def tail_length(sigmas: Tensor, span: float) -> int:
@@ -97,7 +97,7 @@ def rollout(
         draw: random streams; sample g of a prompt starts from the stream (prompt id, g).
         group_size: samples G of each prompt.
         num_steps: Euler steps S.
-        batch_size: most rows in one forward pass; results differ by rounding only.
+        batch_size: most clips in one forward pass; results differ by rounding only.
         policy: name of the weights that sample.
         tail_span: sigma span of the last steps whose states are kept; 0 keeps none.
         random_steps: steps that are drawn at random, and kept; the same ones for all clips of a rollout, with noise
@@ -113,18 +113,18 @@ def rollout(
     keys = [(prompt.prompt_id, sample) for prompt in prompts for sample in range(group_size)]
     cond = encoder([prompt for prompt in prompts for _ in range(group_size)])
     noise = generator.init_latents([draw.generator(*key) for key in keys])
-    window = None if random_steps is None else random_steps.choose(num_steps, draw.fork("window").generator(0, 0))
+    random_range = None if random_steps is None else random_steps.choose(num_steps, draw.fork("window").generator(0, 0))
     latents, states, frames, trajectories = [], [], [], []
     with generator.use(policy):
-        for rows in torch.arange(len(noise), device=noise.device).split(batch_size):
+        for index in torch.arange(len(noise), device=noise.device).split(batch_size):
             trajectory = None
-            if random_steps is not None and window is not None:
+            if random_steps is not None and random_range is not None:
                 trajectory = TrajectoryRecorder(
-                    random_steps.kernel, window, sigmas, draw, [keys[row] for row in rows.tolist()]
+                    random_steps.kernel, random_range, sigmas, draw, [keys[place] for place in index.tolist()]
                 )
                 trajectories.append(trajectory)
             path = sample_path(
-                generator, noise[rows], sigmas, cond.select(rows), num_kept=num_kept, trajectory=trajectory
+                generator, noise[index], sigmas, cond.select(index), num_kept=num_kept, trajectory=trajectory
             )
             latents.append(path[-1])
             states.append(path[:-1])
@@ -142,12 +142,12 @@ def rollout(
 
 
 class TrajectoryRecorder:
-    """Draws the random steps of some rows, each from its own stream, and remembers them."""
+    """Draws the random steps of some samples, each from its own stream, and remembers them."""
 
     def __init__(
         self, kernel: Kernel, steps: range, sigmas: Tensor, draw: Draw, keys: Sequence[tuple[int, int]]
     ) -> None:
-        self.kernel, self.steps, self.levels = kernel, steps, sigmas.tolist()
+        self.kernel, self.steps, self.sigmas = kernel, steps, sigmas.tolist()
         self.draw, self.keys = draw, keys
         self.states: list[Tensor] = []
         self.results: list[Tensor] = []
@@ -155,8 +155,8 @@ class TrajectoryRecorder:
 
     def take(self, number: int, latents: Tensor, velocity: Tensor) -> Tensor:
         """Return latents [B, F, C, h, w] after random step `number`, and remember both ends and its log-probability."""
-        sigma, after = self.levels[number : number + 2]
-        step = self.kernel.transition(latents, velocity, sigma, after, ceiling=self.levels[1])
+        sigma, after = self.sigmas[number : number + 2]
+        step = self.kernel.transition(latents, velocity, sigma, after, ceiling=self.sigmas[1])
         streams = [self.draw.fork(f"step {number}").generator(*key) for key in self.keys]
         noise = torch.stack([torch.randn(latents.shape[1:], generator=stream) for stream in streams])
         result = step.mean + step.std * noise.to(latents.device)
@@ -167,11 +167,11 @@ class TrajectoryRecorder:
 
 
 def _joined(trajectories: Sequence[TrajectoryRecorder], sigmas: Tensor) -> Trajectory:
-    parts = {
+    tensors = {
         name: torch.cat([torch.stack(getattr(trajectory, name)) for trajectory in trajectories], dim=1)
         for name in ("states", "results", "log_probs")
     }
-    return Trajectory(steps=tuple(trajectories[0].steps), sigmas=sigmas, **parts)
+    return Trajectory(steps=tuple(trajectories[0].steps), sigmas=sigmas, **tensors)
 
 
 def sample_path(
@@ -183,13 +183,13 @@ def sample_path(
     num_kept: int = 0,
     trajectory: TrajectoryRecorder | None = None,
 ) -> Tensor:
-    """Walk from noise to clean latents with the weights in use: Euler steps, but for those that `trajectory` draws.
+    """Integrate from noise to clean latents with the weights in use, by Euler steps but for those that `trajectory` draws.
 
     Args:
         generator: the generator.
         latents: noise [N, ...] at sigmas[0].
         sigmas: falling schedule [S + 1].
-        cond: conditioning with N rows.
+        cond: conditioning of N samples.
         num_kept: K last steps whose starting states are kept.
         trajectory: draws its steps at random.
 

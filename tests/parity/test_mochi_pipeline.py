@@ -10,5 +10,5 @@ pytestmark = pytest.mark.parity
 def test_a_scheduler_of_the_usual_direction_is_refused():
     pipeline = build_mochi()
     pipeline.scheduler.register_to_config(invert_sigmas=False)
-    with pytest.raises(ValueError, match="does not run its time the other way"):
+    with pytest.raises(ValueError, match="does not count its time the other way"):
         build_mochi_generator(pipeline=pipeline)

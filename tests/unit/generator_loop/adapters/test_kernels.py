@@ -90,5 +90,5 @@ def test_the_blocks_of_every_transformer_are_compiled_and_nothing_else():
 
 @pytest.mark.parametrize("build", [build_cogvideox_generator, build_mochi_generator])
 def test_transformers_whose_blocks_diffusers_does_not_name_are_refused(build):
-    with pytest.raises(ValueError, match="generator.compile=true cannot be had for (CogVideoX|Mochi)"):
+    with pytest.raises(ValueError, match="generator.compile=true is unavailable for (CogVideoX|Mochi)"):
         build(compile=True)

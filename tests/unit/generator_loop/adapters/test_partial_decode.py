@@ -1,4 +1,4 @@
-"""A run of latent frames is decoded to the very frames of the whole clip, and costs less where the decoder allows it."""
+"""An excerpt of latent frames is decoded to the very frames of the whole clip, and costs less where the decoder allows it."""
 
 import pytest
 import torch
@@ -24,11 +24,11 @@ BUILDERS = {
     "mochi": (build_mochi_generator, 6),
 }
 CAUSAL = ("wan", "wan 2.2 TI2V", "cogvideox", "mochi")
-RUNS = {
+EXCERPTS = {
     4: (range(0, 1), range(1, 3), range(3, 4)),
     9: (range(0, 2), range(3, 4), range(4, 8), range(8, 9)),
 }
-"""Latent frames of a clip -> runs: the beginning, the end, and within and across the batches and tiles of decoders."""
+"""Latent frames of a clip -> excerpts: the beginning, the end, and within and across the batches and tiles of decoders."""
 
 
 def build(family, num_latent_frames, **settings):
@@ -42,31 +42,31 @@ def gradient_of(frames, latents, **how):
     return torch.autograd.grad((frames * weights).sum(), latents, **how)[0]
 
 
-def check_runs(generator, latents, runs):
-    """Compare frames and gradient of runs with those of the whole clip."""
+def check_excerpts(generator, latents, excerpts):
+    """Compare frames and gradient of excerpts with those of the whole clip."""
     whole = generator.decode(latents)
-    for run in runs:
-        frames, expected = generator.decode(latents, run), whole[:, generator.frames_of(run)]
+    for excerpt in excerpts:
+        frames, expected = generator.decode(latents, excerpt), whole[:, generator.frames_of(excerpt)]
         assert_close(frames, expected, atol=1e-6, rtol=0)
-        inside = slice(run.start, run.stop)
+        inside = slice(excerpt.start, excerpt.stop)
         found = gradient_of(frames, latents)
         expected = gradient_of(expected, latents, retain_graph=True)
         scale = expected[:, :, inside].abs().max()
         # rounding alone: sums over another number of frames
         assert_close(found[:, :, inside] / scale, expected[:, :, inside] / scale, atol=1e-5, rtol=0)
         assert scale > 0
-        assert not found[:, :, : run.start].any() and not found[:, :, run.stop :].any()
+        assert not found[:, :, : excerpt.start].any() and not found[:, :, excerpt.stop :].any()
 
 
-@pytest.mark.parametrize("num_latent_frames", RUNS)
+@pytest.mark.parametrize("num_latent_frames", EXCERPTS)
 @pytest.mark.parametrize("family", BUILDERS)
 def test_frames_and_gradient_of_a_run_are_those_of_the_whole_clip(family, num_latent_frames):
-    check_runs(*build(family, num_latent_frames), RUNS[num_latent_frames])
+    check_excerpts(*build(family, num_latent_frames), EXCERPTS[num_latent_frames])
 
 
 @pytest.mark.parametrize("family", ["wan", "cogvideox", "mochi"])
 def test_a_recomputed_decoder_decodes_runs_alike(family):
-    check_runs(*build(family, 5, checkpoint_decode=True), [range(2, 4)])
+    check_excerpts(*build(family, 5, checkpoint_decode=True), [range(2, 4)])
 
 
 @pytest.mark.parametrize("family", ["wan", "cogvideox", "hunyuan_video", "mochi"])
@@ -79,7 +79,7 @@ def test_a_decoder_of_tiles_decodes_runs_alike(family):
     calls, decoder = [], generator.pipeline.vae.decoder
     generator.pipeline.vae.enable_tiling(**small)
     decoder.register_forward_pre_hook(lambda _module, args, **_how: calls.append(args[0].shape[-1]))
-    check_runs(generator, latents, [range(4, 5)])
+    check_excerpts(generator, latents, [range(4, 5)])
     assert set(calls) < set(range(1, latents.shape[-1]))
 
 
@@ -111,7 +111,7 @@ def test_only_a_run_is_held_for_the_backward_pass(family, share):
     assert held_bytes(generator, latents, range(8, 9)) < share * held_bytes(generator, latents, None)
 
 
-def held_bytes(generator, latents, run):
+def held_bytes(generator, latents, excerpt):
     """Return the bytes that decoding keeps for its backward pass, each storage once and the decoder's weights left out."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in generator.pipeline.vae.parameters()}
     held = {}
@@ -123,15 +123,15 @@ def held_bytes(generator, latents, run):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        generator.decode(latents, run)
+        generator.decode(latents, excerpt)
     return sum(storage.nbytes() for storage in held.values())
 
 
-@pytest.mark.parametrize("run", [range(2, 2), range(-1, 1), range(1, 6), range(0, 4, 2)])
-def test_a_run_that_is_no_part_of_the_clip_is_refused(run):
+@pytest.mark.parametrize("excerpt", [range(2, 2), range(-1, 1), range(1, 6), range(0, 4, 2)])
+def test_an_excerpt_that_is_no_part_of_the_clip_is_refused(excerpt):
     generator, latents = build("wan", 5)
     with pytest.raises(ValueError, match=r"consecutive latent frames within range\(5\), got range"):
-        generator.decode(latents, run)
+        generator.decode(latents, excerpt)
 
 
 def test_an_error_in_the_decoder_leaves_it_as_it_was():

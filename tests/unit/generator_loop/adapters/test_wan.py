@@ -161,7 +161,7 @@ def test_another_attention_kernel_is_set_on_every_transformer_or_refused():
     others.predict(noise(1, 4, 2, 4, 4), torch.tensor([0.5]), others.encode_prompts(["a ball"]))
     for name in ("flash", "xformers"):
         if importlib.util.find_spec({"flash": "flash_attn"}.get(name, name)) is None:
-            with pytest.raises(ValueError, match=f"generator.attention={name} cannot be had here"):
+            with pytest.raises(ValueError, match=f"generator.attention={name} is unavailable here"):
                 build_generator(attention=name)
 
 

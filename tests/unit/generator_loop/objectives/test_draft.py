@@ -147,40 +147,40 @@ def test_plan_is_one_step_over_the_usable_samples_with_their_own_tails():
     assert torch.equal(torch.cat([batch.tail.states for batch in batches], dim=1), rollout.tail.states[:, [0, 2, 3]])
 
 
-def planned_runs(config, *, draw=None, num_latent_frames=6, micro_batch_size=3):
-    """Return the run of each micro-batch of one optimiser step over eight clips."""
+def planned_excerpts(config, *, draw=None, num_latent_frames=6, micro_batch_size=3):
+    """Return the excerpt of each micro-batch of one optimiser step over eight clips."""
     rollout = toy_rollout(num_kept=2)
     rollout = dataclasses.replace(rollout, latents=torch.zeros(8, 1, num_latent_frames, 1, 1))
     rewards = torch.linspace(0, 1, 8)
     advantages, size = group_advantages(rewards, group_size=4), micro_batch_size
     steps = Draft(config).plan(rollout, toy_scores(rewards), advantages, draw=draw or Draw(0, 0), micro_batch_size=size)
     (batches,) = [list(step) for step in steps]
-    return [batch.run for batch in batches]
+    return [batch.excerpt for batch in batches]
 
 
 def test_all_clips_of_a_step_are_decoded_at_one_place_drawn_for_the_step():
     config = DraftConfig(decode_latent_frames=2)
-    drawn = [planned_runs(config, draw=Draw(seed=0, step=step)) for step in range(60)]
-    assert all(len(runs) == 3 and len(set(runs)) == 1 for runs in drawn)
-    places = [runs[0] for runs in drawn]
-    assert {(run.start, run.stop) for run in places} == {(0, 2), (1, 3), (2, 4), (3, 5), (4, 6)}
-    assert planned_runs(config, draw=Draw(0, 7), micro_batch_size=8) == [places[7]]
-    assert planned_runs(DraftConfig(decode_latent_frames=6)) == [range(6)] * 3
-    assert planned_runs(DraftConfig()) == [None] * 3
+    drawn = [planned_excerpts(config, draw=Draw(seed=0, step=step)) for step in range(60)]
+    assert all(len(excerpts) == 3 and len(set(excerpts)) == 1 for excerpts in drawn)
+    places = [excerpts[0] for excerpts in drawn]
+    assert {(excerpt.start, excerpt.stop) for excerpt in places} == {(0, 2), (1, 3), (2, 4), (3, 5), (4, 6)}
+    assert planned_excerpts(config, draw=Draw(0, 7), micro_batch_size=8) == [places[7]]
+    assert planned_excerpts(DraftConfig(decode_latent_frames=6)) == [range(6)] * 3
+    assert planned_excerpts(DraftConfig()) == [None] * 3
 
 
 def test_more_latent_frames_than_the_clip_has_are_refused():
     with pytest.raises(ValueError, match="objective.decode_latent_frames must be at most the clip's 6 .* got 7"):
-        planned_runs(DraftConfig(decode_latent_frames=7))
+        planned_excerpts(DraftConfig(decode_latent_frames=7))
 
 
 def test_the_reward_sees_the_frames_of_the_run_and_teaches_its_latent_frames_alone():
     """Frame t is latent frame t, so that r = sum of frames 1 and 2 has the gradient (0, -1, -1, 0) / N."""
     seen = []
 
-    def some(latents, run=None):
-        seen.append(run)
-        return latents[:, :, slice(run.start, run.stop)]
+    def some(latents, excerpt=None):
+        seen.append(excerpt)
+        return latents[:, :, slice(excerpt.start, excerpt.stop)]
 
     def flat_reward(frames, _prompts):
         assert frames.shape[2] == 2
@@ -191,7 +191,7 @@ def test_the_reward_sees_the_frames_of_the_run_and_teaches_its_latent_frames_alo
         policies(LinearField(), decode=some, reward=flat_reward), policy=lambda _x, _sigma, _cond: velocity + 0
     )
     tail = TailStates(torch.zeros(1, 2, 1, 4, 1, 1), torch.tensor([0.5, 0.0]))
-    batch = DraftBatch(toy_rollout().prompts, torch.zeros(2, 1, 4, 1, 1), tail, toy_rollout().cond, run=range(1, 3))
+    batch = DraftBatch(toy_rollout().prompts, torch.zeros(2, 1, 4, 1, 1), tail, toy_rollout().cond, excerpt=range(1, 3))
     Draft(DraftConfig(detach_input=True)).backward(batch, who, scale=1.0)
     assert seen == [range(1, 3)]
     # x_0 = x - 0.5 velocity, two clips
@@ -228,10 +228,10 @@ def test_gradient_of_a_real_generator_equals_back_propagation_through_sampler_an
     frames = generator.decode(x)
     if num_decoded:
         (batch,) = next(objective.plan(samples, toy_scores(rewards), advantages, draw=draw, micro_batch_size=2))
-        assert batch.run.start > 0
-        before, inside, after = x.split((batch.run.start, 1, 2 - batch.run.start), dim=2)
+        assert batch.excerpt.start > 0
+        before, inside, after = x.split((batch.excerpt.start, 1, 2 - batch.excerpt.start), dim=2)
         held = torch.cat([before.detach(), inside, after], dim=2)
-        frames = generator.decode(held)[:, 4 * batch.run.start - 3 : 4 * batch.run.start + 1]
+        frames = generator.decode(held)[:, 4 * batch.excerpt.start - 3 : 4 * batch.excerpt.start + 1]
     expected = torch.autograd.grad(-frames.square().mean(), parameters)
     who = policies_of(generator, lambda frames, _prompts: frames.square().flatten(1).mean(1))
     for batches in objective.plan(samples, toy_scores(rewards), advantages, draw=draw, micro_batch_size=1):

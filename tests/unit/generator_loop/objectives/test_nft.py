@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from generator_loop.flow.path import noised
-from generator_loop.objectives.nft import NFT, NFTBatch, NFTConfig, goodness, nft_loss
+from generator_loop.objectives.nft import NFT, NFTBatch, NFTConfig, nft_loss, optimality
 from generator_loop.records import Conditioning, Draw
 from generator_loop.rewards.advantages import group_advantages
 from tests.toy_flow import LinearField, policies, toy_rollout, toy_scores
@@ -15,14 +15,14 @@ def random_batch(num=4, dim=3, seed=0):
     noise = torch.Generator().manual_seed(seed)
     latents, eps, text = torch.randn(3, num, dim, generator=noise)
     sigma, good = 0.1 + 0.8 * torch.rand(2, num, generator=noise)
-    return NFTBatch(latents=latents, noise=eps, sigma=sigma, cond=Conditioning({"text": text}), goodness=good)
+    return NFTBatch(latents=latents, noise=eps, sigma=sigma, cond=Conditioning({"text": text}), optimality=good)
 
 
 def test_loss_equals_the_authors_form_in_x0_space():
     batch, policy, old = random_batch(), LinearField(seed=1), LinearField(seed=2)
     beta, clip, expected = 0.3, 5.0, []
     for x0, eps, sigma, text, r in zip(
-        batch.latents, batch.noise, batch.sigma, batch.cond.tensors["text"], batch.goodness, strict=True
+        batch.latents, batch.noise, batch.sigma, batch.cond.tensors["text"], batch.optimality, strict=True
     ):
         x = (1 - sigma) * x0 + sigma * eps
         row = (x[None], sigma[None], Conditioning({"text": text[None]}))
@@ -89,8 +89,8 @@ def test_policy_shift_is_zero_before_the_first_update():
     assert NFT(NFTConfig()).loss(random_batch(), policies(policy, LinearField())).metrics["policy_shift"] == 0
 
 
-def test_goodness_maps_clipped_advantages_to_the_unit_interval():
-    found = goodness(torch.tensor([-9.0, -2.0, 0.0, 1.0, 2.0, 9.0]), clip=2.0)
+def test_optimality_maps_clipped_advantages_to_the_unit_interval():
+    found = optimality(torch.tensor([-9.0, -2.0, 0.0, 1.0, 2.0, 9.0]), clip=2.0)
     assert_close(found, torch.tensor([0.0, 0.0, 0.5, 0.75, 1.0, 1.0]))
 
 

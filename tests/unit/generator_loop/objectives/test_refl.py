@@ -85,19 +85,19 @@ def test_each_update_judges_a_run_of_its_own():
     objective = ReFL(ReFLConfig(decode_latent_frames=2, num_updates=20))
     advantages = group_advantages(rewards, group_size=4)
     plan = objective.plan(rollout, toy_scores(rewards), advantages, draw=Draw(0, 0), micro_batch_size=3)
-    runs = [[batch.run for batch in batches] for batches in plan]
-    assert all(len(step) == 3 and len(set(step)) == 1 for step in runs)
-    assert {(step[0].start, len(step[0])) for step in runs} == {(start, 2) for start in range(5)}
+    excerpts = [[batch.excerpt for batch in batches] for batches in plan]
+    assert all(len(step) == 3 and len(set(step)) == 1 for step in excerpts)
+    assert {(step[0].start, len(step[0])) for step in excerpts} == {(start, 2) for start in range(5)}
 
 
-def test_the_reward_sees_the_frames_of_the_run():
+def test_the_reward_sees_the_frames_of_the_excerpt():
     field, seen = LinearField(), []
 
-    def first_two(latents, run=None):
-        seen.append(run)
-        return latents[:, run.start : run.stop]
+    def first_two(latents, excerpt=None):
+        seen.append(excerpt)
+        return latents[:, excerpt.start : excerpt.stop]
 
-    one = dataclasses.replace(batch(), run=range(0, 2))
+    one = dataclasses.replace(batch(), excerpt=range(0, 2))
     output = ReFL(ReFLConfig()).loss(one, policies(field, decode=first_two))
     clean = one.states - SIGMA[:, None] * field(one.states, SIGMA, one.cond)
     assert seen == [range(0, 2)]

@@ -1,1 +1,1 @@
-"""What a run leaves behind: checkpoints, the metric log and the report."""
+"""Everything that a training run leaves behind: checkpoints, metric log, report and model card."""

@@ -20,7 +20,7 @@ def line_chart(series: Mapping[str, Points], *, x_label: str, title: str, marks:
 
     Args:
         series: name -> points (x, y).
-        x_label: what x counts.
+        x_label: name of the x axis.
         title: caption of the figure.
         marks: draw a dot at each point.
 
@@ -43,35 +43,35 @@ def line_chart(series: Mapping[str, Points], *, x_label: str, title: str, marks:
         up = (y - y_low) / (y_high - y_low)
         return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
 
-    parts = [_axes(x_ticks, y_ticks, place, x_label)]
+    elements = [_axes(x_ticks, y_ticks, place, x_label)]
     for colour, points in zip(_colours(len(known)), known.values(), strict=True):
         where = [place(x, y) for x, y in points]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in where)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2.2"/>')
+        elements.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2.2"/>')
         if marks:
-            parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.2" fill="{colour}"/>' for x, y in where]
+            elements += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.2" fill="{colour}"/>' for x, y in where]
     legend = "".join(
         f'<span><i style="background:{colour}"></i>{html.escape(name)}</span>'
         for colour, name in zip(_colours(len(known)), known, strict=True)
     )
     return (
         f'<figure><figcaption>{html.escape(title)}</figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{html.escape(title)}">{"".join(parts)}</svg><div class="legend">{legend}</div></figure>'
+        f'aria-label="{html.escape(title)}">{"".join(elements)}</svg><div class="legend">{legend}</div></figure>'
     )
 
 
 def _axes(x_ticks: Sequence[float], y_ticks: Sequence[float], place: Place, x_label: str) -> str:
-    parts = []
+    elements = []
     for value in y_ticks:
         _, y = place(x_ticks[0], value)
-        parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.3g}</text>')
+        elements.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
+        elements.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.3g}</text>')
     for value in x_ticks:
         x, _ = place(value, y_ticks[0])
-        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{value:.3g}</text>')
+        elements.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{value:.3g}</text>')
     middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(f'<text x="{middle}" y="{HEIGHT - 3}" text-anchor="middle">{html.escape(x_label)}</text>')
-    return "".join(parts)
+    elements.append(f'<text x="{middle}" y="{HEIGHT - 3}" text-anchor="middle">{html.escape(x_label)}</text>')
+    return "".join(elements)
 
 
 def _ticks(low: float, high: float, *, whole: bool = False) -> list[float]:

@@ -14,34 +14,34 @@ from reward_model.files import write_text
 
 
 class MetricLog:
-    """Appends rows to `metrics.jsonl` on the first process; the others take part in the means only."""
+    """Appends records to `metrics.jsonl` on the first process; the others contribute to the means only."""
 
     def __init__(self, path: str | Path, *, is_main: bool) -> None:
         self.path, self.is_main = Path(path), is_main
 
     def rewind(self, step: int) -> None:
-        """Drop rows of later steps than `step`, which a resumed run will write again."""
+        """Drop records of later steps than `step`, which a resumed run will write again."""
         if self.is_main and self.path.exists():
-            kept = [row for row in read_log(self.path) if row["step"] <= step]
-            write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+            kept = [record for record in read_log(self.path) if record["step"] <= step]
+            write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
 
     def write(self, kind: str, step: int, metrics: Mapping[str, float]) -> dict[str, float]:
-        """Append one row and return its metrics averaged over the processes.
+        """Append one record and return its metrics averaged over the processes.
 
         Args:
-            kind: what the row tells of ("update", "round", "refresh", ...).
+            kind: kind of record ("update", "round", "refresh", ...).
             step: iterations finished so far, over all rounds.
             metrics: this process's numbers; a number that is not finite is written as null.
 
         Returns:
             The means.
         """
-        assert not {"kind", "step"} & metrics.keys(), "a metric may not be named as the row's own keys"
+        assert not {"kind", "step"} & metrics.keys(), "a metric may not have the name of the record's own keys"
         means = mean_over_processes(metrics)
         if self.is_main:
-            row = {"kind": kind, "step": step, **{name: finite_or_none(value) for name, value in means.items()}}
+            record = {"kind": kind, "step": step, **{name: finite_or_none(value) for name, value in means.items()}}
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+                file.write(json.dumps(record) + "\n")
         return means
 
 
@@ -59,7 +59,7 @@ class ProgressBar:
         self._bar.refresh()
 
     def say(self, text: str) -> None:
-        """Show what is going on."""
+        """Show the current activity."""
         self._bar.set_description(text)
 
     def advance(self, text: str) -> None:
@@ -73,25 +73,25 @@ class ProgressBar:
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:
-    """Return the rows of a log; a last line cut short by a kill is left out."""
-    rows = []
+    """Return the records of a log; a last line cut short by a kill is left out."""
+    records = []
     for line in Path(path).read_text(encoding="utf-8").splitlines():
         try:
-            rows.append(json.loads(line))
+            records.append(json.loads(line))
         except json.JSONDecodeError:
             break
-    return rows
+    return records
 
 
 def mean_over_processes(metrics: Mapping[str, float]) -> dict[str, float]:
     """Return the mean of each metric over the processes that have a finite one; NaN where none has."""
     names = sorted(metrics)
-    found = [metrics]
+    shares = [metrics]
     if is_distributed():
-        found = [{} for _ in range(torch.distributed.get_world_size())]
-        torch.distributed.all_gather_object(found, dict(metrics))
-        names = sorted({name for row in found for name in row})
-    return {name: _mean(row[name] for row in found if name in row) for name in names}
+        shares = [{} for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather_object(shares, dict(metrics))
+        names = sorted({name for share in shares for name in share})
+    return {name: _mean(share[name] for share in shares if name in share) for name in names}
 
 
 def is_distributed() -> bool:

@@ -1,4 +1,4 @@
-"""The model card beside a trained LoRA: what it belongs to, how it is loaded, what it changed.
+"""The model card beside a trained LoRA: its base, how it is loaded, and the change it made.
 
 The card is made from the summary of the training run alone and can be made again at any time.
 """
@@ -73,7 +73,7 @@ def model_card(summary: Mapping[str, Any], *, pipeline: str, further: Sequence[s
         "",
         "| | before | after | change |",
         "|---|---|---|---|",
-        *_rows(summary),
+        *_change_lines(summary),
         "",
         "## How it was trained",
         "",
@@ -92,22 +92,22 @@ def _public(path: str) -> str:
     return Path(path).name if Path(path).is_absolute() else path
 
 
-def _rows(summary: Mapping[str, Any]) -> list[str]:
-    before, after = (_levels(summary[side]) for side in ("before", "after"))
-    rows = []
+def _change_lines(summary: Mapping[str, Any]) -> list[str]:
+    before, after = (_means(summary[side]) for side in ("before", "after"))
+    lines = []
     for name, change in summary["difference"].items():
         ends = [f"{side[name]:.3f}" if side.get(name) is not None else "" for side in (before, after)]
         if change["mean"] is not None:
             interval = f"{change['mean']:+.3f} [{change['low']:+.3f}, {change['high']:+.3f}]"
-            rows.append(f"| {name.replace('_', ' ')} | {ends[0]} | {ends[1]} | {interval} |")
-    return rows
+            lines.append(f"| {name.replace('_', ' ')} | {ends[0]} | {ends[1]} | {interval} |")
+    return lines
 
 
-def _levels(side: Mapping[str, Any]) -> dict[str, float | None]:
-    """Return the oracle's levels, or the first judge's, by the names that the differences have."""
+def _means(side: Mapping[str, Any]) -> dict[str, float | None]:
+    """Return the oracle's means, or the first judge's, by the names that the differences have."""
     rewards = side["rewards"]
-    found = dict(side["oracle"] or rewards["initial"])
-    found["reward_initial_judge"] = rewards["initial"]["reward"]
+    means = dict(side["oracle"] or rewards["initial"])
+    means["reward_initial_judge"] = rewards["initial"]["reward"]
     if "audit" in rewards:
-        found["reward_audit"] = rewards["audit"]["reward"]
-    return found
+        means["reward_audit"] = rewards["audit"]["reward"]
+    return means

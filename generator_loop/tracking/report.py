@@ -1,6 +1,6 @@
-"""The report of a run: one HTML file with its videos, curves, tables and settings, which needs nothing else.
+"""The report of a training run: one self-contained HTML file with its videos, curves, tables and settings.
 
-It is made from what lies in the run's folder alone, so that it can be made again at any time.
+The files in the folder of the training run are all that it is made from, so it can be made again at any time.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def write_report(output: str | Path) -> Path:
     """Write `report.html` into a run's folder from its summary, metric log, samples and config, and return its path."""
     output = Path(output)
     summary = json.loads((output / "summary.json").read_text(encoding="utf-8"))
-    rows = read_log(output / "metrics.jsonl")
+    records = read_log(output / "metrics.jsonl")
     config_text = (output / "config.yaml").read_text(encoding="utf-8")
     body = [
         _header(summary),
@@ -65,7 +65,7 @@ def write_report(output: str | Path) -> Path:
         _section("Change on the held-out prompts", _difference_table(summary), "95 % bootstrap interval by prompt."),
         _section("The judge on the generator's clips", _pair_table(summary["pair_accuracy"]), "The oracle decides."),
         _section("Rounds", _round_table(summary["rounds"])),
-        _section("Training", _training(rows), "Per iteration; the lower charts show what no reward sees."),
+        _section("Training", _training(records), "Per iteration; the lower charts show what no reward sees."),
         _section("Alarms", _alarms(summary["alarms"])),
         f'<h2>Settings</h2><div class="scroll"><details><summary>config.yaml</summary><pre>{html.escape(config_text)}'
         "</pre></details></div>",
@@ -117,11 +117,11 @@ def _tiles(summary: Mapping[str, Any]) -> str:
         ("reward_initial_judge", "judge as it was", "initial"),
         ("reward_audit", "audit judge", "audit"),
     ):
-        found = change.get(name)
-        if found and found["mean"] is not None:
-            before, after = (_level(summary[side], place) for side in ("before", "after"))
-            sign = "good" if (found["low"] or 0) > 0 else "bad" if (found["high"] or 0) < 0 else ""
-            tiles.append(_tile(f"{_number(before)} \u2192 {_number(after)}", label, _interval(found), sign))
+        difference = change.get(name)
+        if difference and difference["mean"] is not None:
+            before, after = (_mean(summary[side], place) for side in ("before", "after"))
+            sign = "good" if (difference["low"] or 0) > 0 else "bad" if (difference["high"] or 0) < 0 else ""
+            tiles.append(_tile(f"{_number(before)} \u2192 {_number(after)}", label, _interval(difference), sign))
     kept = [record["judge_kept"] for record in summary["rounds"] if record["judge_kept"] is not None]
     tiles.append(_tile(f"{sum(kept)} of {len(kept)}", "judge refreshes kept", "by held-out anchor accuracy"))
     tiles.append(_tile(_number(last["diversity"]), "diversity", f"{_number(first['diversity'])} before"))
@@ -140,7 +140,7 @@ def _tile(value: str, label: str, note: str, sign: str = "") -> str:
     )
 
 
-def _level(side: Mapping[str, Any], place: str) -> float | None:
+def _mean(side: Mapping[str, Any], place: str) -> float | None:
     if place == "oracle" and side["oracle"]:
         return side["oracle"]["overall"]
     rewards = side["rewards"]["initial" if place == "oracle" else place]
@@ -152,14 +152,14 @@ def _clips(output: Path, summary: Mapping[str, Any]) -> str:
     config = summary["config"]["generator"]
     shape = f"{config['width']} / {config['height']}"
     cards = []
-    after = {row["file"]: row for row in json.loads((last / "samples.json").read_text(encoding="utf-8"))}
-    for row in json.loads((first / "samples.json").read_text(encoding="utf-8")):
-        sides = [("before", first, row), ("after", last, after[row["file"]])]
+    after = {clip["file"]: clip for clip in json.loads((last / "samples.json").read_text(encoding="utf-8"))}
+    for clip in json.loads((first / "samples.json").read_text(encoding="utf-8")):
+        sides = [("before", first, clip), ("after", last, after[clip["file"]])]
         pair = "".join(
             f"<div>{_video(folder / side['file'])}<span><b>{name}</b></span>{_scores(side['scores'])}</div>"
             for name, folder, side in sides
         )
-        prompt = html.escape(row["prompt"])
+        prompt = html.escape(clip["prompt"])
         cards.append(f'<div class="clip" style="--shape: {shape}"><p>{prompt}</p><div class="pair">{pair}</div></div>')
     return f'<div class="clips">{"".join(cards)}</div>'
 
@@ -171,8 +171,8 @@ def _video(path: Path) -> str:
 
 def _scores(scores: Mapping[str, float | None]) -> str:
     named = {"oracle/overall": "oracle", "initial/reward": "judge", "audit/reward": "audit"}
-    found = [f"{label} {_number(scores[name])}" for name, label in named.items() if name in scores]
-    return "".join(f'<span class="soft">{text}</span>' for text in found)
+    labelled = [f"{label} {_number(scores[name])}" for name, label in named.items() if name in scores]
+    return "".join(f'<span class="soft">{text}</span>' for text in labelled)
 
 
 def _curves(summary: Mapping[str, Any]) -> str:
@@ -197,8 +197,8 @@ def _curves(summary: Mapping[str, Any]) -> str:
     return f'<div class="charts">{"".join(charts)}</div>'
 
 
-def _training(rows: Sequence[Mapping[str, Any]]) -> str:
-    steps = [row for row in rows if row["kind"] == "iteration"]
+def _training(records: Sequence[Mapping[str, Any]]) -> str:
+    steps = [record for record in records if record["kind"] == "iteration"]
     if not steps:
         return ""
     scores = [name for name in steps[0] if name.startswith("score_")]
@@ -211,43 +211,43 @@ def _training(rows: Sequence[Mapping[str, Any]]) -> str:
     return f'<div class="charts">{"".join(charts)}</div>'
 
 
-def _series(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, list[tuple[float, float | None]]]:
-    return {name.removeprefix("score_"): [(row["step"], row.get(name)) for row in rows] for name in names}
+def _series(records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, list[tuple[float, float | None]]]:
+    return {name.removeprefix("score_"): [(record["step"], record.get(name)) for record in records] for name in names}
 
 
 def _difference_table(summary: Mapping[str, Any]) -> str:
-    rows = [
-        [name.replace("_", " "), _signed(found["mean"]), _signed(found["low"]), _signed(found["high"])]
-        for name, found in summary["difference"].items()
+    lines = [
+        [name.replace("_", " "), *(_signed(change[end]) for end in ("mean", "low", "high"))]
+        for name, change in summary["difference"].items()
     ]
-    return _table(["", "after - before", "low", "high"], rows)
+    return _table(["", "after - before", "low", "high"], lines)
 
 
-def _pair_table(found: Mapping[str, Mapping[str, float] | None]) -> str:
+def _pair_table(accuracy: Mapping[str, Mapping[str, float] | None]) -> str:
     """Return how well each judge orders two clips of one prompt, beside random scores; nothing without an oracle."""
-    ends = [(name, row) for name, row in found.items() if row is not None]
+    ends = [(name, shares) for name, shares in accuracy.items() if shares is not None]
     if not ends:
         return ""
     judges = [name for name in ends[0][1] if name != "num_pairs"]
-    rows = [[name, str(row["num_pairs"]), *(_number(row.get(judge)) for judge in judges)] for name, row in ends]
-    return _table(["right order of two clips of a prompt", "pairs", *judges], rows)
+    lines = [[name, str(end["num_pairs"]), *(_number(end.get(judge)) for judge in judges)] for name, end in ends]
+    return _table(["right order of two clips of a prompt", "pairs", *judges], lines)
 
 
 def _round_table(rounds: Sequence[Mapping[str, Any]]) -> str:
     names = [name for name in rounds[0] if name not in ("round", "oracle", "judge_kept", "seconds")]
     head = ["round", "oracle", *(name.replace("_", " ") for name in names), "judge kept", "seconds"]
-    rows = []
+    lines = []
     for record in rounds:
         oracle = record["oracle"]["overall"] if record["oracle"] else None
         kept = {None: "", True: "yes", False: "rolled back"}[record["judge_kept"]]
         numbers = [_number(record[name]) for name in names]
-        rows.append([str(record["round"]), _number(oracle), *numbers, kept, f"{record['seconds']:.0f}"])
-    return _table(head, rows)
+        lines.append([str(record["round"]), _number(oracle), *numbers, kept, f"{record['seconds']:.0f}"])
+    return _table(head, lines)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>" for line in lines)
     return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
@@ -259,8 +259,8 @@ def _alarms(alarms: Sequence[str]) -> str:
     return f'<div class="scroll"><ul>{items}{more}</ul></div>'
 
 
-def _interval(found: Mapping[str, float | None]) -> str:
-    return f"{_signed(found['mean'])} [{_signed(found['low'])}, {_signed(found['high'])}]"
+def _interval(change: Mapping[str, float | None]) -> str:
+    return f"{_signed(change['mean'])} [{_signed(change['low'])}, {_signed(change['high'])}]"
 
 
 def _number(value: float | None) -> str:

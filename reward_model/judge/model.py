@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from reward_model.judge.engine.answers import AnswerLogits, TokenLogProbs, token_log_probs
-from reward_model.judge.engine.batching import Answers, AnswerText, PackedBatch, pack_requests
+from reward_model.judge.engine.batching import Answers, PackedBatch, pack_requests
 from reward_model.judge.engine.decoding import END_TOKENS, Completion, continue_branches, token_ids, uniforms
 from reward_model.judge.engine.shared_prefix import spans_of
 from reward_model.judge.modules.motion_tokens import MOTION_TOKEN
@@ -80,7 +80,7 @@ class VideoJudge(JudgeParts):
     def log_probs(
         self,
         requests: Sequence[JudgeRequest],
-        completions: Sequence[Sequence[Sequence[AnswerText]]],
+        completions: Answers,
         *,
         temperature: float = 1.0,
         suppressed: Sequence[int] = (),
@@ -150,12 +150,12 @@ class VideoJudge(JudgeParts):
             max_new_tokens: most tokens of an answer; a longer one is cut.
             temperature: 0 takes the likeliest token; raising it varies the samples more.
             num_samples: answers per branch.
-            seed: with the branch's text and the sample's number it keys the draws, so batching does not change them.
-            names: one per request, keys its draws too, so that two requests with one branch differ.
+            seed: with the branch's text and the sample's number it seeds the noise, so batching does not change the answers.
+            names: one per request, seeds the noise too, so that two requests with one branch differ.
             quantise: as in `next_token_logits`.
 
         Returns:
-            Per request, branch and sample a completion; vision tokens never come.
+            Per request, branch and sample a completion; vision tokens are suppressed.
 
         Raises:
             ValueError: negative temperature, or several samples without one.

@@ -109,9 +109,9 @@ class SuffixCache:
 class AttentionSpans:
     """Keys that the tokens of one pass attend to.
 
-    Without `prefixes`, those that the additive `mask` [R, 1, q, keys] allows; it is causal in its first `num_common` rows and
-    columns. With `prefixes`, each (num_sequences, length) pair lets that many consecutive sequences attend to the first
-    `length` keys, plus either `suffixes` (full pass) or `cache` (decoding, one new token per slot).
+    Without `prefixes`, those that the additive `mask` [R, 1, q, keys] allows; its block of the first `num_common` queries and
+    keys is causal. With `prefixes`, each (num_sequences, length) pair lets that many consecutive sequences attend to the
+    first `length` keys, plus either `suffixes` (full pass) or `cache` (decoding, one new token per slot).
     """
 
     mask: Tensor

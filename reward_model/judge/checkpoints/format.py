@@ -31,7 +31,7 @@ class JudgeConfig:
     family: str
     """Model type of the base, a key of `judge.families.FAMILIES`."""
     base: str = BASE_FOLDER
-    """Hub id or path of the base; "base" means the sub-folder that is saved with the judge, "." the judge's own folder."""
+    """Hub id or path of the base; "base" is the sub-folder that is saved with the judge, "." the judge's own folder."""
     base_subfolder: str = ""
     """Sub-folder of a hub base."""
     revision: str | None = None
@@ -56,8 +56,8 @@ class JudgeConfig:
     dimensions: tuple[str, ...] = DIMENSIONS
     """Dimensions that it can be asked for."""
     reasoned: Mapping[str, Sequence[Sequence[str]]] = field(default_factory=dict)
-    """Role ("" is the base) -> sets of dimensions that it was taught to rate in one reasoned answer; a role that is missing
-    rates what the base does, and a base that is missing all dimensions."""
+    """Role ("" is the base) -> sets of dimensions that it was taught to rate in one reasoned answer; a missing role
+    rates the base's sets, and a missing base all dimensions."""
     frame_policy: Mapping[str, Any] = field(default_factory=lambda: {"mode": "fps", "fps": 2.0, "max_frames": 16})
     """Fields of the frame planner's policy, the same at training and use."""
     motion: Mapping[str, Any] = field(default_factory=dict)

@@ -55,13 +55,13 @@ def library_inputs(judge: VideoJudge, request: JudgeRequest, branch: str, answer
 
 
 def forced_log_probs(
-    judge: VideoJudge, request: JudgeRequest, branch: str, answer: AnswerText, banned: Sequence[int] = ()
+    judge: VideoJudge, request: JudgeRequest, branch: str, answer: AnswerText, suppressed: Sequence[int] = ()
 ) -> Tensor:
-    """Return the log-probs [L] of an answer by one plain forward of the whole sequence; `banned` tokens cannot come."""
+    """Return the log-probs [L] of an answer by one plain forward of the whole sequence; `suppressed` tokens have probability 0."""
     inputs = library_inputs(judge, request, branch, answer)
     size = len(_ids(judge, answer))
     logits = judge.model(**inputs, use_cache=False).logits[0, -size - 1 : -1]
-    logits = logits.index_fill(-1, torch.tensor(list(banned), dtype=torch.long), -torch.inf)
+    logits = logits.index_fill(-1, torch.tensor(list(suppressed), dtype=torch.long), -torch.inf)
     return logits.log_softmax(-1).gather(-1, inputs["input_ids"][0, -size:, None])[:, 0]
 
 

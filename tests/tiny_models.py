@@ -64,7 +64,7 @@ def save_tiny_judge(folder: Path, *, family: str = "qwen2_5_vl", roles: tuple[st
     for number, role in enumerate(roles):
         judge.add_role(role, rank=2, alpha=4)
         stream = torch.Generator().manual_seed(number)
-        for parameter in judge.trainable_parameters(role):
+        for parameter in judge.train_only(role):
             parameter.data = 0.05 * torch.randn(parameter.shape, generator=stream)
     judge.save_pretrained(folder)
     return folder

@@ -100,9 +100,8 @@ class JudgeRefresher:
 
 
 def adapter_tensors(judge: VideoJudgeReward) -> dict[str, Tensor]:
-    """Return copies of the role's weights, numbered in the judge's own order."""
-    parameters = judge.judge.trainable_parameters(judge.role)
-    judge.judge.requires_grad_(False)
+    """Return copies of the role's weights, numbered in the judge's own order; the judge stays as it is."""
+    parameters = judge.judge.role_parameters(judge.role)
     return {f"{place:04d}": parameter.detach().clone() for place, parameter in enumerate(parameters)}
 
 
@@ -117,8 +116,7 @@ def load_adapter_tensors(judge: VideoJudgeReward, tensors: Mapping[str, Tensor])
     Raises:
         ValueError: the tensors belong to another adapter.
     """
-    parameters = judge.judge.trainable_parameters(judge.role)
-    judge.judge.requires_grad_(False)
+    parameters = judge.judge.role_parameters(judge.role)
     if [tuple(p.shape) for p in parameters] != [tuple(tensors[name].shape) for name in sorted(tensors)]:
         raise ValueError(f"the stored judge adapter does not fit role {judge.role!r}; was the judge's folder changed?")
     for parameter, name in zip(parameters, sorted(tensors), strict=True):

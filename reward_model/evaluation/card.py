@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from reward_model.judge.checkpoints.format import BASE_FOLDER, SAME_FOLDER, JudgeConfig
+from reward_model.judge.families import FAMILIES
 from reward_model.records import CLIP_MEASURES
-
-FAMILY_NAMES = {"qwen2_5_vl": "Qwen2.5-VL", "qwen3_vl": "Qwen3-VL", "qwen2_vl": "Qwen2-VL"}
 
 MEASURES = dict(zip(CLIP_MEASURES, ("frames a second", "frames", "pixels a frame"), strict=True))
 """Name in the trained range -> words."""
@@ -126,7 +125,7 @@ def _what(config: JudgeConfig, roles: Sequence[str]) -> str:
     at = f" at {revision}" if revision else ""
     made = f"made from {base}{at}" if base else "with weights of its own"
     lines = [
-        f"A video judge of the {FAMILY_NAMES[config.family]} family, {made}. It scores, compares and explains clips."
+        f"A video judge of the {FAMILIES[config.family].display_name} family, {made}. It scores, compares and explains clips."
     ]
     if role := config.origin.get("role"):
         lines.append(f"It is the role `{role}`, merged into the base: a stock checkpoint that is a judge as well.")

@@ -1,6 +1,6 @@
 """VideoJudge: one vision-language model that answers requests about clips, batched behind shared prefixes.
 
-Shapes: R packed rows, L tokens of the longest row, D hidden size, V vocabulary, M answer tokens of a batch.
+Shapes: R packed sequences, L tokens of the longest, D hidden size, V vocabulary, M answer tokens of a batch.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from reward_model.judge.engine.answers import AnswerLogits, TokenLogProbs, token_log_probs
-from reward_model.judge.engine.batching import AnswerText, Batch, lay_out
+from reward_model.judge.engine.batching import Answers, PackedBatch, pack_requests
 from reward_model.judge.engine.decoding import END_TOKENS, Completion, continue_branches, token_ids, uniforms
-from reward_model.judge.engine.shared_prefix import seen_in
+from reward_model.judge.engine.shared_prefix import spans_of
 from reward_model.judge.modules.motion_tokens import MOTION_TOKEN
 from reward_model.judge.modules.score_head import states_at
 from reward_model.judge.parts import JudgeParts
@@ -24,7 +24,7 @@ class VideoJudge(JudgeParts):
     """A judge that answers: logits, log-probabilities and texts behind each branch of a request."""
 
     def next_token_logits(self, requests: Sequence[JudgeRequest], *, quantise: bool = True) -> list[Tensor]:
-        """Return what comes after each branch.
+        """Return the logits of the token after each branch.
 
         Requests with the same clips (the same tensors) and prefix share one encoding.
 
@@ -35,12 +35,12 @@ class VideoJudge(JudgeParts):
         Returns:
             Per request [number of branches, V], fp32, differentiable in weights and pixels.
         """
-        batch = self._lay_out(requests, None)
-        logits = self._head(self._hidden(batch, quantise=quantise), batch.rows.ends)[batch.branch_order]
+        batch = self._pack(requests, None)
+        logits = self._head(self._hidden(batch, quantise=quantise), batch.sequences.ends)[batch.branch_order]
         return list(logits.split([len(request.branches) for request in requests]))
 
     def head_scores(self, clips: Sequence[Clip], texts: Sequence[str], *, quantise: bool = True) -> Tensor:
-        """Return what the head makes of clips, for judges that have one.
+        """Return the score head's raw scores of clips, for judges that have one.
 
         Args:
             clips: N clips.
@@ -56,10 +56,10 @@ class VideoJudge(JudgeParts):
         if self.head is None:
             raise ValueError("this judge has no score head; it is read by level, reason or compare")
         requests = [self.head.request(clip, text) for clip, text in zip(clips, texts, strict=True)]
-        batch = self._lay_out(requests, None)
-        ends = batch.rows.ends[batch.branch_order].tolist()
-        hidden = self._hidden(batch, quantise=quantise)
-        return self.head(states_at(hidden, batch.rows.tokens, batch.rows.branch, ends, self.head.token_ids)).float()
+        batch = self._pack(requests, None)
+        ends = batch.sequences.ends[batch.branch_order].tolist()
+        hidden, sequences = self._hidden(batch, quantise=quantise), batch.sequences
+        return self.head(states_at(hidden, sequences.tokens, sequences.branch, ends, self.head.token_ids)).float()
 
     def answer_logits(
         self, requests: Sequence[JudgeRequest], answers: Sequence[Sequence[str]], *, quantise: bool = True
@@ -74,16 +74,16 @@ class VideoJudge(JudgeParts):
         Returns:
             The answer tokens of all requests together, differentiable in weights and pixels.
         """
-        batch = self._lay_out(requests, [[[text] for text in texts] for texts in answers])
+        batch = self._pack(requests, [[[text] for text in texts] for texts in answers])
         return self._answer_logits(batch, quantise=quantise)
 
     def log_probs(
         self,
         requests: Sequence[JudgeRequest],
-        completions: Sequence[Sequence[Sequence[AnswerText]]],
+        completions: Answers,
         *,
         temperature: float = 1.0,
-        banned: Sequence[int] = (),
+        suppressed: Sequence[int] = (),
         quantise: bool = True,
     ) -> TokenLogProbs:
         """Return the log-probability of every token of several answers per branch.
@@ -94,21 +94,21 @@ class VideoJudge(JudgeParts):
             requests: any number, of any clips.
             completions: per request and branch, any number of texts (tokenised apart from the branch) or of token ids.
             temperature: divides the logits, as in `sample`.
-            banned: tokens that were never to come; `banned_ids` for what `sample` wrote.
+            suppressed: tokens that had probability 0; `suppressed_ids` for answers of `sample`.
             quantise: as in `next_token_logits`.
 
         Returns:
             The tokens of all answers together, in the order given, differentiable in weights and pixels.
         """
-        batch = self._lay_out(requests, completions)
-        rows, device = batch.rows, self.device
-        hidden = self._hidden(batch, quantise=quantise).flatten(0, 1)[rows.sources.to(device)]  # [M, D]
-        never = torch.tensor(list(banned), dtype=torch.long, device=device)
+        batch = self._pack(requests, completions)
+        sequences, device = batch.sequences, self.device
+        hidden = self._hidden(batch, quantise=quantise).flatten(0, 1)[sequences.sources.to(device)]  # [M, D]
+        never = torch.tensor(list(suppressed), dtype=torch.long, device=device)
         values, entropy = token_log_probs(
-            self.model.lm_head, hidden, rows.targets.to(device), temperature=temperature, banned=never
+            self.model.lm_head, hidden, sequences.targets.to(device), temperature=temperature, suppressed=never
         )
-        owner = batch.answer_order[rows.owners]
-        order = owner.argsort(stable=True)  # the rows' order is another where requests share a prefix
+        owner = batch.answer_order[sequences.owners]
+        order = owner.argsort(stable=True)  # sequences hold answers in another order where requests share a prefix
         here = order.to(device)
         return TokenLogProbs(values[here], entropy[here], owner[order])
 
@@ -150,12 +150,12 @@ class VideoJudge(JudgeParts):
             max_new_tokens: most tokens of an answer; a longer one is cut.
             temperature: 0 takes the likeliest token; raising it varies the samples more.
             num_samples: answers per branch.
-            seed: with the branch's text and the sample's number it keys the draws, so batching does not change them.
-            names: one per request, keys its draws too, so that two requests with one branch differ.
+            seed: with the branch's text and the sample's number it seeds the noise, so batching does not change the answers.
+            names: one per request, seeds the noise too, so that two requests with one branch differ.
             quantise: as in `next_token_logits`.
 
         Returns:
-            Per request, branch and sample a completion; vision tokens never come.
+            Per request, branch and sample a completion; vision tokens are suppressed.
 
         Raises:
             ValueError: negative temperature, or several samples without one.
@@ -164,7 +164,7 @@ class VideoJudge(JudgeParts):
             raise ValueError(f"{num_samples} samples need a temperature > 0, got {temperature}")
         from transformers import DynamicCache
 
-        batch, cache = self._lay_out(requests, None), DynamicCache()
+        batch, cache = self._pack(requests, None), DynamicCache()
         hidden = self._hidden(batch, quantise=quantise, cache=cache)
         named = zip(names or [""] * len(requests), requests, strict=True)
         branches = [f"{name}/{text}" for name, request in named for text in request.branches]
@@ -173,37 +173,35 @@ class VideoJudge(JudgeParts):
         answers = continue_branches(
             self.model,
             self.family,
-            self._head(hidden, batch.rows.ends),
+            self._head(hidden, batch.sequences.ends),
             cache,
-            batch.rows,
+            batch.sequences,
             num_samples=num_samples,
-            draws=uniforms(keys, max_new_tokens) if temperature > 0 else None,
+            noise=uniforms(keys, max_new_tokens) if temperature > 0 else None,
             temperature=temperature,
             max_new_tokens=max_new_tokens,
-            banned=self.banned_ids,
+            suppressed=self.suppressed_ids,
             ends=token_ids(self.tokenizer, END_TOKENS),
         )
         samples = iter([answers[i * num_samples : (i + 1) * num_samples] for i in batch.branch_order.tolist()])
         return [[next(samples) for _ in request.branches] for request in requests]
 
-    def _answer_logits(self, batch: Batch, *, quantise: bool) -> AnswerLogits:
-        rows = batch.rows
-        logits = self._head(self._hidden(batch, quantise=quantise), rows.sources)
-        first = torch.ones_like(rows.owners, dtype=torch.bool)
-        first[1:] = rows.owners[1:] != rows.owners[:-1]
-        owner = batch.answer_order[rows.owners]
-        return AnswerLogits(logits, *(t.to(self.device) for t in (rows.targets, owner, first)))
+    def _answer_logits(self, batch: PackedBatch, *, quantise: bool) -> AnswerLogits:
+        sequences = batch.sequences
+        logits = self._head(self._hidden(batch, quantise=quantise), sequences.sources)
+        first = torch.ones_like(sequences.owners, dtype=torch.bool)
+        first[1:] = sequences.owners[1:] != sequences.owners[:-1]
+        owner = batch.answer_order[sequences.owners]
+        return AnswerLogits(logits, *(t.to(self.device) for t in (sequences.targets, owner, first)))
 
-    def _lay_out(
-        self, requests: Sequence[JudgeRequest], answers: Sequence[Sequence[Sequence[AnswerText]]] | None
-    ) -> Batch:
+    def _pack(self, requests: Sequence[JudgeRequest], answers: Answers | None) -> PackedBatch:
         size = 0 if self.motion is None else int(self.config.motion["feature_size"])
-        return lay_out(requests, answers, family=self.family, texts=self._texts, motion_size=size)
+        return pack_requests(requests, answers, family=self.family, texts=self._texts, motion_size=size)
 
-    def _hidden(self, batch: Batch, *, quantise: bool, cache: object | None = None) -> Tensor:
-        """Return the last hidden states [R, L, D] of the packed rows, with one call of each tower."""
-        device, rows = self.device, batch.rows
-        tokens = rows.tokens.to(device)
+    def _hidden(self, batch: PackedBatch, *, quantise: bool, cache: object | None = None) -> Tensor:
+        """Return the last hidden states [R, L, D] of the packed sequences, with one call of each tower."""
+        device, sequences = self.device, batch.sequences
+        tokens = sequences.tokens.to(device)
         embeddings = self.model.get_input_embeddings()(tokens)
         video_mask = tokens == self.family.facts.video_token_id
         deep: tuple[Tensor, ...] = ()
@@ -216,16 +214,8 @@ class VideoJudge(JudgeParts):
             slots = tokens == token_ids(self.tokenizer, [MOTION_TOKEN])[0]
             projected = self.motion(batch.motion.to(device)).to(embeddings.dtype)
             embeddings = embeddings.masked_scatter(slots[..., None], projected)
-        positions = rows.positions.to(device)
-        return self.family.text(
-            self.model,
-            embeddings,
-            positions,
-            seen_in(rows, self.model),
-            deep=deep,
-            video_mask=video_mask,
-            cache=cache,
-        )
+        positions, spans = sequences.positions.to(device), spans_of(sequences, self.model)
+        return self.family.text(self.model, embeddings, positions, spans, deep=deep, video_mask=video_mask, cache=cache)
 
     def _head(self, hidden: Tensor, places: Tensor) -> Tensor:
         """Return fp32 logits [N, V] at flat places [N] of hidden states [R, L, D]."""

@@ -1,4 +1,4 @@
-"""What a judge is made of: model, tokenizer, configuration, roles; how they are loaded, saved, adapted and switched."""
+"""Loading, saving, adapting and switching of a judge's pieces: model, tokenizer, configuration, roles."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from reward_model.judge.checkpoints.location import locate
 from reward_model.judge.engine.batching import TokenCache
 from reward_model.judge.engine.clip_encoder import ClipEncoder
 from reward_model.judge.engine.decoding import VISION_TOKENS, token_ids
-from reward_model.judge.families import Family, family_of
+from reward_model.judge.families import family_of
+from reward_model.judge.families.base import VisionFamily
 from reward_model.judge.modules.motion_tokens import MOTION_TOKEN, MotionProjector
 from reward_model.judge.modules.roles import Roles, base_state
 from reward_model.judge.modules.score_head import ScoreHead
@@ -30,26 +31,28 @@ class JudgeParts(nn.Module):
     """A vision-language model with its tokenizer, its family's facts and its roles."""
 
     def __init__(self, model: nn.Module, tokenizer: Any, config: JudgeConfig) -> None:
-        """Take the parts; `from_pretrained` is the usual way.
+        """Take the pieces; `from_pretrained` is the usual way.
+
+        The model is changed in place: where its towers use torch's attention ("sdpa"), `_attn_implementation` of its text and
+        vision configs becomes that of `judge.attention`. Its own forward gives equal values; `release` changes it back.
 
         Args:
             model: a transformers image-text-to-text model of one of the families.
             tokenizer: its tokenizer, which must know each answer word as one token.
-            config: how it is read.
+            config: frames, prompts and calibration that it is read with.
 
         Raises:
             ValueError: the model and the configuration disagree, or an answer word is not one token.
         """
         super().__init__()
-        batch_windows(model)
-        attend_in_trees(model)
+        self._switches = [batch_windows(model), attend_in_trees(model)]
         self.model: Any = model
         self.tokenizer, self.config = tokenizer, config
         self.family = self._family(config.min_pixels, config.max_pixels)
         self.style = styles.style_of(config.prompt_style, config.wording)
         self.level_ids = tuple(self._one_token(text) for text in level_texts())
         self.preference_ids = tuple(self._one_token(text) for text in preference_texts())
-        self.banned_ids = tuple(token_ids(tokenizer, VISION_TOKENS))
+        self.suppressed_ids = tuple(token_ids(tokenizer, VISION_TOKENS))
         self.motion: MotionProjector | None = None
         self.head: ScoreHead | None = None
         self._roles, self._clips = Roles(model), ClipEncoder(model)
@@ -66,12 +69,12 @@ class JudgeParts(nn.Module):
         device: str | torch.device | None = None,
         attn_implementation: str = "sdpa",
     ) -> Self:
-        """Load a saved judge, a judge that others released (see `judge.released`), or a stock checkpoint as an untrained one.
+        """Load a saved judge, a released one (see `judge.checkpoints.released`), or a stock checkpoint as an untrained one.
 
         Args:
-            path_or_id: folder or hub id of what `save_pretrained` wrote, or of a checkpoint; "owner/name/sub" names a
-                checkpoint inside a repository.
-            subfolder: where inside the folder or repository it stands.
+            path_or_id: folder or hub id of a saved judge or of a checkpoint; "owner/name/sub" names a checkpoint inside a
+                repository.
+            subfolder: folder inside `path_or_id`.
             revision: commit, branch or tag of a hub repository.
             dtype: of the weights; "auto" is float32 on CPU and the checkpoint's own elsewhere.
             device: None is the first CUDA device where there is one, else the CPU.
@@ -106,6 +109,17 @@ class JudgeParts(nn.Module):
         self._roles.save(place)
         self.tokenizer.save_pretrained(place)
         self.config.save(place)
+
+    def release(self) -> nn.Module:
+        """Give the model back with the attention implementations that it came with, and return it.
+
+        Adapters that were added stay in it, inactive unless a role is in use; `remove_role` takes them away. The judge
+        still answers, with equal values, by masked passes of stock attention. Calling it again changes nothing.
+        """
+        for switch in self._switches:
+            switch.undo()
+        self._switches = []
+        return self.model
 
     def configure(self, **changes: Any) -> None:
         """Replace fields of the configuration, e.g. calibration, lineage, pixel bounds or the wording of questions."""
@@ -147,7 +161,7 @@ class JudgeParts(nn.Module):
             rank: of the update; raising it lets more change.
             alpha: the update is scaled by alpha / rank.
             vision: adapt the vision tower's linear layers too.
-            copy_from: role whose settings and weights it starts from; the other settings are then not read.
+            copy_from: role whose rank, alpha, layers and weights it starts from; the other arguments are then not read.
 
         Raises:
             ValueError: a name that is taken or malformed, or an unknown role to copy.
@@ -172,31 +186,42 @@ class JudgeParts(nn.Module):
         self.configure(motion=dict(settings))
 
     def remove_role(self, name: str) -> None:
-        """Take an adapter away, and what is known of it; ValueError if there is none of that name or it is in use."""
+        """Remove an adapter and its entry in the configuration; ValueError if there is none of that name or it is in use."""
         self._roles.remove(name)
         self.configure(reasoned={role: sets for role, sets in self.config.reasoned.items() if role != name})
 
-    def trainable_parameters(self, role: str | None, *, motion: bool = False) -> list[nn.Parameter]:
-        """Make one role's weights the only ones that require a gradient, and return them.
+    def role_parameters(self, role: str | None, *, motion: bool = False) -> list[nn.Parameter]:
+        """Return one role's weights and change nothing.
 
         Args:
             role: None is the base, with the motion projector where there is one.
-            motion: train the motion projector, which all roles share, beside a role.
+            motion: add the motion projector, which all roles share, to a role's weights.
 
         Returns:
-            The parameters.
+            The parameters, in the model's order.
 
         Raises:
-            ValueError: an unknown role, or no motion projector to train.
+            ValueError: an unknown role, or no motion projector.
         """
         if motion and self.motion is None:
             raise ValueError("this judge has no motion tokens to train")
         self._roles.check(role)
-        adapters = {id(p) for name in self.roles for p in self._roles.parameters(name)}
-        everything = list(self.model.parameters())
-        chosen = [p for p in everything if id(p) not in adapters] if role is None else self._roles.parameters(role)
+        chosen = self._roles.parameters(role)
         if self.motion is not None and (motion or role is None):
             chosen = [*chosen, *self.motion.parameters()]
+        return chosen
+
+    def train_only(self, role: str | None, *, motion: bool = False) -> list[nn.Parameter]:
+        """Set requires_grad on one role's weights and clear it on all others; return the weights as `role_parameters` does.
+
+        Args:
+            role: as in `role_parameters`.
+            motion: as in `role_parameters`.
+
+        Returns:
+            The parameters that now require a gradient.
+        """
+        chosen = self.role_parameters(role, motion=motion)
         self.requires_grad_(False)
         for parameter in chosen:
             parameter.requires_grad_(True)
@@ -226,7 +251,7 @@ class JudgeParts(nn.Module):
             finally:
                 self.family = before
 
-    def _family(self, min_pixels: int, max_pixels: int) -> Family:
+    def _family(self, min_pixels: int, max_pixels: int) -> VisionFamily:
         return family_of(self.model.config, min_pixels, max_pixels, self.config.position_rule)
 
     def _one_token(self, text: str) -> int:

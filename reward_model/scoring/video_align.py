@@ -58,5 +58,5 @@ def _head_scores(judge: VideoJudge, clip: Clip | str, prompt: str | None, use_no
     if isinstance(clip, Clip) and prompt is not None:
         scores = judge.head_scores([clip], [prompt])
         values = judge.head.normalise(scores) if use_norm else scores
-        found |= dict(zip(judge.head.settings.dimensions, values[0].tolist(), strict=True))
+        found |= dict(zip(judge.head.config.dimensions, values[0].tolist(), strict=True))
     return found

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from reward_model.config import did_you_mean
 from reward_model.datasets.readers import DataConfig
+from reward_model.judge.families import FAMILIES
 from reward_model.media.frame_sampling import FramePolicy
 from reward_model.media.motion_encoders import MotionConfig
 from reward_model.rewards import RewardConfig
@@ -112,14 +114,20 @@ class StageConfig:
 class ScratchConfig:
     """A judge trained from nothing, for the embedded world: the real architecture at a small size."""
 
-    family: Literal["qwen2_5_vl", "qwen3_vl"] = "qwen2_5_vl"
-    """Architecture."""
+    family: str = "qwen2_5_vl"
+    """Architecture, a key of `judge.families.FAMILIES`."""
     hidden: int = 128
     """Width of the language model and of the vision tower."""
     layers: int = 4
     """Depth of each."""
     patch_size: int = 8
     """Pixels per patch side; a token covers 2 x 2 patches of 2 frames."""
+
+    def __post_init__(self) -> None:
+        """Check the family's name."""
+        if self.family not in FAMILIES:
+            nearest = did_you_mean(self.family, tuple(FAMILIES))
+            raise ValueError(f"scratch.family: Invalid value {self.family!r}{nearest}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -112,7 +112,7 @@ def run_stage(judge: VideoJudge, stage: StageConfig, *, seed: int, log_file: Pat
         )
     judge.train()
     with METHODS[stage.method](judge, stage, seed) as loss, judge.use_role(stage.role):
-        parameters = judge.trainable_parameters(stage.role, motion=stage.train_motion)
+        parameters = judge.train_only(stage.role, motion=stage.train_motion)
         matrices, report = layer_matrices(judge, parameters), write if rank == 0 else None
         if not stage.measure_every:
             metrics = fit(parameters, loss, stage.fit, matrices=matrices, log=report)

@@ -8,6 +8,7 @@ from dataclasses import asdict
 import torch
 
 from reward_model.judge.checkpoints.format import JudgeConfig
+from reward_model.judge.families import FAMILIES
 from reward_model.judge.families.tiny import build_tiny, build_tokenizer
 from reward_model.judge.model import VideoJudge
 from reward_model.language.styles import OWN
@@ -48,7 +49,7 @@ def _build_judge(scratch: ScratchConfig, *, seed: int) -> VideoJudge:
     sizes = {"hidden": scratch.hidden, "layers": scratch.layers, "patch_size": scratch.patch_size}
     width = {"vision_hidden": scratch.hidden, "vision_layers": scratch.layers}
     model, tokenizer = build_tiny(scratch.family, **sizes, **width, seed=seed, tokenizer=tokenizer)
-    pixels = WORLD_SIZE**2 * (1 if scratch.family == "qwen2_5_vl" else WORLD_FRAMES + 1)
+    pixels = WORLD_SIZE**2 * FAMILIES[scratch.family].counted_frames(WORLD_FRAMES)
     config = JudgeConfig.for_model(
         model.config,
         min_pixels=pixels,

@@ -82,11 +82,11 @@ def build_judge(size: dict[str, int], side: int) -> VideoJudge:
     judge = VideoJudge(model, tokenizer, JudgeConfig.for_model(model.config, min_pixels=pixels, max_pixels=pixels))
     judge.add_role("policy", rank=RANK, alpha=ALPHA)
     generator = torch.Generator().manual_seed(1)
-    for parameter in judge.trainable_parameters("policy"):
+    for parameter in judge.train_only("policy"):
         parameter.data = 0.05 * torch.randn(parameter.shape, generator=generator)
     judge.add_role("start", copy_from="policy")
-    judge.banned_ids = (*judge.banned_ids, *token_ids(tokenizer, END_TOKENS))
-    judge.trainable_parameters("policy")
+    judge.suppressed_ids = (*judge.suppressed_ids, *token_ids(tokenizer, END_TOKENS))
+    judge.train_only("policy")
     return judge
 
 
@@ -157,7 +157,7 @@ def build_trainer(
         bf16=False,
         gradient_checkpointing=False,
         report_to="none",
-        generation_kwargs={"suppress_tokens": list(judge.banned_ids)},
+        generation_kwargs={"suppress_tokens": list(judge.suppressed_ids)},
     )
     trainer = Mended(
         model=model,
@@ -205,7 +205,7 @@ def compare(judge: VideoJudge, trainer: Any, question: Question, settings: GrpoS
     theirs = torch.cat([p.grad.flatten() for p in _adapter(trainer.model)])
     tokens = [tuple(row) for row in inputs["completion_ids"].tolist()]
     with torch.no_grad(), judge.use_role("policy"):
-        found = judge.log_probs([question.request], [[tokens]], banned=())
+        found = judge.log_probs([question.request], [[tokens]], suppressed=())
     sequence = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
     with torch.no_grad():
         stock = trainer._get_per_token_logps_and_entropies(
@@ -215,11 +215,11 @@ def compare(judge: VideoJudge, trainer: Any, question: Question, settings: GrpoS
     answered = Answered(("reason",) * len(tokens), (question.label,) * len(tokens), (0,) * len(tokens), ())
     rollout = Rollout((question,), (tuple(drawn),), answered)
     credited = Credit(inputs["advantages"], len(tokens), {})
-    banned, judge.banned_ids = judge.banned_ids, ()  # trl's log-probs count tokens that cannot come
+    suppressed, judge.suppressed_ids = judge.suppressed_ids, ()  # trl's log-probs count tokens that cannot come
     judge.zero_grad()
     for loss, _ in grpo_parts(judge, rollout, credited, settings, role="policy", reference="policy"):
         loss.backward()
-    judge.banned_ids = banned
+    judge.suppressed_ids = suppressed
     ours = torch.cat([p.grad.flatten() for p in _adapter(judge.model, "policy")])
     return {
         "log_probs": float((found.values - stock.flatten()).abs().max()),

@@ -30,8 +30,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from reward_model.datasets import moving_shapes  # noqa: E402
-from reward_model.judge import tree_attention, windows  # noqa: E402
+from reward_model.judge.attention import tree, windows  # noqa: E402
 from reward_model.judge.checkpoints.format import JudgeConfig  # noqa: E402
 from reward_model.judge.engine.batching import clip_grid, patches_of  # noqa: E402
 from reward_model.judge.families.base import merged  # noqa: E402
@@ -41,11 +40,12 @@ from reward_model.language import requests  # noqa: E402
 from reward_model.media.frame_sampling import FramePolicy, take  # noqa: E402
 from reward_model.media.video_io import write_video  # noqa: E402
 from reward_model.records import DIMENSIONS, Clip, FramePlan, JudgeRequest, Video  # noqa: E402
+from reward_model.toy_world import moving_shapes  # noqa: E402
 from reward_model.video_reward import VideoJudgeReward  # noqa: E402
 from tests.parity.official_processor import declare_missing_operators  # noqa: E402
 
 ASKED = ("visual_quality", "motion_quality", "text_alignment")
-OWN_ATTENTION = (tree_attention.NAME, windows.NAME)
+OWN_ATTENTION = (tree.NAME, windows.NAME)
 TOLERANCE = 1e-4
 SHAPES: Mapping[str, Mapping[str, int]] = {
     "10m": {"hidden": 160, "layers": 28, "vision_hidden": 64, "vision_layers": 32},

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from reward_model.judge.attention.tree import Seen
+from reward_model.judge.attention.tree import AttentionSpans
 from reward_model.judge.engine.batching import clip_grid, patches_of
 from reward_model.judge.families.base import prefix_positions
 from reward_model.judge.families.tiny import build_tokenizer
@@ -74,7 +74,7 @@ def test_a_checkpoint_in_the_released_layout_has_the_logits_of_the_transformers_
     judge = VideoJudge.from_pretrained(folder, device="cpu")
     ids = golden["input_ids"]
     plan = FramePlan(tuple(range(8)), tuple(i / 24 for i in range(8)), ("slow",) * 8, 24.0)
-    positions, following = prefix_positions(ids == layout.VIDEO_PAD, judge.family.runs(plan, layout.GRID))
+    positions, following = prefix_positions(ids == layout.VIDEO_PAD, judge.family.video_spans(plan, layout.GRID))
     assert torch.equal(positions, golden["positions"])
     assert following == int(golden["positions"].max()) + 1
     grid, seen = torch.tensor([layout.GRID]), torch.ones(1, 1, len(ids), len(ids)).tril()
@@ -82,7 +82,7 @@ def test_a_checkpoint_in_the_released_layout_has_the_logits_of_the_transformers_
         features = judge.family.encode(judge.model, layout.patches(), grid)
         embeddings = judge.model.get_input_embeddings()(ids)
         embeddings = embeddings.masked_scatter((ids == layout.VIDEO_PAD)[:, None], features.tokens)[None]
-        hidden = judge.family.text(judge.model, embeddings, positions[:, None], Seen((1 - seen) * -1e9))
+        hidden = judge.family.text(judge.model, embeddings, positions[:, None], AttentionSpans((1 - seen) * -1e9))
         logits = judge.model.lm_head(hidden[0, -2:])
     assert_close(logits, golden["logits"], atol=1e-5, rtol=0)
 

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from reward_model.judge.attention.tree import Seen
+from reward_model.judge.attention.tree import AttentionSpans
 from reward_model.judge.engine.batching import clip_grid, patches_of
 from reward_model.judge.exchange.videoalign import load_videoalign
 from reward_model.judge.families.base import prefix_positions
@@ -44,11 +44,11 @@ def judge_of(folder, *, num_rows=1):
 def states_of(judge, ids):
     """Return the states at the reward tokens as the judge's parts make them."""
     family, is_video = judge.family, ids == judge.family.facts.video_token_id
-    positions, _ = prefix_positions(is_video, family.runs(make_clip(8).plan, layout.GRID))
+    positions, _ = prefix_positions(is_video, family.video_spans(make_clip(8).plan, layout.GRID))
     found = family.encode(judge.model, layout.patches(), torch.tensor([layout.GRID])).tokens
     embeddings = judge.model.get_input_embeddings()(ids).masked_scatter(is_video[:, None], found)[None]
     mask = (1 - torch.ones(1, 1, len(ids), len(ids)).tril()) * -1e9
-    hidden = family.text(judge.model, embeddings, positions[:, None], Seen(mask))
+    hidden = family.text(judge.model, embeddings, positions[:, None], AttentionSpans(mask))
     return states_at(hidden, ids[None], torch.zeros_like(ids)[None], [len(ids) - 1], judge.head.token_ids)
 
 
@@ -91,7 +91,7 @@ def test_the_checkpoint_survives_as_a_judges_folder(tmp_path):
     judge = judge_of(tmp_path)
     judge.save_pretrained(tmp_path / "saved")
     again = VideoJudge.from_pretrained(tmp_path / "saved", device="cpu")
-    assert again.config == judge.config and again.head.settings == judge.head.settings
+    assert again.config == judge.config and again.head.config == judge.head.config
     ids = layout.question()
     assert torch.equal(states_of(again, ids), states_of(judge, ids))
     assert torch.equal(again.head.weight, judge.head.weight)

@@ -1,17 +1,22 @@
-"""Attention of token trees without a mask over whole rows: every token sees its prefix, and besides its own text only.
+"""Attention of packed token trees, split in two: every token attends to its prefix, and to its own suffix up to itself.
 
-What a token behind the prefix sees falls into two parts: all of the prefix, and its branch and answer up to itself. Each is
-attended to by itself, and the two are merged by their softmax sums. So nothing is computed between answers that cannot see
-each other, and no mask over rows is held. And a token gets the same value, to the last bit as a rule, whether its answer is
-written token by token or read as a whole, alone or among others: the prefix is a call of one shape each time, the own text
-is summed in float64, and a matrix product of four rows or more gives each of them what it would give it among others.
+A suffix is a branch, or an answer together with the branch before it. Both attentions are computed apart and merged by
+their softmax sums, so no score is computed between suffixes that cannot see each other, and no [L, L] mask is held.
 
-The parts need a kernel that returns the softmax sums, which torch offers on CPU; elsewhere rows are masked, but for the
-tokens that all rows have in common at their start, which need no mask.
+    token      P  P  P | b  b | a  a | c      prefix P, branch b, its answer a, branch c: one packed sequence
+    position   0  1  2 | 3  4 | 5  6 | 3
+    attends to P up to itself; b, a and c to all of P, and further b to b, a to b b and a, c to c
 
-Shapes: R rows, L tokens of the longest row, q new tokens of a row, h heads (g of keys and values), d head size; N texts
-(branches and answers), Q tokens of the longest, K keys that it sees behind the prefix; S slots of a row where answers are
-written, B tokens of the longest branch.
+Bitwise reproducibility: the prefix attention always runs with one shape, the suffix is accumulated in float64, and a matmul
+with >= 4 rows gives each row the same result whatever else is in the batch. As a rule a token therefore has the same bits
+whether its answer is decoded token by token or read in one pass, alone or beside others.
+
+The split needs a kernel that returns the softmax sums, which torch offers on CPU. Elsewhere sequences are masked, except for
+the tokens at their start that all sequences count as prefix, which attend causally without a mask.
+
+Shapes: R packed sequences, L tokens of the longest, q new tokens of a sequence, h heads (g of keys and values), d head size;
+N suffixes, Q own tokens of the longest, K keys that it sees behind the prefix; S slots of a sequence where answers are
+decoded, B tokens of the longest branch.
 
 Sources: Juravsky et al., Hydragen (arXiv 2402.05099), section 3; gradients of parts from merged sums as in Liu et al., Ring
 Attention (arXiv 2310.01889).
@@ -25,21 +30,25 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
+
+from reward_model.judge.attention.switch import AttentionSwitch, switch_attention
 
 NAME = "shared_prefix_sdpa"
 """Registered name of the attention."""
 
 
 @dataclass(frozen=True)
-class Texts:
-    """Where the texts behind prefixes stand.
+class SuffixSpans:
+    """Places of the suffixes behind their prefixes, padded to one length.
 
-    `row` [N, 1]; `queries` [N, Q] places of their tokens among the row's new ones, of which some are padding and the others
-    `real` [N, Q]; `keys` [N, K] places of what they see behind the prefix; `mask` [N, 1, Q, K] additive, float64.
+    `sequence` [N, 1] names the packed sequence; `queries` [N, Q] are the suffix's own tokens in it, of which those in `real`
+    [N, Q] are no padding; `keys` [N, K] are the tokens that it sees behind the prefix, with the additive float64 `mask`
+    [N, 1, Q, K].
     """
 
-    row: Tensor
+    sequence: Tensor
     queries: Tensor
     real: Tensor
     keys: Tensor
@@ -50,63 +59,66 @@ NO_MASK = torch.zeros(1, 1, 1, 1)
 """Stands where transformers wants a mask and none is read."""
 
 
-class Written:
-    """Cache of a transformers model while answers are written, one token at a time in each of S slots a row.
+class SuffixCache:
+    """Key-value cache of a transformers model during decoding, with one new token at a time in each of S slots a sequence.
 
-    Keys and values of the rows stay as they were encoded; each slot holds those of its branch and of its own tokens, in
-    float64.
+    Keys and values of the packed sequences stay as they were encoded; each slot adds those of its branch and of its own new
+    tokens, in float64.
     """
 
     def __init__(self, encoded: Any, places: Tensor, known: Tensor, max_new_tokens: int) -> None:
-        """Take what was encoded and give each slot its branch.
+        """Copy each slot's branch from the encoded sequences.
 
         Args:
-            encoded: cache of the pass over the rows.
-            places: [R, S, B] of the branches' tokens among the row's.
+            encoded: cache of the pass over the sequences.
+            places: [R, S, B] of the branches' tokens in their sequence.
             known: [R, S, B] which of these are not padding.
             max_new_tokens: most tokens that a slot is to take.
         """
-        row = torch.arange(len(places))[:, None, None]
+        sequence = rearrange(torch.arange(len(places)), "r -> r 1 1")
         self.encoded, self.size = encoded, places.shape[2]
         heads = encoded.layers[0].keys.shape[1]
-        allowed = F.pad(known, (0, max_new_tokens), value=True).flatten(0, 1).repeat_interleave(heads, dim=0)
-        self.mask = additive(allowed, torch.float64)[:, None]  # [R * S * g, 1, B + n]
+        allowed = F.pad(known, (0, max_new_tokens), value=True)
+        self.mask = additive(repeat(allowed, "r s k -> (r s g) 1 k", g=heads), torch.float64)
         self.own = []  # per layer key and value [R * S * g, B + n, d]
         for layer in encoded.layers:
-            both = (t[row, :, places].transpose(2, 3).flatten(0, 2).double() for t in (layer.keys, layer.values))
-            self.own.append(tuple(F.pad(t, (0, 0, 0, max_new_tokens)) for t in both))
+            both = (t[sequence, :, places].double() for t in (layer.keys, layer.values))
+            own = (rearrange(t, "r s b g d -> (r s g) b d") for t in both)
+            self.own.append(tuple(F.pad(t, (0, 0, 0, max_new_tokens)) for t in own))
 
     def update(self, key: Tensor, value: Tensor, layer: int, *_: Any) -> tuple[Tensor, Tensor]:
-        """Note the new tokens' [R, g, S, d] and return those of the rows, as transformers calls it."""
+        """Store the new tokens' [R, g, S, d] and return those of the sequences, as transformers calls it."""
         for own, new in zip(self.own[layer], (key, value), strict=True):
-            own[:, self.size] = new.transpose(1, 2).flatten(0, 2)
+            own[:, self.size] = rearrange(new, "r g s d -> (r s g) d")
         return self.encoded.layers[layer].keys, self.encoded.layers[layer].values
 
     def attend(self, query: Tensor, layer: int, scale: float) -> tuple[Tensor, Tensor]:
         """Attend from new tokens [R, h, S, d] to their slot's; return [R, S, h, d] and logarithms of sums [R, S, h]."""
-        num_rows, _, num_slots, size = query.shape
+        num_sequences, _, num_slots, _ = query.shape
         key, value = (own[:, : self.size + 1] for own in self.own[layer])
-        slots = query.transpose(1, 2).reshape(len(key), -1, size).double()  # [R * S * g, h / g, d]
+        groups = key.shape[0] // (num_sequences * num_slots)
+        slots = rearrange(query, "r (g m) s d -> (r s g) m d", g=groups).double()
         scores = torch.baddbmm(self.mask[..., : self.size + 1], slots, key.transpose(1, 2), alpha=scale)
         sums = scores.logsumexp(dim=-1, keepdim=True)
         out = (scores - sums).exp() @ value
-        return out.reshape(num_rows, num_slots, -1, size), sums.reshape(num_rows, num_slots, -1)
+        out, sums = (rearrange(t, "(r s g) m d -> r s (g m) d", r=num_sequences, s=num_slots) for t in (out, sums))
+        return out, sums[..., 0]
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What the tokens of a pass see.
+class AttentionSpans:
+    """Keys that the tokens of one pass attend to.
 
-    Without `prefixes`, what `mask` [R, 1, q, keys] allows, which is causal in the first `num_common` rows and columns. With
-    them, of each so many neighbouring rows the first so many keys; and `texts`, or what is `written`, where the new tokens
-    are one of each slot.
+    Without `prefixes`, those that the additive `mask` [R, 1, q, keys] allows; its block of the first `num_common` queries and
+    keys is causal. With `prefixes`, each (num_sequences, length) pair lets that many consecutive sequences attend to the
+    first `length` keys, plus either `suffixes` (full pass) or `cache` (decoding, one new token per slot).
     """
 
     mask: Tensor
     num_common: int = 0
     prefixes: tuple[tuple[int, int], ...] = ()
-    texts: tuple[Texts, ...] = ()
-    written: Written | None = None
+    suffixes: tuple[SuffixSpans, ...] = ()
+    cache: SuffixCache | None = None
 
 
 def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
@@ -114,20 +126,24 @@ def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(~allowed, torch.finfo(dtype).min)
 
 
-def attend_in_trees(model: nn.Module) -> None:
-    """Make every text model in `model` that uses torch's attention attend in parts."""
+def attend_in_trees(model: nn.Module) -> AttentionSwitch:
+    """Make every text model in `model` that uses torch's attention take `AttentionSpans`; without them its values are equal.
+
+    Args:
+        model: changed in place: `_attn_implementation` of its text configs.
+
+    Returns:
+        The change, for its `undo`.
+    """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
     AttentionInterface.register(NAME, tree_attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
-    for module in model.modules():
-        config: Any = getattr(module, "config", None)
-        if hasattr(module, "embed_tokens") and getattr(config, "_attn_implementation", "") == "sdpa":
-            config._attn_implementation = NAME
+    return switch_attention(model, having="embed_tokens", to=NAME)
 
 
-def attends_in_parts(model: Any) -> bool:
+def splits_attention(model: Any) -> bool:
     """Return whether the text model's kernel gives softmax sums: torch's attention on CPU, without dropout."""
     config, on_cpu = model.model.language_model.config, model.lm_head.weight.device.type == "cpu"
     return on_cpu and config._attn_implementation == NAME and not (model.training and config.attention_dropout)
@@ -140,7 +156,7 @@ def tree_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    seen: Seen | None = None,
+    spans: AttentionSpans | None = None,
     **settings: Any,
 ) -> tuple[Tensor, None]:
     """Attend as `transformers.AttentionInterface` calls it.
@@ -150,8 +166,8 @@ def tree_attention(
         query: [R, h, q, d].
         key: [R, g, keys, d]; value alike.
         value: see `key`.
-        attention_mask: additive; not read where there are texts.
-        seen: what the tokens see; None attends as torch's attention does.
+        attention_mask: additive; not read where the spans have prefixes.
+        spans: keys that the tokens attend to; None attends as torch's attention does.
         **settings: further arguments of torch's attention in transformers.
 
     Returns:
@@ -159,16 +175,16 @@ def tree_attention(
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    if seen is not None and seen.prefixes:
+    if spans is not None and spans.prefixes:
         if torch.is_autocast_enabled("cpu"):  # the kernel, called by its own name, is passed over
             query, key, value = (t.to(torch.get_autocast_dtype("cpu")) for t in (query, key, value))
-        if seen.written is None:
-            return _InParts.apply(query, key, value, seen, settings["scaling"]), None
-        out, sums = _attend_prefixes(query, key, value, seen, settings["scaling"])
-        return _merge(out, sums, *seen.written.attend(query, module.layer_idx, settings["scaling"]))[0], None
-    if seen is None or not seen.num_common or attention_mask is None:
+        if spans.cache is None:
+            return _SplitAttention.apply(query, key, value, spans, settings["scaling"]), None
+        out, sums = _attend_prefixes(query, key, value, spans, settings["scaling"])
+        return _merge(out, sums, *spans.cache.attend(query, module.layer_idx, settings["scaling"]))[0], None
+    if spans is None or not spans.num_common or attention_mask is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
-    start, rest = slice(seen.num_common), slice(seen.num_common, None)
+    start, rest = slice(spans.num_common), slice(spans.num_common, None)
     first, _ = sdpa_attention_forward(
         module, query[:, :, start], key[:, :, start], value[:, :, start], None, **{**settings, "is_causal": True}
     )
@@ -176,77 +192,84 @@ def tree_attention(
     return torch.cat([first, second], dim=1), None
 
 
-class _InParts(torch.autograd.Function):
-    """Attention to prefixes and to texts, merged; each part's gradient follows from the merged values and sums."""
+class _SplitAttention(torch.autograd.Function):
+    """Attention to prefixes and to suffixes, merged; the gradient of either follows from the merged values and sums."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, seen: Seen, scale: float) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, spans: AttentionSpans, scale: float) -> Tensor:
         """Return [R, q, h, d]."""
-        out, sums = _attend_prefixes(query, key, value, seen, scale)
-        for texts in seen.texts:
-            q, k, v = (part.double() for part in _of_texts(texts, query, key, value))
-            own, own_sums = (part.transpose(1, 2)[texts.real] for part in _attend(q, k, v, scale, mask=texts.mask))
-            at = texts.row.expand_as(texts.queries)[texts.real], texts.queries[texts.real]
+        out, sums = _attend_prefixes(query, key, value, spans, scale)
+        for suffixes in spans.suffixes:
+            q, k, v = (tensor.double() for tensor in _of_suffixes(suffixes, query, key, value))
+            own, own_sums = (
+                tensor.transpose(1, 2)[suffixes.real] for tensor in _attend(q, k, v, scale, mask=suffixes.mask)
+            )
+            at = suffixes.sequence.expand_as(suffixes.queries)[suffixes.real], suffixes.queries[suffixes.real]
             out[at], sums[at] = _merge(out[at], sums[at], own, own_sums)
         ctx.save_for_backward(query, key, value, out, sums)
-        ctx.seen, ctx.scale = seen, scale
+        ctx.spans, ctx.scale = spans, scale
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         """Return the gradients of query, key and value."""
         *before, out, sums = ctx.saved_tensors
-        seen, scale, after = ctx.seen, ctx.scale, (*grads, out, sums)
+        spans, scale, after = ctx.spans, ctx.scale, (*grads, out, sums)
         totals = [t.new_zeros(t.transpose(1, 2).shape) for t in before]
-        for rows, new, old, causal in _prefix_calls(seen):
+        for sequences, new, old, causal in _prefix_calls(spans):
             places = (new, old, old)
-            inputs = [t[rows, :, at] for t, at in zip(before, places, strict=True)]
-            results = [t[rows, new].transpose(1, 2) for t in after]
-            found = _attend_backward(inputs, results, scale, causal=causal)
-            for total, part, at in zip(totals, found, places, strict=True):
-                total[rows, at] += part.transpose(1, 2)
-        for texts in seen.texts:
-            grad, *results = (t[texts.row, texts.queries].transpose(1, 2) for t in after)
-            grad = grad * texts.real[:, None, :, None]
-            found = _attend_backward(_of_texts(texts, *before), [grad, *results], scale, mask=texts.mask.to(out.dtype))
-            for total, part, at in zip(totals, found, (texts.queries, texts.keys, texts.keys), strict=True):
-                total.index_put_((texts.row, at), part.transpose(1, 2), accumulate=True)
+            inputs = [t[sequences, :, at] for t, at in zip(before, places, strict=True)]
+            results = [t[sequences, new].transpose(1, 2) for t in after]
+            shares = _attend_backward(inputs, results, scale, causal=causal)
+            for total, share, at in zip(totals, shares, places, strict=True):
+                total[sequences, at] += share.transpose(1, 2)
+        for suffixes in spans.suffixes:
+            grad, *results = (t[suffixes.sequence, suffixes.queries].transpose(1, 2) for t in after)
+            grad = grad * rearrange(suffixes.real, "n q -> n 1 q 1")
+            inputs, mask = list(_of_suffixes(suffixes, *before)), suffixes.mask.to(out.dtype)
+            shares = _attend_backward(inputs, [grad, *results], scale, mask=mask)
+            for total, share, at in zip(totals, shares, (suffixes.queries, suffixes.keys, suffixes.keys), strict=True):
+                total.index_put_((suffixes.sequence, at), share.transpose(1, 2), accumulate=True)
         dq, dk, dv = (total.transpose(1, 2) for total in totals)
         return dq, dk, dv, None, None
 
 
-def _prefix_calls(seen: Seen) -> Iterator[tuple[slice, slice, slice, bool]]:
-    """Yield rows, their new tokens, the keys that these see, and whether causally."""
+def _prefix_calls(spans: AttentionSpans) -> Iterator[tuple[slice, slice, slice, bool]]:
+    """Yield sequences, their new tokens, the keys that these attend to, and whether causally."""
+    # prefixes ((2, 3), (1, 5)): sequences 0-1, tokens 0-2 to keys 0-2 causally, tokens 3- to keys 0-2; sequence 2 with 5
     first = 0
-    for num_rows, length in seen.prefixes:
-        rows, prefix = slice(first, first + num_rows), slice(length)
-        if seen.written is None:
-            yield rows, prefix, prefix, True
-        yield rows, slice(length if seen.written is None else 0, None), prefix, False
-        first += num_rows
+    for num_sequences, length in spans.prefixes:
+        sequences, prefix = slice(first, first + num_sequences), slice(length)
+        if spans.cache is None:
+            yield sequences, prefix, prefix, True
+        yield sequences, slice(length if spans.cache is None else 0, None), prefix, False
+        first += num_sequences
 
 
-def _attend_prefixes(query: Tensor, key: Tensor, value: Tensor, seen: Seen, scale: float) -> tuple[Tensor, Tensor]:
+def _attend_prefixes(
+    query: Tensor, key: Tensor, value: Tensor, spans: AttentionSpans, scale: float
+) -> tuple[Tensor, Tensor]:
     """Return [R, q, h, d] and the logarithms of the softmax sums [R, q, h]."""
     out = query.new_empty(query.transpose(1, 2).shape)
     sums = out.new_empty(out.shape[:3], dtype=torch.promote_types(out.dtype, torch.float32))
-    for rows, new, old, causal in _prefix_calls(seen):
-        found = _attend(query[rows, :, new], key[rows, :, old], value[rows, :, old], scale, causal=causal)
-        out[rows, new], sums[rows, new] = (part.transpose(1, 2) for part in found)
+    for sequences, new, old, causal in _prefix_calls(spans):
+        inputs = query[sequences, :, new], key[sequences, :, old], value[sequences, :, old]
+        values, logs = _attend(*inputs, scale, causal=causal)
+        out[sequences, new], sums[sequences, new] = values.transpose(1, 2), logs.transpose(1, 2)
     return out, sums
 
 
 def _merge(out: Tensor, sums: Tensor, own: Tensor, own_sums: Tensor) -> tuple[Tensor, Tensor]:
     """Return values [..., d] and logarithms of sums [...] over two sets of keys, in the first's dtypes."""
     merged = torch.logaddexp(sums.double(), own_sums)
-    weight, own_weight = ((part - merged).exp()[..., None] for part in (sums, own_sums))
+    weight, own_weight = ((logs - merged).exp()[..., None] for logs in (sums, own_sums))
     return (weight * out + own_weight * own).to(out.dtype), merged.to(sums.dtype)
 
 
-def _of_texts(texts: Texts, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
-    """Return query [N, h, Q, d], key and value [N, g, K, d] of the texts."""
-    pairs = (query, texts.queries), (key, texts.keys), (value, texts.keys)
-    return tuple(tensor[texts.row, :, places].transpose(1, 2) for tensor, places in pairs)
+def _of_suffixes(suffixes: SuffixSpans, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
+    """Return query [N, h, Q, d], key and value [N, g, K, d] of the suffixes."""
+    pairs = (query, suffixes.queries), (key, suffixes.keys), (value, suffixes.keys)
+    return tuple(tensor[suffixes.sequence, :, places].transpose(1, 2) for tensor, places in pairs)
 
 
 def _attend(
@@ -255,20 +278,20 @@ def _attend(
     """Attend [B, h, q, d] to [B, g, keys, d]; return [B, h, q, d] and the logarithm of the softmax sums [B, h, q].
 
     Values do not depend on the number of queries: the kernel takes 32 or more at a time and multiplies fewer than four in
-    another way, so these are made four.
+    another way, so these are padded to four.
     """
     length, repeats = query.shape[2], query.shape[1] // key.shape[1]
     if mask is None and length % 4:
         query = F.pad(query, (0, 0, 0, -length % 4))
-    found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+    results = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         _heads_out(query, repeats),
-        _repeat(key, repeats),
-        _repeat(value, repeats),
+        _per_head(key, repeats),
+        _per_head(value, repeats),
         is_causal=causal,
-        attn_mask=None if mask is None else mask.repeat_interleave(repeats, dim=0),
+        attn_mask=None if mask is None else _per_head(mask, repeats),
         scale=scale,
     )
-    out, sums = (_heads_back(part, repeats)[:, :, :length] for part in found)
+    out, sums = (_heads_back(tensor, repeats)[:, :, :length] for tensor in results)
     return out, sums
 
 
@@ -280,37 +303,38 @@ def _attend_backward(
     causal: bool = False,
     mask: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """Return what some keys add to the gradients of the inputs: query, key and value.
+    """Return one set of keys' share of the gradients of the inputs: query, key and value.
 
     The results are the gradient [B, h, q, d] of the values over all keys, these values, and the logarithm of their sums.
     """
     query, *others = inputs
     repeats = query.shape[1] // others[0].shape[1]
     grad, out, sums = (_heads_out(t, repeats) for t in results)
-    dq, *found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+    dq, *per_head = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
         grad,
         _heads_out(query, repeats),
-        *(_repeat(t, repeats) for t in others),
+        *(_per_head(t, repeats) for t in others),
         out,
         sums,
         0.0,
         causal,
-        attn_mask=None if mask is None else mask.repeat_interleave(repeats, dim=0),
+        attn_mask=None if mask is None else _per_head(mask, repeats),
         scale=scale,
     )
-    return _heads_back(dq, repeats), *(t.unflatten(0, (-1, repeats)).sum(dim=1) for t in found)
+    return _heads_back(dq, repeats), *(reduce(t, "(b m) ... -> b ...", "sum", m=repeats) for t in per_head)
+
+
+# h = 4 heads share g = 2 keys, so repeats m = 2: heads 0 1 | 2 3 become two batch entries of heads 0 2 and 1 3, and each
+# entry stands opposite its own copy of keys 0 1.
 
 
 def _heads_out(tensor: Tensor, repeats: int) -> Tensor:
-    """[B, h, ...] -> [B * repeats, g, ...], so that each head stands opposite its keys."""
-    return tensor.unflatten(1, (-1, repeats)).transpose(1, 2).flatten(0, 1)
+    return rearrange(tensor, "b (g m) ... -> (b m) g ...", m=repeats)
 
 
 def _heads_back(tensor: Tensor, repeats: int) -> Tensor:
-    """[B * repeats, g, ...] -> [B, h, ...]."""
-    return tensor.unflatten(0, (-1, repeats)).transpose(1, 2).flatten(1, 2)
+    return rearrange(tensor, "(b m) g ... -> b (g m) ...", m=repeats)
 
 
-def _repeat(tensor: Tensor, repeats: int) -> Tensor:
-    """[B, g, ...] -> [B * repeats, g, ...]; a view where B is 1."""
-    return tensor[:, None].expand(-1, repeats, -1, -1, -1).flatten(0, 1)
+def _per_head(tensor: Tensor, repeats: int) -> Tensor:
+    return repeat(tensor, "b ... -> (b m) ...", m=repeats)

@@ -12,21 +12,28 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
+
+from reward_model.judge.attention.switch import AttentionSwitch, switch_attention
 
 NAME = "flash_free_windows"
 """Registered name; transformers hands the windows' bounds to implementations whose name holds "flash" only."""
 
 
-def batch_windows(model: nn.Module) -> None:
-    """Make every vision tower in `model` that uses torch's attention run its windows in batches."""
+def batch_windows(model: nn.Module) -> AttentionSwitch:
+    """Make every vision tower in `model` that uses torch's attention run its windows in batches, with equal values.
+
+    Args:
+        model: changed in place: `_attn_implementation` of its vision configs.
+
+    Returns:
+        The change, for its `undo`.
+    """
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, window_attention)
-    for module in model.modules():
-        config: Any = getattr(module, "config", None)
-        if hasattr(module, "patch_embed") and getattr(config, "_attn_implementation", "") == "sdpa":
-            config._attn_implementation = NAME
+    return switch_attention(model, having="patch_embed", to=NAME)
 
 
 def window_attention(
@@ -59,18 +66,18 @@ def window_attention(
     lengths = cu_seq_lens_q.diff()
     sizes = lengths.unique().tolist()
     if len(sizes) == 1:
-        return _attend(query[0], key[0], value[0], sizes[0], scaling, dropout)[None], None
+        return _attend_in_windows(query[0], key[0], value[0], sizes[0], scaling, dropout)[None], None
     own = lengths.repeat_interleave(lengths)  # [P] length of each patch's window
     output = torch.empty_like(query[0].transpose(0, 1))
     for size in sizes:
-        rows = (own == size).nonzero()[:, 0]
-        q, k, v = (tensor[0].index_select(1, rows) for tensor in (query, key, value))
-        output = output.index_copy(0, rows, _attend(q, k, v, size, scaling, dropout))
+        patches = (own == size).nonzero()[:, 0]
+        q, k, v = (tensor[0].index_select(1, patches) for tensor in (query, key, value))
+        output = output.index_copy(0, patches, _attend_in_windows(q, k, v, size, scaling, dropout))
     return output[None], None
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, size: int, scaling: float, dropout: float) -> Tensor:
+def _attend_in_windows(query: Tensor, key: Tensor, value: Tensor, size: int, scaling: float, dropout: float) -> Tensor:
     """Attend in neighbouring windows of `size`: [h, W * n, d] -> [W * n, h, d]."""
-    q, k, v = (tensor.unflatten(1, (-1, size)).transpose(0, 1) for tensor in (query, key, value))  # [W, h, n, d]
+    q, k, v = (rearrange(tensor, "h (w n) d -> w h n d", n=size) for tensor in (query, key, value))
     attended = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling)
-    return attended.transpose(1, 2).flatten(0, 1)
+    return rearrange(attended, "w h n d -> (w n) h d")

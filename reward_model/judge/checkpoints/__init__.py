@@ -1,1 +1,1 @@
-"""Judges on disk and on the hub: where they are found and how they are read."""
+"""Judges on disk and on the hub: their place, their configuration, and released judges by name."""

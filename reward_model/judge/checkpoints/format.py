@@ -15,7 +15,7 @@ import torch
 
 from reward_model.judge.checkpoints.location import CONFIG_FILE, Location, refuse_pickles
 from reward_model.judge.checkpoints.released import released_settings
-from reward_model.judge.families import DEFAULT_PIXELS, family_of
+from reward_model.judge.families import family_of, family_type
 from reward_model.language.requests import PROMPTS_VERSION
 from reward_model.language.styles import OWN
 from reward_model.records import CLIP_MEASURES, DIMENSIONS, LEVELS
@@ -26,18 +26,18 @@ SAME_FOLDER = "."
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeConfig:
-    """What a saved judge says of itself."""
+    """The saved description of a judge: how it is shown clips, how it is asked, and its history."""
 
     family: str
     """Model type of the base, a key of `judge.families.FAMILIES`."""
     base: str = BASE_FOLDER
-    """Hub id or path of the base; "base" means the sub-folder that is saved with the judge, "." the judge's own folder."""
+    """Hub id or path of the base; "base" is the sub-folder that is saved with the judge, "." the judge's own folder."""
     base_subfolder: str = ""
     """Sub-folder of a hub base."""
     revision: str | None = None
     """Revision of a hub base."""
     origin: Mapping[str, str | None] = field(default_factory=dict)
-    """What a merged judge was made of: "role", and "base", "base_subfolder" and "revision" of a base on the hub."""
+    """Source of a merged judge: "role", and "base", "base_subfolder" and "revision" of a base on the hub."""
     min_pixels: int
     """Least pixels that clips are resized to, as the family's official processor counts them."""
     max_pixels: int
@@ -56,8 +56,8 @@ class JudgeConfig:
     dimensions: tuple[str, ...] = DIMENSIONS
     """Dimensions that it can be asked for."""
     reasoned: Mapping[str, Sequence[Sequence[str]]] = field(default_factory=dict)
-    """Role ("" is the base) -> sets of dimensions that it was taught to rate in one reasoned answer; a role that is missing
-    rates what the base does, and a base that is missing all dimensions."""
+    """Role ("" is the base) -> sets of dimensions that it was taught to rate in one reasoned answer; a missing role
+    rates the base's sets, and a missing base all dimensions."""
     frame_policy: Mapping[str, Any] = field(default_factory=lambda: {"mode": "fps", "fps": 2.0, "max_frames": 16})
     """Fields of the frame planner's policy, the same at training and use."""
     motion: Mapping[str, Any] = field(default_factory=dict)
@@ -66,28 +66,28 @@ class JudgeConfig:
     calibration: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Dimension -> {"mean", "std"} of its quality, for z scores."""
     trained_range: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    """Name of `CLIP_MEASURES` -> [lowest, highest] of the clips that it was trained on; what is missing is not known."""
+    """Name of `CLIP_MEASURES` -> [lowest, highest] of the clips that it was trained on; missing names are unknown."""
     max_answer_tokens: int = 512
     """Longest reasoned answer."""
     trained_on: str = ""
-    """One line for users: what it has seen."""
+    """One line for users: its training data."""
     lineage: tuple[str, ...] = ()
     """Training stages, oldest first."""
 
     @classmethod
     def for_model(cls, config: Any, **changes: Any) -> JudgeConfig:
         """Return the configuration of an untrained judge on a model config, with `changes` to single fields."""
-        low, high = DEFAULT_PIXELS.get(config.model_type, (1, 1))
+        low, high = family_type(config.model_type).default_pixels
         low, high = changes.pop("min_pixels", low), changes.pop("max_pixels", high)
         rule = family_of(config, low, high, changes.pop("position_rule", None)).position_rule
         return cls(family=config.model_type, min_pixels=low, max_pixels=high, position_rule=rule, **changes)
 
     def taught(self, role: str | None) -> list[tuple[str, ...]]:
-        """Return the sets of dimensions that a role (None is the base) was taught to rate at once; none are known of old."""
+        """Return the sets of dimensions that a role (None is the base) was taught to rate at once; old judges record none."""
         return [tuple(one) for one in self.reasoned.get(role or "", self.reasoned.get("", []))]
 
     def reasons_about(self, role: str | None, wanted: Sequence[str] = ()) -> tuple[str, ...]:
-        """Return what a reasoned question must name, as it was taught.
+        """Return the set of dimensions that a reasoned question must name, one that the role was taught.
 
         Args:
             role: None is the base.
@@ -100,11 +100,11 @@ class JudgeConfig:
             ValueError: no such set.
         """
         sets = self.taught(role) or [tuple(self.dimensions)]
-        found = [one for one in sets if set(wanted) <= set(one)]
-        if not found:
+        fitting = [one for one in sets if set(wanted) <= set(one)]
+        if not fitting:
             known = " or ".join(", ".join(one) for one in sets)
             raise ValueError(f"this judge's reasoned answers rate {known}, not {', '.join(wanted)}")
-        return min(found, key=len) if wanted else max(found, key=len)
+        return min(fitting, key=len) if wanted else max(fitting, key=len)
 
     def save(self, folder: Path) -> None:
         """Write judge_config.json."""
@@ -158,7 +158,7 @@ def load_parts(
     """Return the base model, its tokenizer and the configuration of a judge folder or of a stock checkpoint.
 
     Args:
-        place: of what `VideoJudge.save_pretrained` wrote, or of a stock checkpoint, as `locate` found it.
+        place: of a folder that `VideoJudge.save_pretrained` wrote, or of a stock checkpoint, as `locate` returns it.
         dtype: of the weights; "auto" is float32 on CPU and the checkpoint's own elsewhere.
         device: where the model goes.
         attn_implementation: "sdpa" or "eager"; others cannot take the mask of a shared prefix.
@@ -168,7 +168,7 @@ def load_parts(
 
     Raises:
         ValueError: an attention implementation that cannot take masks, weights in a pickle, or a model that cannot judge.
-        OSError: neither a folder nor to be had from the hub.
+        OSError: neither a folder nor available from the hub.
     """
     from transformers import AutoModelForImageTextToText, AutoTokenizer
 
@@ -194,7 +194,9 @@ def load_parts(
     except OSError as error:
         if source.folder is not None:
             raise
-        raise OSError(f"{source} is no folder, and cannot be had from the hub: {str(error).splitlines()[0]}") from error
+        raise OSError(
+            f"{source} is no folder, and is unavailable from the hub: {str(error).splitlines()[0]}"
+        ) from error
     tokenizer = AutoTokenizer.from_pretrained(place.path, subfolder=place.subfolder, revision=place.revision)
     settings = released_settings(place.name, model.config.model_type)
     config = saved or JudgeConfig.for_model(model.config, **place.origin(), **settings)

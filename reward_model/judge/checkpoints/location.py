@@ -1,4 +1,4 @@
-"""Where a judge is read from: a folder, or a repository of the hub with sub-folder and revision. No pickle is ever read."""
+"""Place that a judge is read from: a folder, or a hub repository with sub-folder and revision. No pickle is ever read."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Location:
 
     @property
     def name(self) -> str:
-        """The last part of its path, by which released judges are known."""
+        """The last folder of its path, by which released judges are known."""
         return (self.subfolder or self.path).rstrip("/").rpartition("/")[2]
 
     def __str__(self) -> str:
@@ -40,8 +40,8 @@ class Location:
         from huggingface_hub import try_to_load_from_cache
 
         file = f"{self.subfolder}/config.json" if self.subfolder else "config.json"
-        found = try_to_load_from_cache(self.path, file, revision=self.revision)
-        place = Path(found) if isinstance(found, str) else None
+        cached = try_to_load_from_cache(self.path, file, revision=self.revision)
+        place = Path(cached) if isinstance(cached, str) else None
         commit = place.parents[file.count("/")].name if place else self.revision
         return {"base": self.path, "base_subfolder": self.subfolder, "revision": commit}
 
@@ -51,7 +51,7 @@ def locate(path_or_id: str | Path, *, subfolder: str = "", revision: str | None 
 
     Args:
         path_or_id: a folder; a hub id "owner/name"; or "owner/name/sub/folder" for a checkpoint inside a repository.
-        subfolder: where inside the folder or repository it stands.
+        subfolder: folder inside `path_or_id`.
         revision: commit, branch or tag of a hub repository.
 
     Returns:
@@ -66,9 +66,9 @@ def locate(path_or_id: str | Path, *, subfolder: str = "", revision: str | None 
             raise ValueError(f"revision {revision!r} is for hub repositories, {folder} is a folder; leave it out")
         return Location(str(folder))
     repository, inner = str(path_or_id), subfolder
-    parts = repository.split("/")
-    if len(parts) > 2 and parts[0] not in ("", ".", "..", "~"):
-        repository, inner = "/".join(parts[:2]), "/".join([*parts[2:], *([subfolder] if subfolder else [])])
+    names = repository.split("/")
+    if len(names) > 2 and names[0] not in ("", ".", "..", "~"):
+        repository, inner = "/".join(names[:2]), "/".join([*names[2:], *([subfolder] if subfolder else [])])
     return _snapshot(Location(repository, inner, revision))
 
 
@@ -76,10 +76,10 @@ def refuse_pickles(folder: Path) -> None:
     """Refuse a folder whose weights are pickles (ValueError): reading one runs whatever code is in it."""
     if any(folder.glob("*.safetensors")):
         return
-    found = sorted(file.name for pattern in PICKLES for file in folder.glob(pattern))
-    if found:
+    pickles = sorted(file.name for pattern in PICKLES for file in folder.glob(pattern))
+    if pickles:
         raise ValueError(
-            f"{folder} has its weights in {found[0]}, a pickle, which can run code when read; convert it to safetensors where "
+            f"{folder} has its weights in {pickles[0]}, a pickle, which can run code when read; convert it to safetensors where "
             "you trust it (load it with weights_only=True, write it with safetensors.torch.save_file)"
         )
 

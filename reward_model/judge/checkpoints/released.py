@@ -1,4 +1,4 @@
-"""Judges that others have released: how each was shown its clips and asked, by the name of its folder.
+"""Judges that others have released: frames, pixel bounds and prompt style of each, by the name of its folder.
 
 VQ-Insight and Q-Insight stand in sub-folders of one repository (ByteDance/Q-Insight), each a whole Qwen2.5-VL checkpoint.
 They have no roles, and know nothing of the level words: they are read by `readout="reason"`, the comparator by `compare`.

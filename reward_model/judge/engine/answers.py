@@ -1,4 +1,4 @@
-"""What the judge says at each token of given answers.
+"""Logits, log-probabilities and entropies at the tokens of given answers.
 
 Shapes: M tokens of all answers one after another, D hidden size, V vocabulary.
 """
@@ -18,7 +18,7 @@ CHUNK = 512
 
 @dataclass(frozen=True)
 class AnswerLogits:
-    """What the judge would have said in place of each answer token.
+    """Logits that predict each token of given answers.
 
     `logits` [M, V] fp32 with gradient, `targets` [M] the answer tokens, `owner` [M] the running number of the answer over
     all requests and branches in the order given, `is_first` [M] whether a token opens its answer.
@@ -48,7 +48,7 @@ class TokenLogProbs:
 
 
 def token_log_probs(
-    head: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor, *, temperature: float, banned: Tensor
+    head: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor, *, temperature: float, suppressed: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return log-probability and entropy of each token, holding the logits of `CHUNK` tokens at a time.
 
@@ -57,19 +57,19 @@ def token_log_probs(
         hidden: [M, D] before each token.
         targets: [M] tokens.
         temperature: divides the logits.
-        banned: tokens that cannot come.
+        suppressed: tokens that have probability 0.
 
     Returns:
         Two [M] in fp32, the second without gradient; the backward pass computes the logits again.
     """
 
-    def read(part: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def read(states: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Return log-probability and entropy of some tokens."""
-        logits = head(part).float().index_fill(1, banned, -torch.inf) / temperature
+        logits = head(states).float().index_fill(1, suppressed, -torch.inf) / temperature
         every = logits.log_softmax(dim=-1)
         return every.gather(1, tokens[:, None])[:, 0], torch.special.entr(every.detach().exp()).sum(dim=-1)
 
-    parts = zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True)
-    found = [checkpoint(read, *part, use_reentrant=False) for part in parts]
-    values, entropy = (torch.cat(column) for column in zip(*found, strict=True))
+    chunks = zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True)
+    results = [checkpoint(read, *chunk, use_reentrant=False) for chunk in chunks]
+    values, entropy = (torch.cat(column) for column in zip(*results, strict=True))
     return values, entropy

@@ -1,8 +1,8 @@
 """Clips to features by the vision tower, which may remember them while they are asked about again and again.
 
-GRPO shows a clip three times (rollout, reference, policy), a ranking compares it with many others, a service is sent it
-twice; as long as nothing in the tower is trained or adapted, it makes the same of it each time. Clips are known by a hash of
-their pixels.
+GRPO shows a clip three times (rollout, reference, policy), a ranking compares it with many others, a client sends it twice;
+as long as nothing in the tower is trained or adapted, its features are the same each time. A hash of the pixels identifies a
+clip.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from reward_model.judge.engine.batching import clip_grid, patches_of
-from reward_model.judge.families.base import Family, VisionFeatures, merged
+from reward_model.judge.families.base import VisionFamily, VisionFeatures, merged
 from reward_model.records import Clip
 
 CACHED_PATCHES = 4096
@@ -58,7 +58,7 @@ class ClipEncoder:
         finally:
             self._known, self._room = before
 
-    def features(self, clips: Sequence[Clip], family: Family, *, quantise: bool) -> VisionFeatures:
+    def features(self, clips: Sequence[Clip], family: VisionFamily, *, quantise: bool) -> VisionFeatures:
         """Return the merged features of all clips in order.
 
         Args:
@@ -77,8 +77,8 @@ class ClipEncoder:
         if new:
             sizes = [math.prod(merged(clip_grid(clip, family), family.facts)) for clip in new.values()]
             with torch.no_grad():
-                found = self._encode(list(new.values()), family, quantise=quantise).split(sizes)
-            held |= zip(new, found, strict=True)
+                encoded = self._encode(list(new.values()), family, quantise=quantise).split(sizes)
+            held |= zip(new, encoded, strict=True)
         self._keep(held)
         return VisionFeatures.join([held[key] for key in keys])
 
@@ -90,36 +90,37 @@ class ClipEncoder:
         while self._room is not None and len(self._known) > self._room:
             self._known.popitem(last=False)
 
-    def _encode(self, clips: Sequence[Clip], family: Family, *, quantise: bool) -> VisionFeatures:
+    def _encode(self, clips: Sequence[Clip], family: VisionFamily, *, quantise: bool) -> VisionFeatures:
         device = self._model.lm_head.weight.device
-        found = []
-        for part in _parts(clips, family) if device.type == "cpu" else [clips]:
-            found.append(family.encode(self._model, *patches_of(part, family, quantise=quantise, device=device)))
-        return VisionFeatures.join(found)
+        features = []
+        for chunk in _chunks(clips, family) if device.type == "cpu" else [clips]:
+            patches = patches_of(chunk, family, quantise=quantise, device=device)
+            features.append(family.encode(self._model, *patches))
+        return VisionFeatures.join(features)
 
 
-def _parts(clips: Sequence[Clip], family: Family) -> list[list[Clip]]:
+def _chunks(clips: Sequence[Clip], family: VisionFamily) -> list[list[Clip]]:
     """Return neighbouring clips together as long as they have at most `CACHED_PATCHES`."""
-    parts: list[list[Clip]] = []
+    chunks: list[list[Clip]] = []
     size = 0
     for clip in clips:
         own = math.prod(clip_grid(clip, family))
-        if not parts or size + own > CACHED_PATCHES:
-            parts.append([])
+        if not chunks or size + own > CACHED_PATCHES:
+            chunks.append([])
             size = 0
-        parts[-1].append(clip)
+        chunks[-1].append(clip)
         size += own
-    return parts
+    return chunks
 
 
 def _content(clip: Clip) -> tuple:
-    """Return what a clip's features depend on: its pixels, and the plan that places its frames in time."""
+    """Return the key of a clip's features: a hash of its pixels, and the plan that places its frames in time."""
     frames = clip.frames.detach()
     data = frames.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
     return hashlib.blake2b(data, digest_size=16).digest(), tuple(frames.shape), frames.dtype, clip.plan
 
 
 def _is_fixed(tower: nn.Module) -> bool:
-    """Return whether the tower makes the same of a clip whatever role is in use, and no gradient is wanted."""
+    """Return whether the tower's features are the same in every role, and no gradient is wanted."""
     learns = torch.is_grad_enabled()
     return not any(".lora_" in name or (learns and weight.requires_grad) for name, weight in tower.named_parameters())

@@ -1,6 +1,7 @@
-"""Answers token by token behind shared prefixes: the sequences of a prefix stay in its row, whose keys and values they share.
+"""Answers token by token behind shared prefixes: all answers to a prefix stay in its packed sequence and share its keys.
 
-Shapes: R rows, L tokens of the longest row, S sequences of the fullest row, n new tokens, V vocabulary.
+Shapes: R packed sequences, L tokens of the longest, A answers, S slots for answers in the fullest sequence, n new tokens, V
+vocabulary.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from einops import rearrange, repeat
 from torch import Tensor
 
-from reward_model.judge.attention.tree import NO_MASK, Seen, Written, additive, attends_in_parts
-from reward_model.judge.engine.shared_prefix import Rows, prefixes_of, ranges
-from reward_model.judge.families.base import Family
+from reward_model.judge.attention.tree import NO_MASK, AttentionSpans, SuffixCache, additive, splits_attention
+from reward_model.judge.engine.shared_prefix import PackedSequences, prefixes_of, ranges
+from reward_model.judge.families.base import VisionFamily
 
 VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
 END_TOKENS = ("<|im_end|>", "<|endoftext|>")
@@ -37,93 +39,107 @@ def token_ids(tokenizer: Any, tokens: Sequence[str]) -> list[int]:
 
 
 def uniforms(keys: Sequence[str], num: int) -> Tensor:
-    """Return [len(keys), num] uniform numbers in [0, 1), each row from its own generator, seeded by its key."""
+    """Return [len(keys), num] uniform numbers in [0, 1), each line from its own generator, seeded by its key."""
     seeds = [int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big") for key in keys]
     return torch.stack([torch.rand(num, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
-class _Slots:
-    """The sequences' places in the rows, and the forward pass of one more token of each."""
+# Two sequences, P b1 b2 and Q b3, with two answers to each branch have S = 4 slots:
+#   slot        0  1  2  3        branch      0  0  1  1      positions   those behind the branch, plus the turn
+#   sequence 0  a1 a1 a2 a2                   0  0  1  1
+#   sequence 1  a3 a3 -  -                    2  2  -  -      (unused slots are computed and never read)
+# Each turn runs one token per slot: a2 attends to P, to b2 and to the earlier tokens of its own slot.
 
-    def __init__(self, rows: Rows, num_samples: int, max_new_tokens: int, model: Any, cache: Any) -> None:
-        num_rows, self.length = rows.tokens.shape
+
+class _Slots:
+    """Slots of the answers in their packed sequences, and the forward pass of one more token of each."""
+
+    def __init__(
+        self, sequences: PackedSequences, num_samples: int, max_new_tokens: int, model: Any, cache: Any
+    ) -> None:
+        num_sequences, self.length = sequences.tokens.shape
         self.device, self.embed = model.lm_head.weight.device, model.get_input_embeddings()
-        row = rows.texts[:, 0].repeat_interleave(num_samples)
-        counts = torch.bincount(row, minlength=num_rows)
-        column = torch.cat([torch.arange(count) for count in counts.tolist()])
-        branch = torch.zeros(num_rows, int(counts.max()), dtype=torch.long)
+        sequence = repeat(sequences.suffixes[:, 0], "b -> (b n)", n=num_samples)
+        counts = torch.bincount(sequence, minlength=num_sequences)
+        slot = torch.cat([torch.arange(count) for count in counts.tolist()])
+        branch = torch.zeros(num_sequences, int(counts.max()), dtype=torch.long)
         positions = torch.zeros_like(branch)
-        branch[row, column] = torch.arange(len(rows.ends)).repeat_interleave(num_samples)
-        positions[row, column] = rows.next_positions.repeat_interleave(num_samples)
-        if attends_in_parts(model):
-            places, known = ranges(*rows.texts.T[3:])
-            self.cache = Written(cache, places[branch], known[branch], max_new_tokens)
-            self.seen = Seen(NO_MASK, prefixes=prefixes_of(rows), written=self.cache)
+        branch[sequence, slot] = repeat(torch.arange(len(sequences.ends)), "b -> (b n)", n=num_samples)
+        positions[sequence, slot] = repeat(sequences.next_positions, "b -> (b n)", n=num_samples)
+        if splits_attention(model):
+            places, known = ranges(*sequences.suffixes.T[3:])
+            self.cache = SuffixCache(cache, places[branch], known[branch], max_new_tokens)
+            self.spans = AttentionSpans(NO_MASK, prefixes=prefixes_of(sequences), cache=self.cache)
         else:
             self.cache = cache
-            # a token sees the common part and its branch, and of the tokens written since its own sequence's
-            name = rows.branch.flatten()[rows.ends][branch]
-            prefix = (rows.branch[:, None] == 0) | (rows.branch[:, None] == name[:, :, None])  # [R, S, L]
-            own = torch.eye(branch.shape[1], dtype=torch.bool).repeat(1, max_new_tokens - 1).expand(num_rows, -1, -1)
-            allowed = torch.cat([prefix, own], dim=2).to(self.device)
-            self.seen = Seen(additive(allowed, self.embed.weight.dtype)[:, None])  # [R, 1, S, L + n S]
-        self.row, self.column, self.positions = (t.to(self.device) for t in (row, column, positions))
+            mask = _slot_mask(sequences, branch, max_new_tokens).to(self.device)
+            self.spans = AttentionSpans(additive(mask, self.embed.weight.dtype)[:, None])  # [R, 1, S, L + n S]
+        self.sequence, self.slot, self.positions = (t.to(self.device) for t in (sequence, slot, positions))
 
-    def forward(self, model: Any, family: Family, token: Tensor, turn: int) -> Tensor:
-        """Return the logits [sequences, V] behind new token number `turn` [sequences]."""
+    def forward(self, model: Any, family: VisionFamily, token: Tensor, turn: int) -> Tensor:
+        """Return the logits [A, V] behind new token number `turn` [A]."""
         tokens = torch.zeros_like(self.positions)  # [R, S]
-        tokens[self.row, self.column] = token
-        positions, seen = (self.positions + turn).expand(3, -1, -1), self.seen
-        if seen.written is None:
-            seen = Seen(seen.mask[..., : self.length + (turn + 1) * tokens.shape[1]])
-        hidden = family.text(model, self.embed(tokens), positions, seen, cache=self.cache)  # [R, S, D]
-        if seen.written is not None:
-            seen.written.size += 1
-        return model.lm_head(hidden[self.row, self.column]).float()
+        tokens[self.sequence, self.slot] = token
+        positions, spans = repeat(self.positions + turn, "r s -> three r s", three=3), self.spans
+        if spans.cache is None:
+            spans = AttentionSpans(spans.mask[..., : self.length + (turn + 1) * tokens.shape[1]])
+        hidden = family.text(model, self.embed(tokens), positions, spans, cache=self.cache)  # [R, S, D]
+        if spans.cache is not None:
+            spans.cache.size += 1
+        return model.lm_head(hidden[self.sequence, self.slot]).float()
+
+
+def _slot_mask(sequences: PackedSequences, branch: Tensor, max_new_tokens: int) -> Tensor:
+    """Return [R, S, L + n S]: whether a slot sees the common part, its branch [R, S], and its own of the new tokens."""
+    name = sequences.branch.flatten()[sequences.ends][branch]
+    of_token, of_slot = rearrange(sequences.branch, "r l -> r 1 l"), rearrange(name, "r s -> r s 1")
+    encoded = (of_token == 0) | (of_token == of_slot)
+    same_slot = torch.eye(branch.shape[1], dtype=torch.bool)
+    own = repeat(same_slot, "s other -> r s (n other)", r=len(branch), n=max_new_tokens - 1)
+    return torch.cat([encoded, own], dim=2)
 
 
 def continue_branches(
     model: Any,
-    family: Family,
+    family: VisionFamily,
     logits: Tensor,
     cache: Any,
-    rows: Rows,
+    sequences: PackedSequences,
     *,
     num_samples: int,
-    draws: Tensor | None,
+    noise: Tensor | None,
     temperature: float,
     max_new_tokens: int,
-    banned: Sequence[int],
+    suppressed: Sequence[int],
     ends: Sequence[int],
 ) -> list[Completion]:
-    """Extend each branch of encoded rows `num_samples` times, until each sequence ends.
+    """Extend each branch of encoded sequences `num_samples` times, until each answer ends.
 
     Args:
         model: the whole model.
         family: its family.
         logits: [branches, V] of the first new token.
-        cache: keys and values of the rows; each step adds one token of every sequence to its row.
-        rows: what was encoded, without answers.
-        num_samples: sequences that continue each branch.
-        draws: [sequences, max_new_tokens] uniform numbers that choose the tokens; None takes the likeliest.
-        temperature: divides the logits where `draws` are given; log-probabilities are those of the scaled logits.
+        cache: keys and values of the sequences; each turn adds one token of every answer.
+        sequences: as encoded, without answers.
+        num_samples: answers that continue each branch.
+        noise: [A, max_new_tokens] uniform numbers that choose the tokens; None takes the likeliest.
+        temperature: divides the logits where `noise` is given; log-probabilities are those of the scaled logits.
         max_new_tokens: most tokens of an answer.
-        banned: tokens that never come.
+        suppressed: tokens that have probability 0.
         ends: tokens that end an answer.
 
     Returns:
-        The sequences, those of a branch following one another.
+        The answers, those to a branch following one another.
     """
-    slots, device = _Slots(rows, num_samples, max_new_tokens, model, cache), logits.device
-    logits = logits.repeat_interleave(num_samples, dim=0)
-    stop, never = (torch.tensor(list(ids), device=device, dtype=torch.long) for ids in (ends, banned))
+    slots, device = _Slots(sequences, num_samples, max_new_tokens, model, cache), logits.device
+    logits = repeat(logits, "b v -> (b n) v", n=num_samples)
+    stop, never = (torch.tensor(list(ids), device=device, dtype=torch.long) for ids in (ends, suppressed))
     alive = torch.ones(len(logits), dtype=torch.bool, device=device)
     tokens, chosen, living = [], [], []
     for turn in range(max_new_tokens):
-        log_probs = (
-            (logits / temperature if draws is not None else logits).index_fill(1, never, -torch.inf).log_softmax(-1)
-        )
-        token = log_probs.argmax(-1) if draws is None else _draw(log_probs, draws[:, turn].to(device))
+        scaled = logits / temperature if noise is not None else logits
+        log_probs = scaled.index_fill(1, never, -torch.inf).log_softmax(-1)
+        token = log_probs.argmax(-1) if noise is None else _inverse_cdf(log_probs, noise[:, turn].to(device))
         tokens.append(token)
         chosen.append(log_probs.gather(1, token[:, None])[:, 0])
         living.append(alive)
@@ -139,8 +155,9 @@ def continue_branches(
     ]
 
 
-def _draw(log_probs: Tensor, draw: Tensor) -> Tensor:
+def _inverse_cdf(log_probs: Tensor, noise: Tensor) -> Tensor:
+    """Return the token [A] at which the summed probabilities pass the uniform number."""
     total = log_probs.exp().cumsum(dim=-1)
-    # a draw above the rounded total would fall behind the last token
-    goal = (draw * total[:, -1]).clamp(max=torch.nextafter(total[:, -1], torch.zeros_like(draw)))
+    # a number above the rounded total would fall behind the last token
+    goal = (noise * total[:, -1]).clamp(max=torch.nextafter(total[:, -1], torch.zeros_like(noise)))
     return torch.searchsorted(total, goal[:, None], right=True)[:, 0]

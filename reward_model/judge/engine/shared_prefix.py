@@ -1,23 +1,30 @@
-"""Shared prefixes as token trees: each prefix once, its branches and their answers behind it in the same row.
+"""Shared prefixes as token trees: each prefix once, its branches and their answers behind it in the same packed sequence.
 
-A row is prefix | branch 1 | answer 1 of branch 1 | ... | branch 2 | ...; a mask lets a token see the prefix, its own branch
-and its own answer only, and positions restart behind the common part. One forward over the rows thus equals one forward
-per (prefix, branch, answer), values and gradients, at a fraction of the tokens.
+A sequence is prefix | branch 1 | answer 1 of branch 1 | ... | branch 2 | ...; a token attends to the prefix, its own branch
+and its own answer only, and positions restart behind the common part. One forward over packed sequences thus equals one
+forward per (prefix, branch, answer), values and gradients, at a fraction of the tokens.
 
-Shapes: R rows, L tokens of the longest row, M answer tokens of all rows, S sequences that are continued.
+    tokens     P  P  P | b1 b1 | a  a | b2       branch 1 with one answer, branch 2 without
+    positions  0  1  2 | 3  4  | 5  6 | 3
+    branch     0  0  0 | 1  1  | 1  1 | 2
+    answer     0  0  0 | 0  0  | 1  1 | 0        a attends to P and b1, b2 to P only
+    ends = 4, 7;  sources = 4, 5 (tokens that predict a a);  targets = a, a;  next_positions = 5, 4
+
+Shapes: R packed sequences, L tokens of the longest, M answer tokens of all sequences, N suffixes (branches and answers).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
 import torch
+from einops import rearrange, repeat
 from torch import Tensor
 
-from reward_model.judge.attention.tree import NO_MASK, Seen, Texts, additive, attends_in_parts
+from reward_model.judge.attention.tree import NO_MASK, AttentionSpans, SuffixSpans, additive, splits_attention
 from reward_model.judge.families.base import text_positions
 
 LEAST = 256
@@ -43,14 +50,15 @@ class Tree:
 
 
 @dataclass(frozen=True)
-class Rows:
+class PackedSequences:
     """Packed trees.
 
-    `tokens` [R, L], `positions` [3, R, L]; `branch` and `answer` [R, L] say which part a token belongs to (0: common part,
-    -1: padding). `ends` names the flat index (row * L + place) of each branch's last token, in order; `sources` [M] that of
-    the token before each answer token, `targets` [M] the answer tokens, `owners` [M] the running number of their answer.
-    `next_positions` follows each branch. `texts` [N, 5] are the branches and answers in their order: row, where the branch
-    that it continues begins and ends (nothing for a branch), where its own tokens begin and end.
+    `tokens` [R, L] and `positions` [3, R, L]; `branch` and `answer` [R, L] number the branch and the answer that a token
+    belongs to (0: common part, -1: padding). `ends` holds the flat index (sequence * L + place) of each branch's last token,
+    in order; `sources` [M] that of the token before each answer token, `targets` [M] the answer tokens, `owners` [M] the
+    running number of their answer. `next_positions` follows each branch. `suffixes` [N, 5] are the branches and answers in
+    their order: sequence, start and stop of the branch that an answer continues (equal for a branch itself), start and stop
+    of its own tokens.
     """
 
     tokens: Tensor
@@ -62,58 +70,59 @@ class Rows:
     targets: Tensor
     owners: Tensor
     next_positions: Tensor
-    texts: Tensor
+    suffixes: Tensor
 
 
-def pack(trees: Sequence[Tree], *, pad_id: int) -> Rows:
-    """Lay out one tree a row, padded on the right."""
-    parts = [_row(tree) for tree in trees]
-    length = max(len(row.tokens) for row in parts)
-    tokens = torch.full((len(parts), length), pad_id)
-    positions = torch.zeros(3, len(parts), length, dtype=torch.long)
+def pack(trees: Sequence[Tree], *, pad_id: int) -> PackedSequences:
+    """Pack each tree into one sequence, padded on the right."""
+    singles = [_pack_tree(tree) for tree in trees]
+    length = max(len(one.tokens) for one in singles)
+    tokens = torch.full((len(singles), length), pad_id)
+    positions = torch.zeros(3, len(singles), length, dtype=torch.long)
     branch, answer = torch.full_like(tokens, -1), torch.zeros_like(tokens)
-    ends, sources, owners, texts, answers = [], [], [], [], 0
-    for number, row in enumerate(parts):
-        used = len(row.tokens)
-        tokens[number, :used], positions[:, number, :used] = row.tokens, row.positions
-        branch[number, :used], answer[number, :used] = row.branch, row.answer
-        ends.append(row.ends + number * length)
-        sources.append(row.sources + number * length)
-        owners.append(row.owners + answers)
-        texts.append(row.texts + torch.tensor([number, 0, 0, 0, 0]))
+    ends, sources, owners, suffixes, answers = [], [], [], [], 0
+    for number, one in enumerate(singles):
+        used = len(one.tokens)
+        tokens[number, :used], positions[:, number, :used] = one.tokens, one.positions
+        branch[number, :used], answer[number, :used] = one.branch, one.answer
+        ends.append(one.ends + number * length)
+        sources.append(one.sources + number * length)
+        owners.append(one.owners + answers)
+        suffixes.append(one.suffixes + torch.tensor([number, 0, 0, 0, 0]))
         answers += sum(len(b.answers) for b in trees[number].branches)
-    return Rows(
+    return PackedSequences(
         tokens=tokens,
         positions=positions,
         branch=branch,
         answer=answer,
         ends=torch.cat(ends),
         sources=torch.cat(sources),
-        targets=torch.cat([row.targets for row in parts]),
+        targets=torch.cat([one.targets for one in singles]),
         owners=torch.cat(owners),
-        next_positions=torch.cat([row.next_positions for row in parts]),
-        texts=torch.cat(texts),
+        next_positions=torch.cat([one.next_positions for one in singles]),
+        suffixes=torch.cat(suffixes),
     )
 
 
-def seen_in(rows: Rows, model: Any) -> Seen:
-    """Return what the tokens of rows see in a pass over all of them."""
-    if not attends_in_parts(model):
+def spans_of(sequences: PackedSequences, model: Any) -> AttentionSpans:
+    """Return the attention spans of a pass over whole sequences."""
+    if not splits_attention(model):
         weight = model.get_input_embeddings().weight
-        return Seen(tree_mask(rows, dtype=weight.dtype, device=weight.device), num_common(rows))
-    sizes = (rows.texts[:, 4] - rows.texts[:, 3]).float().log2().ceil()  # texts of like length are padded together
-    texts = tuple(_texts(rows.texts[sizes == size]) for size in sizes.unique())
-    return Seen(NO_MASK, prefixes=prefixes_of(rows), texts=texts)
+        return AttentionSpans(tree_mask(sequences, dtype=weight.dtype, device=weight.device), num_common(sequences))
+    places = sequences.suffixes
+    sizes = (places[:, 4] - places[:, 3]).float().log2().ceil()  # suffixes of like length are padded together
+    suffixes = tuple(_suffix_spans(places[sizes == size]) for size in sizes.unique())
+    return AttentionSpans(NO_MASK, prefixes=prefixes_of(sequences), suffixes=suffixes)
 
 
-def _texts(places: Tensor) -> Texts:
-    row, *bounds = places.T
+def _suffix_spans(places: Tensor) -> SuffixSpans:
+    sequence, *bounds = places.T
     (before, known), (own, real) = ranges(*bounds[:2]), ranges(*bounds[2:])
     num, length = own.shape
-    causal = torch.ones(length, length, dtype=torch.bool).tril().expand(num, -1, -1)
-    allowed = torch.cat([known[:, None].expand(-1, length, -1), causal], dim=2)  # [N, Q, K]
-    mask = additive(allowed, torch.float64)[:, None]
-    return Texts(row[:, None], own, real, torch.cat([before, own], dim=1), mask)
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    allowed = torch.cat([repeat(known, "n k -> n q k", q=length), repeat(causal, "q k -> n q k", n=num)], dim=2)
+    mask = additive(rearrange(allowed, "n q k -> n 1 q k"), torch.float64)
+    return SuffixSpans(sequence[:, None], own, real, torch.cat([before, own], dim=1), mask)
 
 
 def ranges(start: Tensor, stop: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,21 +132,21 @@ def ranges(start: Tensor, stop: Tensor) -> tuple[Tensor, Tensor]:
     return places.where(real, 0), real
 
 
-def prefixes_of(rows: Rows) -> tuple[tuple[int, int], ...]:
-    """Return, for neighbouring rows whose prefixes have one length, their number and that length."""
-    lengths = (rows.branch != 0).long().argmax(dim=1).tolist()
+def prefixes_of(sequences: PackedSequences) -> tuple[tuple[int, int], ...]:
+    """Return, for neighbouring sequences whose prefixes have one length, their number and that length."""
+    lengths = (sequences.branch != 0).long().argmax(dim=1).tolist()
     return tuple((len(list(group)), length) for length, group in groupby(lengths))
 
 
-def num_common(rows: Rows) -> int:
-    """Return how many tokens at the start of every row belong to its prefix; 0 where they are too few to split."""
-    common = min(length for _, length in prefixes_of(rows))
+def num_common(sequences: PackedSequences) -> int:
+    """Return how many tokens at the start of every sequence belong to its prefix; 0 where they are too few to split."""
+    common = min(length for _, length in prefixes_of(sequences))
     return common if common >= LEAST else 0
 
 
-def tree_mask(rows: Rows, *, dtype: torch.dtype, device: torch.device) -> Tensor:
+def tree_mask(sequences: PackedSequences, *, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return the additive mask [R, 1, L, L]: 0 where a token may look, the dtype's minimum elsewhere."""
-    branch, answer = rows.branch.to(device), rows.answer.to(device)
+    branch, answer = sequences.branch.to(device), sequences.answer.to(device)
     same_branch = (branch[:, None, :] == 0) | (branch[:, None, :] == branch[:, :, None])
     same_answer = (answer[:, None, :] == 0) | (answer[:, None, :] == answer[:, :, None])
     length = branch.shape[1]
@@ -145,47 +154,52 @@ def tree_mask(rows: Rows, *, dtype: torch.dtype, device: torch.device) -> Tensor
     return additive(same_branch & same_answer & earlier, dtype)[:, None]  # [R, 1, L, L]
 
 
-def _row(tree: Tree) -> Rows:
-    """Lay out one tree; the fields are those of `Rows` without the row axis."""
-    tokens, positions = [tree.prefix], [tree.positions]
-    labels = [(len(tree.prefix), 0, 0)]
-    ends: list[int] = []
-    sources: list[int] = []
-    targets: list[int] = []
-    owners: list[int] = []
-    after: list[int] = []
-    texts: list[tuple[int, ...]] = []
-    place, number = len(tree.prefix), 0
+@dataclass(frozen=True)
+class _Suffix:
+    """One branch, or one answer with the `before` (start, stop) of its branch; `start` is the place of its first token."""
+
+    tokens: tuple[int, ...]
+    position: int
+    start: int
+    before: tuple[int, int]
+    branch: int
+    answer: int
+
+    @property
+    def stop(self) -> int:
+        """Place behind its last token."""
+        return self.start + len(self.tokens)
+
+
+def _suffixes(tree: Tree) -> Iterator[_Suffix]:
+    """Yield the branches and answers of a tree in the order in which they are packed."""
+    start = len(tree.prefix)
     for index, branch in enumerate(tree.branches, start=1):
-        size = len(branch.tokens)
-        tokens.append(torch.tensor(branch.tokens))
-        positions.append(text_positions(tree.next_position, size))
-        labels.append((size, index, 0))
-        texts.append((0, place, place, place, place + size))
-        place += size
-        end, follow = place - 1, tree.next_position + size
-        ends.append(end)
-        after.append(follow)
-        for turn, answer in enumerate(branch.answers, start=1):
-            tokens.append(torch.tensor(answer))
-            positions.append(text_positions(follow, len(answer)))
-            labels.append((len(answer), index, turn))
-            texts.append((0, end + 1 - size, end + 1, place, place + len(answer)))
-            sources.extend([end, *range(place, place + len(answer) - 1)])
-            targets.extend(answer)
-            owners.extend([number] * len(answer))
-            place += len(answer)
-            number += 1
-    sizes, branches, answers = (torch.tensor(column) for column in zip(*labels, strict=True))
-    return Rows(
-        tokens=torch.cat(tokens),
-        positions=torch.cat(positions, dim=1),
-        branch=branches.repeat_interleave(sizes),
-        answer=answers.repeat_interleave(sizes),
-        ends=torch.tensor(ends, dtype=torch.long),
+        own = _Suffix(branch.tokens, tree.next_position, start, (start, start), index, 0)
+        yield own
+        start = own.stop
+        for turn, tokens in enumerate(branch.answers, start=1):
+            answer = _Suffix(tokens, own.position + len(own.tokens), start, (own.start, own.stop), index, turn)
+            yield answer
+            start = answer.stop
+
+
+def _pack_tree(tree: Tree) -> PackedSequences:
+    """Pack one tree; the fields are those of `PackedSequences` without the sequence axis."""
+    suffixes = list(_suffixes(tree))
+    branches, answers = [s for s in suffixes if not s.answer], [s for s in suffixes if s.answer]
+    sizes = torch.tensor([len(tree.prefix), *(len(s.tokens) for s in suffixes)])
+    owners = [number for number, answer in enumerate(answers) for _ in answer.tokens]
+    sources = [place for a in answers for place in (a.before[1] - 1, *range(a.start, a.stop - 1))]
+    return PackedSequences(
+        tokens=torch.cat([tree.prefix, *(torch.tensor(s.tokens) for s in suffixes)]),
+        positions=torch.cat([tree.positions, *(text_positions(s.position, len(s.tokens)) for s in suffixes)], dim=1),
+        branch=torch.tensor([0, *(s.branch for s in suffixes)]).repeat_interleave(sizes),
+        answer=torch.tensor([0, *(s.answer for s in suffixes)]).repeat_interleave(sizes),
+        ends=torch.tensor([b.stop - 1 for b in branches], dtype=torch.long),
         sources=torch.tensor(sources, dtype=torch.long),
-        targets=torch.tensor(targets, dtype=torch.long),
+        targets=torch.tensor([token for answer in answers for token in answer.tokens], dtype=torch.long),
         owners=torch.tensor(owners, dtype=torch.long),
-        next_positions=torch.tensor(after, dtype=torch.long),
-        texts=torch.tensor(texts, dtype=torch.long).reshape(-1, 5),
+        next_positions=torch.tensor([b.position + len(b.tokens) for b in branches], dtype=torch.long),
+        suffixes=torch.tensor([(0, *s.before, s.start, s.stop) for s in suffixes], dtype=torch.long).reshape(-1, 5),
     )

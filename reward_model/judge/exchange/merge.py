@@ -14,16 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from reward_model.judge.checkpoints.format import BASE_FOLDER, SAME_FOLDER, JudgeConfig, quiet
+from reward_model.judge.families import FAMILIES
 from reward_model.judge.families.base import VisionFacts
 from reward_model.judge.model import VideoJudge
 from reward_model.judge.modules.roles import base_state
-
-_PROCESSORS = {
-    "qwen2_5_vl": ("Qwen2_5_VLProcessor", "Qwen2VLImageProcessor", "Qwen2VLVideoProcessor"),
-    "qwen3_vl": ("Qwen3VLProcessor", "Qwen2VLImageProcessor", "Qwen3VLVideoProcessor"),
-    "qwen2_vl": ("Qwen2VLProcessor", "Qwen2VLImageProcessor", "Qwen2VLVideoProcessor"),
-}
-"""Family -> transformers' classes for the whole, for images and for videos."""
 
 _CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message.role + '\\n' }}"
@@ -115,9 +109,9 @@ def _merged_config(config: JudgeConfig, role: str | None) -> JudgeConfig:
 
 def _write_processors(facts: VisionFacts, config: JudgeConfig, place: Path) -> None:
     """Write the settings with which stock processors show a clip as the judge sees it."""
-    whole, images, videos = _PROCESSORS[config.family]
+    processors = FAMILIES[config.family].processors
     shared = {
-        "processor_class": whole,
+        "processor_class": processors.whole,
         "patch_size": facts.patch_size,
         "merge_size": facts.merge_size,
         "temporal_patch_size": facts.temporal_patch_size,
@@ -126,8 +120,8 @@ def _write_processors(facts: VisionFacts, config: JudgeConfig, place: Path) -> N
     }
     size = {"shortest_edge": config.min_pixels, "longest_edge": config.max_pixels}
     clips = {"size": size, "do_sample_frames": False, "cap_pixels_per_frame": False}
-    _write(place / "preprocessor_config.json", {**shared, "image_processor_type": images})
-    _write(place / "video_preprocessor_config.json", {**shared, **clips, "video_processor_type": videos})
+    _write(place / "preprocessor_config.json", {**shared, "image_processor_type": processors.images})
+    _write(place / "video_preprocessor_config.json", {**shared, **clips, "video_processor_type": processors.videos})
 
 
 def _write(file: Path, values: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ from reward_model.judge.checkpoints.format import SAME_FOLDER, JudgeConfig, quie
 from reward_model.judge.checkpoints.location import refuse_pickles
 from reward_model.judge.families.qwen2_vl import TEXT_RULE
 from reward_model.judge.model import VideoJudge
-from reward_model.judge.modules.score_head import HeadSettings, ScoreHead
+from reward_model.judge.modules.score_head import HeadConfig, ScoreHead
 
 NAMES = {"VQ": "visual_quality", "MQ": "motion_quality", "TA": "text_alignment"}
 """VideoAlign's name -> dimension."""
@@ -76,21 +76,21 @@ def load_videoalign(
         lineage=("videoalign",),
     )
     judge = VideoJudge(model.to(dtype), tokenizer, config)
-    judge.head = ScoreHead(head.to(dtype), _head_settings(template, settings.get("inference_config")), tokenizer)
+    judge.head = ScoreHead(head.to(dtype), _head_config(template, settings.get("inference_config")), tokenizer)
     return judge.eval()
 
 
 def _check(settings: Mapping[str, Any]) -> None:
-    """Refuse what would be read otherwise than it was trained (ValueError)."""
+    """Refuse settings under which the checkpoint would be read otherwise than it was trained (ValueError)."""
     model, data = settings["model_config"], settings["data_config"]
     read = {
         "model_config.use_special_tokens": (model["use_special_tokens"], True),
         "data_config.eval_dim": (list(data["eval_dim"]), list(NAMES)),
         "data_config.sample_type": (data["sample_type"], "uniform"),
     }
-    for name, (found, expected) in read.items():
-        if found != expected:
-            raise ValueError(f"model_config.json: {name} is {found!r}, only {expected!r} can be read")
+    for name, (value, expected) in read.items():
+        if value != expected:
+            raise ValueError(f"model_config.json: {name} is {value!r}, only {expected!r} can be read")
 
 
 def _weights(place: Path) -> dict[str, Tensor]:
@@ -101,10 +101,10 @@ def _weights(place: Path) -> dict[str, Tensor]:
     if not checkpoints:
         raise ValueError(f"{place} has no folder checkpoint-N")
     refuse_pickles(checkpoints[-1])
-    found: dict[str, Tensor] = {}
+    saved: dict[str, Tensor] = {}
     for file in sorted(checkpoints[-1].glob("*.safetensors")):
-        found |= load_file(file)
-    plain = {_plain(name): tensor for name, tensor in found.items()}
+        saved |= load_file(file)
+    plain = {_plain(name): tensor for name, tensor in saved.items()}
     for name in (_HEAD, _EMBEDDING):
         if name not in plain:
             raise ValueError(f"{checkpoints[-1]} has no {name}; convert model.pth, or non_lora_state_dict.pth as well")
@@ -119,7 +119,7 @@ def _plain(name: str) -> str:
 
 
 def _base(base: str | Path, revision: str | None, tokens: list[str], weights: Mapping[str, Tensor]) -> tuple[Any, Any]:
-    """Return the base model and its tokenizer, with rows for the special tokens."""
+    """Return the base model and its tokenizer, with embeddings for the special tokens."""
     from transformers import AutoModelForImageTextToText, AutoTokenizer
 
     with quiet():
@@ -128,15 +128,15 @@ def _base(base: str | Path, revision: str | None, tokens: list[str], weights: Ma
         )
     tokenizer = AutoTokenizer.from_pretrained(base, revision=revision)
     tokenizer.add_special_tokens({"additional_special_tokens": tokens})
-    rows = len(weights[_EMBEDDING])
-    if rows != len(tokenizer):
-        raise ValueError(f"the checkpoint knows {rows} tokens, the tokenizer of {base} {len(tokenizer)}; name its base")
+    size = len(weights[_EMBEDDING])
+    if size != len(tokenizer):
+        raise ValueError(f"the checkpoint knows {size} tokens, the tokenizer of {base} {len(tokenizer)}; name its base")
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     return model, tokenizer
 
 
 def _fill(model: Any, weights: Mapping[str, Tensor], lora: Mapping[str, Any]) -> None:
-    """Put the checkpoint's weights into the base, with the LoRA added."""
+    """Load the checkpoint's weights into the base, with the LoRA added."""
     state = model.state_dict()
     rank, alpha = lora["lora_r"], lora["lora_alpha"]
     scale = alpha / (math.sqrt(rank) if lora["use_rslora"] else rank)
@@ -161,10 +161,10 @@ def _frames(data: Mapping[str, Any]) -> dict[str, Any]:
     return {"mode": "fps", "fps": data["fps"], "min_frames": 4, "max_frames": 768}
 
 
-def _head_settings(template: str, constants: Mapping[str, float] | None) -> HeadSettings:
-    """Return the settings; without constants raw scores are their own z scores, as VideoAlign has it."""
-    known = constants or {f"{name}_{part}": value for name in NAMES for part, value in (("mean", 0.0), ("std", 1.0))}
-    return HeadSettings(
+def _head_config(template: str, constants: Mapping[str, float] | None) -> HeadConfig:
+    """Return the config; without constants raw scores are their own z scores, as in VideoAlign."""
+    known = constants or {f"{name}_{key}": value for name in NAMES for key, value in (("mean", 0.0), ("std", 1.0))}
+    return HeadConfig(
         template=template,
         tokens=tuple(f"<|{name}_reward|>" for name in NAMES),
         dimensions=tuple(NAMES.values()),

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 from typing import Any
 
-from reward_model.judge.families import qwen2_5_vl, qwen3_vl
-from reward_model.judge.families.base import Family
+from reward_model.judge.families.base import VisionFamily
 from reward_model.judge.families.qwen2_5_vl import Qwen25VL
 from reward_model.judge.families.qwen2_vl import Qwen2VL
 from reward_model.judge.families.qwen3_vl import Qwen3VL
 
-FAMILIES: dict[str, type[Qwen25VL] | type[Qwen3VL]] = {
+FAMILIES: dict[str, type[VisionFamily]] = {
     "qwen2_5_vl": Qwen25VL,
     "qwen3_vl": Qwen3VL,
     "qwen2_vl": Qwen2VL,
 }
-DEFAULT_PIXELS = {
-    "qwen2_5_vl": qwen2_5_vl.DEFAULT_PIXELS,
-    "qwen3_vl": qwen3_vl.DEFAULT_PIXELS,
-    "qwen2_vl": qwen2_5_vl.DEFAULT_PIXELS,
-}
+"""Model type of a transformers config -> family; loading, export, model cards and recipes read all they need from the class."""
 
 
-def family_of(config: Any, min_pixels: int, max_pixels: int, position_rule: str | None = None) -> Family:
+def family_type(model_type: str) -> type[VisionFamily]:
+    """Return the family's class; a model type that cannot judge raises ValueError."""
+    if model_type not in FAMILIES:
+        raise ValueError(f"model type {model_type!r} cannot judge, expected one of {', '.join(FAMILIES)}")
+    return FAMILIES[model_type]
+
+
+def family_of(config: Any, min_pixels: int, max_pixels: int, position_rule: str | None = None) -> VisionFamily:
     """Return the family of a model's config.
 
     Args:
@@ -37,11 +39,9 @@ def family_of(config: Any, min_pixels: int, max_pixels: int, position_rule: str 
     Raises:
         ValueError: a model type that cannot judge, bounds in the wrong order, or a rule of another family.
     """
-    if config.model_type not in FAMILIES:
-        raise ValueError(f"model type {config.model_type!r} cannot judge, expected one of {', '.join(FAMILIES)}")
+    family = family_type(config.model_type)
     if not 0 < min_pixels <= max_pixels:
         raise ValueError(f"pixel bounds must be 0 < min <= max, got {min_pixels} and {max_pixels}")
-    family = FAMILIES[config.model_type]
     rule = family.position_rules[0] if position_rule is None else position_rule
     if rule not in family.position_rules:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What every vision-language family shares: pixels to patches, and positions, as plain functions of a model's facts.
+"""Code that all vision-language families share: pixels to patches, and positions, as plain functions of a model's facts.
 
 Shapes: N clips of one size, T frames, C = 3 channels, H, W pixels, P patches a clip, L tokens, p patch size, m merge size.
 """
@@ -6,23 +6,24 @@ Shapes: N clips of one size, T frames, C = 3 channels, H, W pixels, P patches a 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange, repeat
 from torch import Tensor
 
-from reward_model.judge.attention.tree import Seen
+from reward_model.judge.attention.tree import AttentionSpans
 from reward_model.records import FramePlan
 
 Grid = tuple[int, int, int]
-"""Frame groups, rows and columns of patches of one clip, before merging."""
+"""Frame groups, lines and columns of patches of one clip, before merging."""
 
-Run = tuple[Grid, float] | tuple[Grid, float, int]
-"""An unbroken run of video tokens: its merged grid, the position step between its frame groups and, where that is more than
-the longer side of the grid, how far behind the run's start the text goes on."""
+VideoSpan = tuple[Grid, float] | tuple[Grid, float, int]
+"""Neighbouring video tokens: their merged grid, the position step between their frame groups and, where that is more than the
+longer side of the grid, the distance from the span's start to the position at which the text goes on."""
 
 MAX_ASPECT_RATIO = 200
 
@@ -59,29 +60,71 @@ class VisionFacts:
 
 @dataclass(frozen=True)
 class VisionFeatures:
-    """Merged video tokens: `tokens` [N, D], and per deep layer of the text model what is added there [N, D]."""
+    """Merged video tokens: `tokens` [N, D], and per deep layer of the text model the features [N, D] that are added there."""
 
     tokens: Tensor
     deep: tuple[Tensor, ...]
 
     def select(self, index: Tensor) -> VisionFeatures:
-        """Return the rows of `index` [M]."""
+        """Return the tokens of `index` [M]."""
         return VisionFeatures(self.tokens[index], tuple(layer[index] for layer in self.deep))
 
     def split(self, sizes: Sequence[int]) -> list[VisionFeatures]:
-        """Return runs of neighbouring rows, `sizes` of them each."""
-        parts = zip(*(layer.split(list(sizes)) for layer in (self.tokens, *self.deep)), strict=True)
-        return [VisionFeatures(tokens, tuple(deep)) for tokens, *deep in parts]
+        """Return the tokens as consecutive pieces of these `sizes`."""
+        pieces = zip(*(layer.split(list(sizes)) for layer in (self.tokens, *self.deep)), strict=True)
+        return [VisionFeatures(tokens, tuple(deep)) for tokens, *deep in pieces]
 
     @classmethod
-    def join(cls, parts: Sequence[VisionFeatures]) -> VisionFeatures:
-        """Return the rows of all parts in order."""
-        deep = zip(*(part.deep for part in parts), strict=True)
-        return cls(torch.cat([part.tokens for part in parts]), tuple(torch.cat(layers) for layers in deep))
+    def join(cls, pieces: Sequence[VisionFeatures]) -> VisionFeatures:
+        """Return the tokens of all pieces in order."""
+        deep = zip(*(piece.deep for piece in pieces), strict=True)
+        return cls(torch.cat([piece.tokens for piece in pieces]), tuple(torch.cat(layers) for layers in deep))
 
 
-class Family(Protocol):
-    """All that differs between vision-language models."""
+@dataclass(frozen=True)
+class ProcessorNames:
+    """Names of transformers' processor classes, as an exported checkpoint's files give them."""
+
+    whole: str
+    images: str
+    videos: str
+
+
+class VisionFamily(Protocol):
+    """All that differs between vision-language models; a new family is one such class and an entry in `FAMILIES`."""
+
+    display_name: ClassVar[str]
+    """Name in model cards."""
+    default_pixels: ClassVar[tuple[int, int]]
+    """Least and most pixels, as the family's official processor has them."""
+    position_rules: ClassVar[tuple[str, ...]]
+    """Rules for position ids; the first is that of the current transformers."""
+    processors: ClassVar[ProcessorNames]
+    """Stock processors that show a clip as the judge sees it."""
+
+    @classmethod
+    def of(cls, config: Any, min_pixels: int, max_pixels: int, position_rule: str) -> Self:
+        """Read the facts from a model's config."""
+
+    @staticmethod
+    def counted_frames(num_frames: int) -> int:
+        """Return the number of frames of a clip that share its pixel bounds."""
+
+    @staticmethod
+    def scratch_config(
+        text: Mapping[str, Any], vision: Mapping[str, Any], rope: Mapping[str, Any], ids: Mapping[str, int]
+    ) -> Any:
+        """Return the transformers config of a small model, see `families.tiny.build_tiny`.
+
+        Args:
+            text: fields of the text model's config, without its rotary embedding.
+            vision: "depth", "hidden_size", "intermediate_size", "num_heads", "patch_size", "out_hidden_size".
+            rope: fields of the text model's rotary embedding.
+            ids: the special tokens' ids by their names in the config.
+
+        Returns:
+            The config, whose model type is the family's.
+        """
 
     @property
     def facts(self) -> VisionFacts:
@@ -89,7 +132,7 @@ class Family(Protocol):
 
     @property
     def position_rule(self) -> str:
-        """Name of the rule that `runs` and `text_positions` follow, as judge_config.json records it."""
+        """Name of the rule that `video_spans` and `text_positions` follow, as judge_config.json records it."""
 
     def size(self, num_frames: int, height: int, width: int) -> tuple[int, int]:
         """Return the height and width that a clip is resized to."""
@@ -97,8 +140,8 @@ class Family(Protocol):
     def placeholder(self, plan: FramePlan, grid: Grid) -> str:
         """Return the text that stands for a clip, with one video token per merged patch."""
 
-    def runs(self, plan: FramePlan, grid: Grid) -> list[Run]:
-        """Return each unbroken run of video tokens; none where video tokens have positions like text."""
+    def video_spans(self, plan: FramePlan, grid: Grid) -> list[VideoSpan]:
+        """Return each span of neighbouring video tokens; none where video tokens have positions like text."""
 
     def encode(self, model: Any, patches: Tensor, grids: Tensor) -> VisionFeatures:
         """Run the vision tower on patches [P, ...] of clips with grids [N, 3]."""
@@ -108,7 +151,7 @@ class Family(Protocol):
         model: Any,
         embeddings: Tensor,
         positions: Tensor,
-        seen: Seen,
+        spans: AttentionSpans,
         *,
         deep: tuple[Tensor, ...] = (),
         video_mask: Tensor | None = None,
@@ -136,21 +179,25 @@ def patchify(frames: Tensor, size: tuple[int, int], facts: VisionFacts, *, quant
     Source: transformers 5.23, Qwen2VLVideoProcessor and Qwen3VLVideoProcessor.
     """
     num, num_frames = frames.shape[:2]
-    pixels = frames.flatten(0, 1) * 255.0  # [N * T, C, H, W]
+    pixels = rearrange(frames, "n t c h w -> (n t) c h w") * 255.0
     resized = _uint8_path(pixels.detach(), size) if quantise else _resize(pixels, size)
     if quantise and pixels.requires_grad:
         smooth = _resize(pixels, size)
         resized = smooth + (resized - smooth.detach())
     mean, std = (resized.new_tensor(v)[:, None, None] * 255.0 for v in (facts.mean, facts.std))
-    normal = (resized - mean).div_(std).unflatten(0, (num, num_frames))
+    normal = rearrange((resized - mean).div_(std), "(n t) c h w -> n t c h w", n=num)
     missing = -num_frames % facts.temporal_patch_size
     if missing:
         normal = torch.cat([normal, normal[:, -1:].expand(-1, missing, -1, -1, -1)], dim=1)
-    groups, p, m = normal.shape[1] // facts.temporal_patch_size, facts.patch_size, facts.merge_size
-    rows, columns = size[0] // p, size[1] // p
-    blocks = normal.reshape(num, groups, facts.temporal_patch_size, 3, rows // m, m, p, columns // m, m, p)
-    blocks = blocks.permute(0, 1, 4, 7, 5, 8, 3, 2, 6, 9)
-    return blocks.reshape(num, groups * rows * columns, -1)
+    return rearrange(
+        normal,
+        "n (group pair) c (h mh ph) (w mw pw) -> n (group h w mh mw) (c pair ph pw)",
+        pair=facts.temporal_patch_size,
+        mh=facts.merge_size,
+        mw=facts.merge_size,
+        ph=facts.patch_size,
+        pw=facts.patch_size,
+    )
 
 
 def grid_of(num_frames: int, size: tuple[int, int], facts: VisionFacts) -> Grid:
@@ -171,10 +218,10 @@ def bounded_size(
     Args:
         height: of a frame in pixels.
         width: of a frame in pixels.
-        factor: what both sides become multiples of.
+        factor: number of which both sides become multiples.
         bounds: least and most pixels of `num_frames` frames together.
         num_frames: frames that share the bounds.
-        counted_frames: as many as are counted where it is asked whether the bounds hold.
+        counted_frames: number of frames counted where the bounds are checked.
 
     Returns:
         Height and width.
@@ -185,55 +232,57 @@ def bounded_size(
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
         raise ValueError(f"frames of {height}x{width} are too narrow, the sides may differ by {MAX_ASPECT_RATIO} times")
     least, most = bounds
-    rows, columns = round(height / factor) * factor, round(width / factor) * factor
-    if counted_frames * rows * columns > most:
+    tall, wide = round(height / factor) * factor, round(width / factor) * factor
+    if counted_frames * tall * wide > most:
         shrink = math.sqrt(num_frames * height * width / most)
-        rows, columns = (max(factor, math.floor(side / shrink / factor) * factor) for side in (height, width))
-    elif counted_frames * rows * columns < least:
+        tall, wide = (max(factor, math.floor(side / shrink / factor) * factor) for side in (height, width))
+    elif counted_frames * tall * wide < least:
         grow = math.sqrt(least / (num_frames * height * width))
-        rows, columns = (math.ceil(side * grow / factor) * factor for side in (height, width))
-    return rows, columns
+        tall, wide = (math.ceil(side * grow / factor) * factor for side in (height, width))
+    return tall, wide
 
 
-def prefix_positions(is_video: Tensor, runs: Sequence[Run]) -> tuple[Tensor, int]:
+def prefix_positions(is_video: Tensor, spans: Sequence[VideoSpan]) -> tuple[Tensor, int]:
     """Return the positions of a prefix and the position of the text token that follows it.
 
-    Text counts up by one; a run of video tokens that starts at s has (s + step * group, s + row, s + column); the text
-    after it goes on at s + max(rows, columns), or further where the run says so.
+    Text counts up by one; a span of video tokens that starts at s has (s + step * group, s + line, s + column) of its grid;
+    the text after it goes on at s + max(lines, columns), or further where the span says so.
 
     Args:
         is_video: bool [L].
-        runs: in order of appearance.
+        spans: in order of appearance.
 
     Returns:
         Positions [3, L] (time, height, width) and the next position.
 
     Source: get_rope_index of transformers 5.23 (4.57 went on at the maximum over all axes + 1).
     """
-    parts, place, position = [], 0, 0
+    # text text | a grid of 2 groups, 1 line, 3 columns and step 2 | text
+    #   time 0 1 | 2 2 2 4 4 4 | 5      line 0 1 | 2 2 2 2 2 2 | 5      column 0 1 | 2 3 4 2 3 4 | 5
+    pieces, place, position = [], 0, 0
     flags = is_video.tolist()
-    for run in runs:
-        (groups, rows, columns), step = run[:2]
+    for span in spans:
+        (groups, lines, columns), step = span[:2]
         start = flags.index(True, place)
-        parts.append(text_positions(position, start - place))
+        pieces.append(text_positions(position, start - place))
         position += start - place
         time = time_offsets(groups, step) + position
-        axes = torch.meshgrid(time, torch.arange(rows) + position, torch.arange(columns) + position, indexing="ij")
-        parts.append(torch.stack(axes).reshape(3, -1))
-        position += max(rows, columns, *run[2:])
-        place = start + groups * rows * columns
-    parts.append(text_positions(position, len(flags) - place))
-    return torch.cat(parts, dim=1), position + len(flags) - place
+        axes = torch.meshgrid(time, torch.arange(lines) + position, torch.arange(columns) + position, indexing="ij")
+        pieces.append(rearrange(list(axes), "position group line column -> position (group line column)"))
+        position += max(lines, columns, *span[2:])
+        place = start + groups * lines * columns
+    pieces.append(text_positions(position, len(flags) - place))
+    return torch.cat(pieces, dim=1), position + len(flags) - place
 
 
 def time_offsets(groups: int, step: float) -> Tensor:
-    """Return [groups] whole positions of frame groups behind their run's start."""
+    """Return [groups] whole positions of frame groups behind their span's start."""
     return (torch.arange(groups) * torch.tensor(step, dtype=torch.float32)).long()
 
 
 def text_positions(start: int, length: int) -> Tensor:
     """Return [3, length] positions of plain text from `start` on."""
-    return (torch.arange(length) + start).expand(3, -1)
+    return repeat(torch.arange(length) + start, "l -> three l", three=3)
 
 
 def _resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:

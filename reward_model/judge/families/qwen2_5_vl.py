@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from reward_model.judge.attention.tree import Seen
+from reward_model.judge.attention.tree import AttentionSpans
 from reward_model.judge.families.base import (
     Grid,
-    Run,
+    ProcessorNames,
+    VideoSpan,
     VisionFacts,
     VisionFeatures,
     bounded_size,
@@ -21,12 +23,8 @@ from reward_model.judge.families.base import (
 )
 from reward_model.records import FramePlan
 
-DEFAULT_PIXELS = (128 * 28 * 28, 768 * 28 * 28)
-"""Least and most pixels of a frame, as the official processor has them."""
-
 RELEASED_RULE = "mrope_two_fps_then_maximum"
 """Rule of judges that were trained by transformers 4 without telling the processor the clips' frame rate."""
-
 
 CLIP_PIXELS = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """Mean and deviation of the channels, those of CLIP."""
@@ -36,7 +34,13 @@ CLIP_PIXELS = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27
 class Qwen25VL:
     """The family's facts and forward calls; `min_pixels` and `max_pixels` bound one resized frame."""
 
+    display_name: ClassVar[str] = "Qwen2.5-VL"
+    default_pixels: ClassVar[tuple[int, int]] = (128 * 28 * 28, 768 * 28 * 28)
+    """Least and most pixels of a frame."""
     position_rules: ClassVar[tuple[str, ...]] = ("mrope_seconds_then_longer_side", RELEASED_RULE)
+    processors: ClassVar[ProcessorNames] = ProcessorNames(
+        "Qwen2_5_VLProcessor", "Qwen2VLImageProcessor", "Qwen2VLVideoProcessor"
+    )
 
     facts: VisionFacts
     min_pixels: int
@@ -57,6 +61,26 @@ class Qwen25VL:
             position_rule,
         )
 
+    @staticmethod
+    def counted_frames(num_frames: int) -> int:
+        """Return 1: each frame has the pixel bounds for itself."""
+        return 1
+
+    @staticmethod
+    def scratch_config(
+        text: Mapping[str, Any], vision: Mapping[str, Any], rope: Mapping[str, Any], ids: Mapping[str, int]
+    ) -> Any:
+        """Return the config of a small model with full attention in the middle and in the last vision layer."""
+        from transformers import Qwen2_5_VLConfig
+
+        depth, patch = vision["depth"], vision["patch_size"]
+        return Qwen2_5_VLConfig(
+            text_config={**text, "rope_parameters": rope},
+            vision_config={**vision, "window_size": 8 * patch, "fullatt_block_indexes": [depth // 2, depth - 1]},
+            tie_word_embeddings=True,
+            **ids,
+        )
+
     def size(self, num_frames: int, height: int, width: int) -> tuple[int, int]:
         """Return the height and width that a clip is resized to; the number of frames does not matter."""
         return bounded_size(height, width, self.facts.factor, (self.min_pixels, self.max_pixels))
@@ -65,8 +89,8 @@ class Qwen25VL:
         """Return start, one video token per merged patch, end."""
         return f"<|vision_start|>{'<|video_pad|>' * math.prod(merged(grid, self.facts))}<|vision_end|>"
 
-    def runs(self, plan: FramePlan, grid: Grid) -> list[Run]:
-        """Return the clip's one run; its step is the ticks between two frame groups.
+    def video_spans(self, plan: FramePlan, grid: Grid) -> list[VideoSpan]:
+        """Return the clip's one span; its step is the ticks between two frame groups.
 
         Source: get_rope_index of transformers 5.23; for the released rule that of 4.51, whose processor takes 2 Hz for granted.
         """
@@ -86,7 +110,7 @@ class Qwen25VL:
         model: Any,
         embeddings: Tensor,
         positions: Tensor,
-        seen: Seen,
+        spans: AttentionSpans,
         *,
         deep: tuple[Tensor, ...] = (),
         video_mask: Tensor | None = None,
@@ -96,9 +120,9 @@ class Qwen25VL:
         output = model.model.language_model(
             inputs_embeds=embeddings,
             position_ids=positions,
-            attention_mask={"full_attention": seen.mask, "sliding_attention": seen.mask},
+            attention_mask={"full_attention": spans.mask, "sliding_attention": spans.mask},
             past_key_values=cache,
             use_cache=cache is not None,
-            seen=seen,
+            spans=spans,
         )
         return output.last_hidden_state

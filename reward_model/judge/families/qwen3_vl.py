@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from reward_model.judge.attention.tree import Seen
-from reward_model.judge.families.base import Grid, Run, VisionFacts, VisionFeatures, bounded_size, merged
+from reward_model.judge.attention.tree import AttentionSpans
+from reward_model.judge.families.base import (
+    Grid,
+    ProcessorNames,
+    VideoSpan,
+    VisionFacts,
+    VisionFeatures,
+    bounded_size,
+    merged,
+)
 from reward_model.records import FramePlan
-
-DEFAULT_PIXELS = (128 * 32 * 32, 768 * 32 * 32)
-"""Least and most pixels of a clip, as the official processor has them."""
 
 HALF = (0.5, 0.5, 0.5)
 """Mean and deviation of the channels."""
@@ -24,7 +30,13 @@ HALF = (0.5, 0.5, 0.5)
 class Qwen3VL:
     """The family's facts and forward calls; `min_pixels` and `max_pixels` bound all frames of a resized clip together."""
 
+    display_name: ClassVar[str] = "Qwen3-VL"
+    default_pixels: ClassVar[tuple[int, int]] = (128 * 32 * 32, 768 * 32 * 32)
+    """Least and most pixels of a clip."""
     position_rules: ClassVar[tuple[str, ...]] = ("mrope_stamps_then_longer_side",)
+    processors: ClassVar[ProcessorNames] = ProcessorNames(
+        "Qwen3VLProcessor", "Qwen2VLImageProcessor", "Qwen3VLVideoProcessor"
+    )
 
     facts: VisionFacts
     min_pixels: int
@@ -36,6 +48,26 @@ class Qwen3VL:
     def of(cls, config: Any, min_pixels: int, max_pixels: int, position_rule: str) -> Qwen3VL:
         """Read the facts from a model's config."""
         return cls(VisionFacts.of(config, mean=HALF, std=HALF), min_pixels, max_pixels, position_rule)
+
+    @staticmethod
+    def counted_frames(num_frames: int) -> int:
+        """Return the frames of a clip, filled up to pairs: all share the pixel bounds."""
+        return num_frames + num_frames % 2
+
+    @staticmethod
+    def scratch_config(
+        text: Mapping[str, Any], vision: Mapping[str, Any], rope: Mapping[str, Any], ids: Mapping[str, int]
+    ) -> Any:
+        """Return the config of a small model whose first vision layer adds features in the text model."""
+        from transformers import Qwen3VLConfig
+
+        head = text["hidden_size"] // text["num_attention_heads"]
+        return Qwen3VLConfig(
+            text_config={**text, "head_dim": head, "rope_parameters": {**rope, "mrope_interleaved": True}},
+            vision_config={**vision, "num_position_embeddings": 64, "deepstack_visual_indexes": [0]},
+            tie_word_embeddings=True,
+            **ids,
+        )
 
     def size(self, num_frames: int, height: int, width: int) -> tuple[int, int]:
         """Return the height and width that a clip is resized to; longer clips get smaller frames."""
@@ -56,10 +88,10 @@ class Qwen3VL:
         groups = "".join(f"<{stamp:.1f} seconds><|vision_start|>{pads}<|vision_end|>" for stamp in stamps)
         return f"<|vision_start|>{groups}<|vision_end|>"
 
-    def runs(self, plan: FramePlan, grid: Grid) -> list[Run]:
-        """Return one run per frame group; time stands in the stamps, not in the positions."""
-        groups, rows, columns = merged(grid, self.facts)
-        return [((1, rows, columns), 1.0)] * groups
+    def video_spans(self, plan: FramePlan, grid: Grid) -> list[VideoSpan]:
+        """Return one span per frame group; time stands in the stamps, not in the positions."""
+        groups, lines, columns = merged(grid, self.facts)
+        return [((1, lines, columns), 1.0)] * groups
 
     def encode(self, model: Any, patches: Tensor, grids: Tensor) -> VisionFeatures:
         """Run the vision tower once over all clips."""
@@ -72,7 +104,7 @@ class Qwen3VL:
         model: Any,
         embeddings: Tensor,
         positions: Tensor,
-        seen: Seen,
+        spans: AttentionSpans,
         *,
         deep: tuple[Tensor, ...] = (),
         video_mask: Tensor | None = None,
@@ -82,10 +114,10 @@ class Qwen3VL:
         output = model.model.language_model(
             inputs_embeds=embeddings,
             position_ids=positions,
-            attention_mask=seen.mask,
+            attention_mask=spans.mask,
             past_key_values=cache,
             use_cache=cache is not None,
-            seen=seen,
+            spans=spans,
             visual_pos_masks=video_mask if deep else None,
             deepstack_visual_embeds=list(deep) or None,
         )

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from reward_model.judge.families import FAMILIES
 from reward_model.language.requests import (
     PREFERENCES,
     compare_request,
@@ -93,7 +94,7 @@ def build_tiny(
     """Build a randomly initialised model of the family's real architecture.
 
     Args:
-        family: model type, "qwen2_5_vl" or "qwen3_vl".
+        family: model type, a key of `FAMILIES`.
         hidden: width of the text model, a multiple of 32 (four heads).
         layers: depth of the text model.
         vision_hidden: width of the vision tower, a multiple of 16.
@@ -109,10 +110,10 @@ def build_tiny(
     Raises:
         ValueError: unknown family.
     """
-    if family not in _CONFIGS:
-        raise ValueError(f"family must be one of {', '.join(_CONFIGS)}, got {family!r}")
+    if family not in FAMILIES:
+        raise ValueError(f"family must be one of {', '.join(FAMILIES)}, got {family!r}")
     tokenizer = build_tokenizer() if tokenizer is None else tokenizer
-    config = _CONFIGS[family](
+    config = FAMILIES[family].scratch_config(
         text=_text_config(tokenizer, hidden, layers),
         vision={
             "depth": vision_layers,
@@ -169,33 +170,6 @@ def _sections(half_head: int) -> list[int]:
     return [half_head - 2 * side, side, side]
 
 
-def _qwen2_5_vl(text: dict, vision: dict, rope: dict, ids: dict) -> Any:
-    from transformers import Qwen2_5_VLConfig
-
-    depth, patch = vision["depth"], vision["patch_size"]
-    return Qwen2_5_VLConfig(
-        text_config={**text, "rope_parameters": rope},
-        vision_config={**vision, "window_size": 8 * patch, "fullatt_block_indexes": [depth // 2, depth - 1]},
-        tie_word_embeddings=True,
-        **ids,
-    )
-
-
-def _qwen3_vl(text: dict, vision: dict, rope: dict, ids: dict) -> Any:
-    from transformers import Qwen3VLConfig
-
-    head = text["hidden_size"] // text["num_attention_heads"]
-    return Qwen3VLConfig(
-        text_config={**text, "head_dim": head, "rope_parameters": {**rope, "mrope_interleaved": True}},
-        vision_config={**vision, "num_position_embeddings": 64, "deepstack_visual_indexes": [0]},
-        tie_word_embeddings=True,
-        **ids,
-    )
-
-
-_CONFIGS = {"qwen2_5_vl": _qwen2_5_vl, "qwen3_vl": _qwen3_vl}
-
-
 def _own_texts() -> list[str]:
     """Return every text that the judge's prompts and answers are made of, clips left out."""
     clip = Clip(torch.zeros(0), FramePlan((), (), (), 1.0))
@@ -205,7 +179,7 @@ def _own_texts() -> list[str]:
         reason_request(clip, "a", DIMENSIONS),
         *(compare_request(clip, clip, "a", name) for name in DIMENSIONS),
     ]
-    texts = [part for r in requests for part in (*r.prefix, *r.branches) if isinstance(part, str)]
+    texts = [text for r in requests for text in (*r.prefix, *r.branches) if isinstance(text, str)]
     texts += [reason_answer(dict.fromkeys(DIMENSIONS, quality), "") for quality in (0.0, 0.4, 1.0)]
     texts += [*LEVELS, *PREFERENCES, *"0123456789", _SYMBOLS]
     return [piece for text in texts for piece in _SPECIAL.split(text) if piece]

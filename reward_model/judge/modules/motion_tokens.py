@@ -52,11 +52,11 @@ class MotionProjector(nn.Module):
         )
 
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote; other names or shapes raise RuntimeError."""
+        """Read the file that `save` wrote; other names or shapes raise RuntimeError."""
         from safetensors.torch import load_file
 
-        found = load_file(folder / WEIGHTS_FILE)
-        self.load_state_dict({name.removeprefix("motion."): value for name, value in found.items()})
+        weights = load_file(folder / WEIGHTS_FILE)
+        self.load_state_dict({name.removeprefix("motion."): value for name, value in weights.items()})
 
 
 def motion_slots(features: Tensor | None) -> str:

@@ -57,7 +57,7 @@ class Roles:
         self._inject(name, self._configs[copy_from], {key: value.clone() for key, value in weights.items()})
 
     def remove(self, name: str) -> None:
-        """Take a role away; see `VideoJudge.remove_role`."""
+        """Remove a role; see `VideoJudge.remove_role`."""
         self.check(name)
         if name == self._active:
             raise ValueError(f"role {name!r} is in use, it can be removed afterwards")
@@ -89,8 +89,10 @@ class Roles:
         """Return the lock that `use` holds."""
         return self._lock
 
-    def parameters(self, name: str) -> list[nn.Parameter]:
-        """Return the adapter weights of a role."""
+    def parameters(self, name: str | None) -> list[nn.Parameter]:
+        """Return the adapter weights of a role; None is the base's own weights."""
+        if name is None:
+            return [p for _, p in _base_parameters(self._model)]
         # ...q_proj.lora_A.<name>.weight
         return [p for key, p in self._model.named_parameters() if ".lora_" in key and key.split(".")[-2] == name]
 

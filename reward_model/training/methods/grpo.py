@@ -224,10 +224,10 @@ def grpo_parts(
         if settings.kl_coef:
             with torch.no_grad(), judge.use_role(reference):
                 before = judge.log_probs(
-                    requests, tokens, temperature=settings.temperature, banned=judge.banned_ids
+                    requests, tokens, temperature=settings.temperature, suppressed=judge.suppressed_ids
                 ).values
         with judge.use_role(role):
-            now = judge.log_probs(requests, tokens, temperature=settings.temperature, banned=judge.banned_ids)
+            now = judge.log_probs(requests, tokens, temperature=settings.temperature, suppressed=judge.suppressed_ids)
         old = torch.cat([completion.log_probs for row in drawn for completion in row]).to(now.values.device)
         count = sum(len(row) for row in drawn)
         loss, found = policy_loss(

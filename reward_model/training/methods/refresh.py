@@ -103,7 +103,7 @@ def refresh_levels(
         return [(anchor_loss + pair_weight * fidelity, metrics)]
 
     with judge.use_role(role):
-        metrics = fit(judge.trainable_parameters(role), loss, settings, log_every=max(1, num_steps // 2))
+        metrics = fit(judge.train_only(role), loss, settings, log_every=max(1, num_steps // 2))
     judge.train(was_training)
     return metrics
 

@@ -89,7 +89,7 @@ def test_pixels_with_a_gradient_get_it(judge):
 @pytest.mark.parametrize("how", ["trained", "adapted"])
 def test_a_tower_that_changes_is_asked_every_time(judge, monkeypatch, how):
     if how == "trained":
-        judge.trainable_parameters(None)
+        judge.train_only(None)
     else:
         judge.add_role("seer", rank=2, alpha=4, vision=True)
     clip, seen = make_clip(4, 32, 32), count_encodings(judge, monkeypatch)

@@ -22,8 +22,8 @@ def family(request):
 def unpatchify(patches, size, facts):
     """Undo the patch order: [N, P, D] -> normalised frames [N, T, 3, H, W]."""
     p, m, pair = facts.patch_size, facts.merge_size, facts.temporal_patch_size
-    rows, columns = size[0] // p // m, size[1] // p // m
-    blocks = patches.reshape(len(patches), -1, rows, columns, m, m, 3, pair, p, p)
+    lines, columns = size[0] // p // m, size[1] // p // m
+    blocks = patches.reshape(len(patches), -1, lines, columns, m, m, 3, pair, p, p)
     return blocks.permute(0, 1, 7, 6, 2, 4, 8, 3, 5, 9).reshape(len(patches), -1, 3, *size)
 
 

@@ -106,7 +106,7 @@ def test_switching_roles_leaves_requires_grad_as_it_was_and_nests(judge, request
     judge.add_role("b", rank=4)
     randomise(judge, "a")
     randomise(judge, "b")
-    judge.trainable_parameters("a")
+    judge.train_only("a")
     flags = {name: p.requires_grad for name, p in judge.named_parameters()}
     assert any(flags.values())
     a, b = (logits_of(judge, requests, role) for role in "ab")
@@ -131,12 +131,12 @@ def test_a_role_is_left_also_when_the_work_inside_fails(judge, requests):
 
 def test_only_the_chosen_weights_are_trained(judge, requests):
     judge.add_role("a", rank=4)
-    chosen = judge.trainable_parameters("a")
+    chosen = judge.train_only("a")
     with judge.use_role("a"):
         sum(x.sum() for x in judge.next_token_logits(requests)).backward()
     assert chosen and all(p.grad is not None for p in chosen)
     assert {id(p) for p in judge.parameters() if p.grad is not None} == {id(p) for p in chosen}
-    base = judge.trainable_parameters(None)
+    base = judge.train_only(None)
     assert not {id(p) for p in base} & {id(p) for p in chosen}
     assert len(base) + len(chosen) == len(list(judge.parameters()))
 
@@ -154,7 +154,7 @@ def test_a_new_role_leaves_the_bases_requires_grad_as_it_was(judge, trained):
 def test_a_role_named_like_a_module_owns_its_own_weights_only(judge):
     judge.add_role("a", rank=4)
     judge.add_role("layers", rank=4)
-    assert len(judge.trainable_parameters("layers")) == len(judge.trainable_parameters("a"))
+    assert len(judge.train_only("layers")) == len(judge.train_only("a"))
 
 
 @pytest.mark.parametrize("name", ["", "a.b", "a/b", "taken"])
@@ -304,14 +304,14 @@ def test_the_pixel_cap_holds_inside_its_context_only(judge):
 
 def test_greedy_answers_equal_those_of_whole_forwards(judge, requests):
     requests = [*requests, compare_request(*(r.clips[0] for r in requests), None)]
-    banned, ends = (token_ids(judge.tokenizer, tokens) for tokens in (VISION_TOKENS, END_TOKENS))
+    suppressed, ends = (token_ids(judge.tokenizer, tokens) for tokens in (VISION_TOKENS, END_TOKENS))
     texts = judge.generate(requests, max_new_tokens=6)
     for request, branches in zip(requests, texts, strict=True):
         for branch, samples in zip(request.branches, branches, strict=True):
             inputs, written = library_inputs(judge, request, branch), []
             for _ in range(6):
                 logits = judge.model(**inputs, use_cache=False).logits[0, -1]
-                logits[banned] = -torch.inf
+                logits[suppressed] = -torch.inf
                 if int(logits.argmax()) in ends:
                     break
                 written.append(int(logits.argmax()))
@@ -344,9 +344,9 @@ def test_samples_follow_the_models_own_distribution():
 
 
 def test_vision_tokens_never_come_and_the_end_token_stops(judge, requests):
-    banned, ends = (token_ids(judge.tokenizer, tokens) for tokens in (VISION_TOKENS, END_TOKENS))
+    suppressed, ends = (token_ids(judge.tokenizer, tokens) for tokens in (VISION_TOKENS, END_TOKENS))
     bias = torch.zeros(judge.model.lm_head.weight.shape[0])
-    bias[banned] = 100.0
+    bias[suppressed] = 100.0
     handle = judge.model.lm_head.register_forward_hook(lambda *args: args[2] + bias)
     text = judge.generate(requests[:1], max_new_tokens=3)[0][0][0]
     assert not any(token in text for token in VISION_TOKENS)
@@ -388,5 +388,5 @@ def test_a_saved_judge_is_loaded_by_its_hub_id(judge, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["no/such-judge", "not/a/hub/id", "nothing"])
 def test_what_is_neither_a_folder_nor_on_the_hub_is_refused_by_name(name):
-    with pytest.raises(OSError, match=f"{name} is no folder, and cannot be had from the hub"):
+    with pytest.raises(OSError, match=f"{name} is no folder, and is unavailable from the hub"):
         VideoJudge.from_pretrained(name)

@@ -94,11 +94,11 @@ def test_a_saved_projector_comes_back(tmp_path):
 def test_gradients_reach_the_projector():
     judge = build()
     judge.add_role("natural", rank=2, alpha=4)
-    for trained in (judge.trainable_parameters(None), judge.trainable_parameters("natural", motion=True)):
+    for trained in (judge.train_only(None), judge.train_only("natural", motion=True)):
         assert {id(p) for p in judge.motion.parameters()} <= {id(p) for p in trained}
         gradients = torch.autograd.grad(logits(judge, moving(0))[0].square().sum(), list(judge.motion.parameters()))
         assert all(float(gradient.abs().max()) > 0 for gradient in gradients)
-    assert not {id(p) for p in judge.motion.parameters()} & {id(p) for p in judge.trainable_parameters("natural")}
+    assert not {id(p) for p in judge.motion.parameters()} & {id(p) for p in judge.train_only("natural")}
 
 
 @pytest.mark.parametrize("features", [torch.zeros(2, SIZE + 1), torch.zeros(0, SIZE), torch.full((1, SIZE), torch.nan)])
@@ -111,7 +111,7 @@ def test_a_judge_without_motion_tokens_ignores_features_and_trains_none():
     judge, clip = build_judge(), moving(0)
     assert torch.equal(logits(judge, clip)[0], logits(judge, still(clip))[0])
     with pytest.raises(ValueError, match="no motion tokens to train"):
-        judge.trainable_parameters(None, motion=True)
+        judge.train_only(None, motion=True)
 
 
 def test_all_frames_of_a_file_are_encoded_and_kept_by_content(tmp_path):

@@ -64,14 +64,14 @@ def test_the_comparator_reads_the_letter_behind_the_answers_beginning(tmp_path):
 
 
 def test_a_score_head_answers_videoaligns_call_by_its_own_constants(tmp_path):
-    from reward_model.judge.modules.score_head import HeadSettings, ScoreHead
+    from reward_model.judge.modules.score_head import HeadConfig, ScoreHead
     from reward_model.media.video_io import write_video
 
     reward = VideoJudgeReward(build_judge())
     tokens = ("<|VQ_reward|>", "<|MQ_reward|>", "<|TA_reward|>")
     reward.judge.tokenizer.add_special_tokens({"additional_special_tokens": list(tokens)})
     reward.judge.model.resize_token_embeddings(len(reward.judge.tokenizer), mean_resizing=False)
-    settings = HeadSettings(
+    settings = HeadConfig(
         template="Look. <|VQ_reward|> <|MQ_reward|> {text_prompt} <|TA_reward|>",
         tokens=tokens,
         dimensions=("visual_quality", "motion_quality", "text_alignment"),

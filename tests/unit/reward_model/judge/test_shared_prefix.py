@@ -45,10 +45,10 @@ def judge(request):
 def test_a_token_sees_the_prefix_its_branch_and_its_answer_only():
     tree = Tree(torch.tensor([7, 8]), torch.zeros(3, 2), 2, (Branch((1,), ((2, 3), (4,))), Branch((5,))))
     short = Tree(torch.tensor([9]), torch.zeros(3, 1), 1, (Branch((1,)),))
-    rows = pack([tree, short], pad_id=0)
-    assert rows.tokens.tolist() == [[7, 8, 1, 2, 3, 4, 5], [9, 1, 0, 0, 0, 0, 0]]
-    assert rows.positions[0].tolist() == [[0, 0, 2, 3, 4, 3, 2], [0, 1, 0, 0, 0, 0, 0]]
-    seen = tree_mask(rows, dtype=torch.float32, device=torch.device("cpu"))[0, 0] == 0
+    packed = pack([tree, short], pad_id=0)
+    assert packed.tokens.tolist() == [[7, 8, 1, 2, 3, 4, 5], [9, 1, 0, 0, 0, 0, 0]]
+    assert packed.positions[0].tolist() == [[0, 0, 2, 3, 4, 3, 2], [0, 1, 0, 0, 0, 0, 0]]
+    seen = tree_mask(packed, dtype=torch.float32, device=torch.device("cpu"))[0, 0] == 0
     assert seen.int().tolist() == [
         [1, 0, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0, 0],
@@ -58,11 +58,11 @@ def test_a_token_sees_the_prefix_its_branch_and_its_answer_only():
         [1, 1, 1, 0, 0, 1, 0],
         [1, 1, 0, 0, 0, 0, 1],
     ]
-    assert rows.ends.tolist() == [2, 6, 7 + 1]
-    assert rows.sources.tolist() == [2, 3, 2]
-    assert rows.targets.tolist() == [2, 3, 4]
-    assert rows.owners.tolist() == [0, 0, 1]
-    assert rows.next_positions.tolist() == [3, 3, 2]
+    assert packed.ends.tolist() == [2, 6, 7 + 1]
+    assert packed.sources.tolist() == [2, 3, 2]
+    assert packed.targets.tolist() == [2, 3, 4]
+    assert packed.owners.tolist() == [0, 0, 1]
+    assert packed.next_positions.tolist() == [3, 3, 2]
 
 
 def test_positions_equal_those_of_the_library(judge):
@@ -73,8 +73,8 @@ def test_positions_equal_those_of_the_library(judge):
             keys = ("input_ids", "mm_token_type_ids", "video_grid_thw", "second_per_grid_ts", "attention_mask")
             known = {key: inputs[key] for key in keys if key in inputs}
             expected, _ = judge.model.model.get_rope_index(**known)  # [3, 1, L]
-            rows = judge._lay_out([request], None).rows
-            mine = rows.positions[:, (rows.branch == 0) | (rows.branch == number + 1)]
+            packed = judge._pack([request], None).sequences
+            mine = packed.positions[:, (packed.branch == 0) | (packed.branch == number + 1)]
             assert torch.equal(mine, expected[:, 0])
 
 
@@ -104,17 +104,21 @@ def test_the_head_in_chunks_says_the_same(judge, monkeypatch):
     assert_close(parts.entropy, whole.entropy)
 
 
-def test_what_was_sampled_has_the_log_probs_of_the_rollout_and_lacks_banned_tokens(judge):
+def test_what_was_sampled_has_the_log_probs_of_the_rollout_and_lacks_suppressed_tokens(judge):
     _, requests, _ = mixed_requests()
     bias = torch.zeros(judge.model.lm_head.weight.shape[0])
-    bias[list(judge.banned_ids)] = 3.0  # what is banned takes much of the probability away if it is not left out
+    bias[list(judge.suppressed_ids)] = (
+        3.0  # suppressed tokens take much of the probability away if they are not left out
+    )
     handle = judge.model.lm_head.register_forward_hook(lambda *args: args[2] + bias)
     drawn = judge.sample(requests, max_new_tokens=7, temperature=0.7, num_samples=3)
     tokens = [[[answer.tokens for answer in answers] for answers in branches] for branches in drawn]
-    found = judge.log_probs(requests, tokens, temperature=0.7, banned=judge.banned_ids)
+    found = judge.log_probs(requests, tokens, temperature=0.7, suppressed=judge.suppressed_ids)
     handle.remove()
     old = [answer.log_probs for branches in drawn for answers in branches for answer in answers]
-    assert not set(judge.banned_ids) & {t for branches in tokens for answers in branches for a in answers for t in a}
+    assert not set(judge.suppressed_ids) & {
+        t for branches in tokens for answers in branches for a in answers for t in a
+    }
     for value, rollout in zip(found.by_answer(), old, strict=True):
         assert_close(value, rollout, atol=1e-5, rtol=0)
     assert float(found.entropy.min()) > 0 and not found.entropy.requires_grad
@@ -174,10 +178,10 @@ def test_a_clip_that_several_requests_share_is_encoded_once(judge):
     ]
     calls = []
     handle = judge.model.model.visual.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
-    batch = judge._lay_out(requests, None)
+    batch = judge._pack(requests, None)
     judge.next_token_logits(requests)
     handle.remove()
-    assert len(batch.rows.tokens) == 2
+    assert len(batch.sequences.tokens) == 2
     assert calls == [2 * 2 * 16]  # two clips of two frame pairs with 16 patches
 
 

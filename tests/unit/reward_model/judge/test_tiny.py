@@ -94,5 +94,5 @@ def test_weights_follow_from_the_seed_alone(tokenizer):
 
 
 def test_an_unknown_family_is_refused():
-    with pytest.raises(ValueError, match="family must be one of qwen2_5_vl, qwen3_vl, got 'llava'"):
+    with pytest.raises(ValueError, match="family must be one of qwen2_5_vl, qwen3_vl, qwen2_vl, got 'llava'"):
         build_tiny("llava")

@@ -1,11 +1,11 @@
-"""Attention in parts: the values and gradients of one masked call, and the same bits however answers came about."""
+"""Split attention: the values and gradients of one masked call, and the same bits however answers came about."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from reward_model.judge.attention.tree import NAME, attends_in_parts
+from reward_model.judge.attention.tree import NAME, splits_attention
 from reward_model.judge.engine import decoding, shared_prefix
 from reward_model.language.requests import score_request
 from tests.tiny_judge import build_judge, make_clip
@@ -19,21 +19,23 @@ def judge(request):
 @pytest.fixture
 def masked(monkeypatch):
     """Return a function that makes passes masked from then on, and notes how many common tokens each splits off."""
-    seen = []
+    common = []
     plain = shared_prefix.num_common
 
     def switch(least=None):
         for module in (decoding, shared_prefix):
-            monkeypatch.setattr(module, "attends_in_parts", lambda model: False)
-        monkeypatch.setattr(shared_prefix, "num_common", lambda rows: seen.append(plain(rows)) or seen[-1])
+            monkeypatch.setattr(module, "splits_attention", lambda model: False)
+        monkeypatch.setattr(
+            shared_prefix, "num_common", lambda sequences: common.append(plain(sequences)) or common[-1]
+        )
         monkeypatch.setattr(shared_prefix, "LEAST", least or 10**6)
-        return seen
+        return common
 
     return switch
 
 
 def requests(num=2):
-    sizes = [(4, 32, 32), (4, 32, 32), (6, 64, 32)][-num:]  # rows whose prefixes are alike, and one whose is longer
+    sizes = [(4, 32, 32), (4, 32, 32), (6, 64, 32)][-num:]  # prefixes of one length, and a longer one
     clips = [make_clip(*size, seed=seed) for seed, size in enumerate(sizes)]
     return [score_request(clip, "a dog", ("visual_quality", "text_alignment", "overall")) for clip in clips]
 
@@ -49,8 +51,8 @@ def values_and_gradients(judge):
 
 
 @pytest.mark.parametrize("least", [None, 1])
-def test_parts_equal_a_masked_pass_whether_split_or_not(judge, masked, least):
-    judge.trainable_parameters(None)
+def test_split_attention_equals_a_masked_pass_with_and_without_a_common_start(judge, masked, least):
+    judge.train_only(None)
     found, own = values_and_gradients(judge)
     common = masked(least)
     expected, gradient = values_and_gradients(judge)
@@ -60,7 +62,7 @@ def test_parts_equal_a_masked_pass_whether_split_or_not(judge, masked, least):
 
 
 def test_half_precision_equals_a_masked_pass_within_its_rounding(judge, masked):
-    judge.to(torch.bfloat16).trainable_parameters(None)
+    judge.to(torch.bfloat16).train_only(None)
     found, own = values_and_gradients(judge)
     masked()
     expected, gradient = values_and_gradients(judge)
@@ -68,12 +70,12 @@ def test_half_precision_equals_a_masked_pass_within_its_rounding(judge, masked):
     assert float((own - gradient).norm() / gradient.norm()) < 0.05
 
 
-def test_autocast_reaches_the_parts(judge, masked):
-    judge.trainable_parameters(None)
+def test_autocast_reaches_split_attention(judge, masked):
+    judge.train_only(None)
     with torch.autocast("cpu", torch.bfloat16):
         found, own = values_and_gradients(judge)
         ((drawn,), *_), *_ = judge.sample(requests(1), max_new_tokens=9)
-        read = judge.log_probs(requests(1), [[[drawn.tokens], [], []]], banned=judge.banned_ids).values
+        read = judge.log_probs(requests(1), [[[drawn.tokens], [], []]], suppressed=judge.suppressed_ids).values
         masked()
         expected, gradient = values_and_gradients(judge)
     torch.testing.assert_close(found, expected, rtol=0, atol=0.05)
@@ -83,9 +85,9 @@ def test_autocast_reaches_the_parts(judge, masked):
 
 def test_dropout_is_left_to_the_masked_pass(judge):
     config = judge.model.model.language_model.config
-    assert attends_in_parts(judge.eval().model) and attends_in_parts(judge.train().model)
+    assert splits_attention(judge.eval().model) and splits_attention(judge.train().model)
     config.attention_dropout = 0.1
-    assert not attends_in_parts(judge.model) and attends_in_parts(judge.eval().model)
+    assert not splits_attention(judge.model) and splits_attention(judge.eval().model)
 
 
 @pytest.mark.parametrize("least", [None, 1])
@@ -94,8 +96,8 @@ def test_answers_are_those_of_masked_passes(judge, masked, least):
     found = judge.sample(requests(), **settings)
     masked(least)
     expected = judge.sample(requests(), **settings)
-    assert [[[c.tokens for c in row] for row in one] for one in found] == [
-        [[c.tokens for c in row] for row in one] for one in expected
+    assert [[[c.tokens for c in branch] for branch in one] for one in found] == [
+        [[c.tokens for c in branch] for branch in one] for one in expected
     ]
 
 
@@ -106,12 +108,12 @@ def test_an_answer_has_the_same_bits_written_token_by_token_and_read_as_a_whole(
         pytest.skip("this machine's matrix products depend on the number of rows")
     asked = requests(3)
     drawn = judge.sample(asked, max_new_tokens=40, temperature=1.0, num_samples=num_samples)
-    tokens = [[[c.tokens for c in row] for row in one] for one in drawn]
-    written = torch.cat([c.log_probs for one in drawn for row in one for c in row])
+    tokens = [[[c.tokens for c in branch] for branch in one] for one in drawn]
+    written = torch.cat([c.log_probs for one in drawn for branch in one for c in branch])
     with torch.no_grad():
-        whole = judge.log_probs(asked, tokens, banned=judge.banned_ids).values
+        whole = judge.log_probs(asked, tokens, suppressed=judge.suppressed_ids).values
         pairs = zip(asked, tokens, strict=True)
-        apart = [judge.log_probs([one], [rows], banned=judge.banned_ids).values for one, rows in pairs]
+        apart = [judge.log_probs([one], [answers], suppressed=judge.suppressed_ids).values for one, answers in pairs]
     assert len(whole) > 200
     assert (whole != written).float().mean() < 0.01
     torch.testing.assert_close(torch.cat(apart), whole, rtol=0, atol=1e-6)
@@ -119,12 +121,12 @@ def test_an_answer_has_the_same_bits_written_token_by_token_and_read_as_a_whole(
 
 def test_the_common_part_is_that_of_the_shortest_prefix(judge, monkeypatch):
     monkeypatch.setattr(shared_prefix, "LEAST", 1)
-    rows = judge._lay_out(requests(3), None).rows
-    lengths = [(row == 0).sum().item() for row in rows.branch]
-    assert shared_prefix.prefixes_of(rows) == ((2, lengths[0]), (1, lengths[2]))
-    assert shared_prefix.num_common(rows) == lengths[0] < lengths[2]
+    sequences = judge._pack(requests(3), None).sequences
+    lengths = [(branch == 0).sum().item() for branch in sequences.branch]
+    assert shared_prefix.prefixes_of(sequences) == ((2, lengths[0]), (1, lengths[2]))
+    assert shared_prefix.num_common(sequences) == lengths[0] < lengths[2]
     monkeypatch.setattr(shared_prefix, "LEAST", lengths[0] + 1)
-    assert shared_prefix.num_common(rows) == 0
+    assert shared_prefix.num_common(sequences) == 0
 
 
 def test_the_text_model_uses_it_and_stock_calls_still_work(judge):

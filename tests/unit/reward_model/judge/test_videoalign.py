@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from reward_model.judge.exchange.videoalign import NAMES, load_videoalign
 from reward_model.judge.families.tiny import build_tokenizer
 from reward_model.judge.model import VideoJudge
-from reward_model.judge.modules.score_head import HeadSettings, ScoreHead, states_at
+from reward_model.judge.modules.score_head import HeadConfig, ScoreHead, states_at
 from reward_model.records import Clip
 from tests.parity import videoalign_layout as layout
 from tests.tiny_judge import build_judge, make_clip
@@ -23,7 +23,7 @@ from tests.tiny_judge import build_judge, make_clip
 SCRIPT = Path(__file__).parents[4] / "scripts" / "import_videoalign.py"
 TEMPLATE = "Look. <|VQ_reward|>\nMotion? <|MQ_reward|>\nText: {text_prompt} <|TA_reward|>\n"
 TOKENS = ("<|VQ_reward|>", "<|MQ_reward|>", "<|TA_reward|>")
-SETTINGS = HeadSettings(
+SETTINGS = HeadConfig(
     template=TEMPLATE, tokens=TOKENS, dimensions=tuple(NAMES.values()), mean=(1.0, 2.0, 3.0), std=(1.0, 2.0, 4.0)
 )
 
@@ -67,12 +67,12 @@ def test_settings_become_those_of_a_judge(checkpoint, base):
     assert (judge.config.min_pixels, judge.config.max_pixels) == (128 * 28 * 28, 200704)
     assert judge.config.frame_policy == {"mode": "fps", "fps": 2.0, "min_frames": 4, "max_frames": 768}
     assert judge.config.position_rule == "text" and judge.config.base == "." and judge.config.origin == {}
-    assert judge.head.settings.mean == (3.0, 1.0, 2.5) and judge.head.settings.std == (2.0, 0.5, 4.0)
+    assert judge.head.config.mean == (3.0, 1.0, 2.5) and judge.head.config.std == (2.0, 0.5, 4.0)
     change(checkpoint, "data_config", num_frames=12, fps=None)
     change(checkpoint, "inference_config")
     judge = load_videoalign(checkpoint, base=base, template=TEMPLATE)
     assert judge.config.frame_policy == {"mode": "uniform", "num_frames": 12}
-    assert judge.head.settings.mean == (0.0, 0.0, 0.0) and judge.head.settings.std == (1.0, 1.0, 1.0)
+    assert judge.head.config.mean == (0.0, 0.0, 0.0) and judge.head.config.std == (1.0, 1.0, 1.0)
 
 
 def test_the_newest_checkpoint_is_read_with_its_lora_added_by_alpha_over_rank(checkpoint, base):
@@ -168,7 +168,7 @@ def test_a_head_of_another_size_or_with_unknown_tokens_is_refused():
     with pytest.raises(ValueError, match=re.escape("the tokenizer has no token <|VQ_reward|>")):
         ScoreHead(torch.zeros(1, 4), SETTINGS, tokenizer)
     tokenizer.add_special_tokens({"additional_special_tokens": list(TOKENS)})
-    with pytest.raises(ValueError, match="the head has 2 rows, expected 1 or 3"):
+    with pytest.raises(ValueError, match="the head has 2 weight vectors, expected 1 or 3"):
         ScoreHead(torch.zeros(2, 4), SETTINGS, tokenizer)
     with pytest.raises(ValueError, match="a mean and a std > 0"):
         dataclasses.replace(SETTINGS, std=(1.0, 0.0, 1.0))

@@ -130,7 +130,7 @@ def test_the_gradient_equals_that_of_one_whole_forward_per_answer(judge):
     credited = credit(rollout, REWARDS, SETTINGS)
     for parameter in judge._roles.parameters("policy"):  # away from the reference, so that the penalty counts
         parameter.data.mul_(1.05)
-    policy = judge.trainable_parameters("policy")
+    policy = judge.train_only("policy")
     parts = grpo_parts(judge, rollout, credited, SETTINGS, role="policy", reference="start")
     mine = torch.autograd.grad(sum(loss for loss, _ in parts), policy)
 
@@ -138,7 +138,7 @@ def test_the_gradient_equals_that_of_one_whole_forward_per_answer(judge):
         with judge.use_role(role):
             return [
                 forced_log_probs(
-                    judge, question.request, question.request.branches[0], completion.tokens, judge.banned_ids
+                    judge, question.request, question.request.branches[0], completion.tokens, judge.suppressed_ids
                 )
                 for question, row in zip(rollout.questions, rollout.completions, strict=True)
                 for completion in row
@@ -180,7 +180,7 @@ def test_an_update_raises_the_probability_of_better_answers(judge):
     rollout = rollout_of(judge, questions)
     credited = credit(rollout, REWARDS, SETTINGS)
     settings = dataclasses.replace(SETTINGS, kl_coef=0.0)
-    policy = judge.trainable_parameters("policy")
+    policy = judge.train_only("policy")
 
     def gain():
         *_, (loss, _) = grpo_parts(
@@ -274,7 +274,7 @@ def train_share(rank, world):
     settings = dataclasses.replace(SETTINGS, normalize_std=False, questions_per_part=3)
     rewards = {"reason": spread_reward, "compare": spread_reward}
     steps = GrpoSteps(judge, rewards, settings, role="policy", reference="start")
-    policy = judge.trainable_parameters("policy")
+    policy = judge.train_only("policy")
 
     def loss(step):
         return steps.parts(questions_of(6)[rank::world], step, seed=7)

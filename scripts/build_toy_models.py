@@ -67,7 +67,7 @@ def build_judge() -> None:
     from reward_model.training.stages import run_recipe
 
     config = load_config(RecipeConfig, "configs/judge/toy.yaml")
-    needs_clips = [any(data.kind == "stored" for data in stage.data) for stage in config.stages]
+    needs_clips = [any(data.kind == "stored" for data in stage.data) for stage in config.stages.values()]
     run_recipe(config, num_stages=needs_clips.index(True))
     while not CLIPS.exists():
         time.sleep(5)

@@ -49,7 +49,7 @@ def finish(config: RecipeConfig, stages: Sequence[Path], folder: Path) -> None:
 
 def _reactions(folder: Path, config: RecipeConfig) -> Mapping[str, Sequence[Mapping[str, Any]]]:
     """Return the sanity table of the last stage that rates clips, on the best of its held-out ones; none without such."""
-    rating = [stage for stage in config.stages if {"rate", "reason"} & set(stage.tasks)]
+    rating = [stage for stage in config.stages.values() if {"rate", "reason"} & set(stage.tasks)]
     clips = _best_held_out(rating[-1], config.num_sanity) if rating and config.num_sanity else []
     if not clips:
         return {}

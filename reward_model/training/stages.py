@@ -58,7 +58,7 @@ def run_recipe(config: RecipeConfig, *, num_stages: int | None = None) -> Path:
     """
     output = Path(config.output)
     done: list[Path] = []
-    for number, stage in enumerate(config.stages[:num_stages]):
+    for number, stage in enumerate([*config.stages.values()][:num_stages]):
         folder = output / "stages" / f"{number:02d}-{stage.name}"
         if not (folder / "done.json").exists():
             judge = _load(done[-1], config) if done else start_judge(config)

@@ -114,8 +114,9 @@ def recipe_of(arm: str, seed: int, folder: Path) -> RecipeConfig:
     """Return the arm's recipe for one seed."""
     name, change = ARMS[arm]
     config = load_config(RecipeConfig, ROOT / "configs" / "judge" / f"{name}.yaml")
-    stages = [stage if stage.method == "sft" else change(stage) for stage in config.stages]
-    return dataclasses.replace(config, seed=seed, stages=[s for s in stages if s is not None], output=str(folder))
+    changed = {name: stage if stage.method == "sft" else change(stage) for name, stage in config.stages.items()}
+    stages = {name: stage for name, stage in changed.items() if stage is not None}
+    return dataclasses.replace(config, seed=seed, stages=stages, output=str(folder))
 
 
 def run_start(recipe: str, folder: Path) -> None:
@@ -143,14 +144,14 @@ def run(arm: str, seed: int, folder: Path) -> None:
 
 def write_answers(config: RecipeConfig, judge: Path, folder: Path, *, start: bool = False) -> None:
     """Write what a judge says, in each role that the recipe trains and the table shows, where clips are held out."""
-    roles = [stage.role for stage in config.stages if stage.role in (*RATED, "comparator")]
+    roles = [stage.role for stage in config.stages.values() if stage.role in (*RATED, "comparator")]
     found = {role: answers_of(judge, role, start=start) for role in roles}
     (folder / "answers.json").write_text(json.dumps(found) + "\n")
 
 
 def take_stages(config: RecipeConfig, other: Path, folder: Path) -> None:
     """Copy the leading stages that another run of the seed has finished with the same settings."""
-    for number, stage in enumerate(config.stages):
+    for number, stage in enumerate(config.stages.values()):
         place = Path("stages") / f"{number:02d}-{stage.name}"
         if (folder / place / "done.json").exists():
             continue

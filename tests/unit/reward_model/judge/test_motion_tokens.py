@@ -139,7 +139,6 @@ def test_a_recipe_teaches_motion_tokens_that_scoring_uses(tmp_path):
     stock = build_judge()
     stock.save_pretrained(tmp_path / "base")
     stage = StageConfig(
-        name="score",
         role="natural",
         train_motion=True,
         data=[DataConfig(kind="moving_shapes")],
@@ -153,7 +152,7 @@ def test_a_recipe_teaches_motion_tokens_that_scoring_uses(tmp_path):
         base=str(tmp_path / "base"),
         output=str(tmp_path / "out"),
         motion=MotionConfig(),
-        stages=[stage],
+        stages={"score": stage},
         trained_on="noise",
     )
     judge = VideoJudge.from_pretrained(run_recipe(config), device="cpu")

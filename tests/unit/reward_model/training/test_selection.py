@@ -23,12 +23,12 @@ output: {output}
 trained_on: nothing
 scratch: {{family: qwen2_5_vl, hidden: 32, layers: 1}}
 stages:
-  - name: first
+  first:
     data: [{{kind: moving_shapes}}]
     tasks: {{rate: 1.0}}
     fit: {{num_steps: 2, learning_rate: 1.0e-3, batch_size: 2}}
     num_held_out: 8
-  - name: second
+  second:
     data: [{{kind: moving_shapes}}]
     tasks: {{rate: 1.0}}
     role: natural

@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 
+from reward_model.config import load_config, save_config
 from reward_model.datasets.readers import DataConfig
 from reward_model.judge.engine.readouts import read_levels
 from reward_model.language.parsing import parse_reason
@@ -186,7 +187,12 @@ def test_a_refresh_turns_a_preference_round_and_leaves_the_base_alone():
 def recipe(output, stages):
     scratch = ScratchConfig(hidden=32, layers=1, patch_size=8)
     return RecipeConfig(
-        name="judge", output=str(output), scratch=scratch, stages=stages, trained_on="noise", num_sanity=3
+        name="judge",
+        output=str(output),
+        scratch=scratch,
+        stages={one.name: one for one in stages},
+        trained_on="noise",
+        num_sanity=3,
     )
 
 
@@ -359,7 +365,7 @@ def test_a_recipe_on_a_stock_checkpoint_keeps_what_it_trains(role, tmp_path):
         name="judge",
         base=str(base),
         output=str(tmp_path / "out"),
-        stages=[stage("score", role=role, tasks={"rate": 1.0})],
+        stages={"score": stage("score", role=role, tasks={"rate": 1.0})},
         trained_on="noise",
         frame_policy=FramePolicy(mode="uniform", num_frames=4),
         max_pixels=4096,
@@ -380,7 +386,7 @@ def test_a_recipe_on_a_stock_checkpoint_keeps_what_it_trains(role, tmp_path):
 def test_a_base_does_not_learn_in_half_precision(tmp_path):
     with pytest.raises(ValueError, match="a base learns in float32"):
         RecipeConfig(
-            name="judge", base="x", output=str(tmp_path), stages=[stage("a")], trained_on="x", dtype="bfloat16"
+            name="judge", base="x", output=str(tmp_path), stages={"a": stage("a")}, trained_on="x", dtype="bfloat16"
         )
 
 
@@ -430,3 +436,65 @@ def test_clips_are_rendered_in_full_precision_whatever_the_judge_runs_in():
         drawn = source(3, 8)
     for one, other in zip(expected, drawn, strict=True):
         assert torch.equal(one.video.frames, other.video.frames)
+
+
+RECIPE = """
+name: judge
+output: out
+trained_on: nothing
+scratch: {hidden: 32, layers: 1}
+stages:
+  see:
+    data: [{kind: moving_shapes}]
+    tasks: {rate: 1.0}
+    fit: {num_steps: 2, learning_rate: 1.0e-3, batch_size: 2}
+  score:
+    role: generated
+    data: [{kind: moving_shapes}]
+    tasks: {rate: 1.0}
+    fit: {num_steps: 2, learning_rate: 1.0e-3, batch_size: 2}
+"""
+
+
+def load_recipe(folder, *overrides, text=RECIPE):
+    path = folder / "recipe.yaml"
+    path.write_text(text)
+    return load_config(RecipeConfig, path, overrides)
+
+
+def test_one_stages_settings_are_overridden_by_its_name(tmp_path):
+    config = load_recipe(tmp_path, "stages.see.fit.num_steps=3", "stages.score.tasks.reason=0.5")
+    assert {name: (one.name, one.fit.num_steps) for name, one in config.stages.items()} == {
+        "see": ("see", 3),
+        "score": ("score", 2),
+    }
+    assert config.stages["score"].tasks == {"rate": 1.0, "reason": 0.5}
+
+
+def test_a_saved_recipe_loads_to_an_equal_one(tmp_path):
+    config = load_recipe(tmp_path)
+    save_config(config, tmp_path / "saved.yaml")
+    assert load_config(RecipeConfig, tmp_path / "saved.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["stages.0.fit.num_steps=3"], r"stages\.0"),
+        (["stages[0].fit.num_steps=3"], r"stages\.0"),
+        (["stages.see.fit.num_steps=-3"], r"stages\.see\.fit\.num_steps must be > 0, got -3"),
+        (["stages.see.tasks.rat=1"], r"stages\.see\.tasks must be of rate, .*, got 'rat'"),
+        (["stages.see.data=[{kind: manifest}]"], r"stages\.see\.data\[0\]: data\.path must be given"),
+        (["stages.see.lora.rank=0"], r"stages\.see\.lora\.rank and lora\.alpha must be >= 1"),
+        (["stages.see.name=look"], r"stages\.see\.name is 'look'; leave it out"),
+    ],
+)
+def test_a_refused_override_of_a_recipe_is_named_by_its_full_key(tmp_path, overrides, message):
+    with pytest.raises(ValueError, match=rf"recipe\.yaml: {message}"):
+        load_recipe(tmp_path, *overrides)
+
+
+def test_a_recipe_with_a_list_of_stages_is_told_how_to_write_them_now(tmp_path):
+    listed = RECIPE.replace("  see:\n", "  - name: see\n").replace("  score:\n", "  - name: score\n")
+    with pytest.raises(ValueError, match="stages must be a mapping, got a list; .* 'see:' in place of '- name: see'"):
+        load_recipe(tmp_path, text=listed)

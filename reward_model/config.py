@@ -235,10 +235,10 @@ def _with_key(message: str, key: str, section: type | None) -> str:
     """Return a section's message with the section's full key in front, joined to a field's name that it begins with."""
     if not key or message.startswith(f"{key}."):
         return message
-    above, _, last = key.rpartition(".")
+    last = re.sub(r"\[\d+\]$", "", key.rpartition(".")[2])
     first = re.split(r"[\s.\[:]", message)[0]
-    if above and message.startswith(f"{last}."):
-        return f"{above}.{message}"
+    if message.startswith(f"{last}."):
+        return f"{key}.{message.removeprefix(f'{last}.')}"
     named = dataclasses.is_dataclass(section) and first in {field.name for field in dataclasses.fields(section)}
     return f"{key}.{message}" if named else f"{key}: {message}"
 

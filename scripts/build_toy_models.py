@@ -48,9 +48,8 @@ def build_generator() -> None:
 def build_clips() -> None:
     """Pass labelled clips through the VAE, so that the judge meets the generator's look with known labels."""
     from generator_loop.pretrain import round_trip, wait_for_vae
-    from reward_model.datasets.readers import DataConfig
+    from reward_model.datasets.readers import DataConfig, open_source
     from reward_model.datasets.stored import store_clips
-    from reward_model.training.tasks.mixture import open_source
 
     if CLIPS.exists():
         return

@@ -1,4 +1,4 @@
-"""Clips of one size in one safetensors file, with their labels as metadata."""
+"""Storage of clips of one size in one safetensors file, with their labels as metadata."""
 
 from __future__ import annotations
 

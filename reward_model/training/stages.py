@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from reward_model.datasets.sources import Source
 from reward_model.judge.checkpoints.format import BASE_FOLDER
 from reward_model.judge.model import VideoJudge
 from reward_model.media.trained_range import widened
@@ -28,7 +29,7 @@ from reward_model.training.methods.sft import lesson_loss
 from reward_model.training.recipe import RecipeConfig, StageConfig
 from reward_model.training.selection import BestWeights
 from reward_model.training.start import add_layers, start_judge
-from reward_model.training.tasks.mixture import Source, clip_planner, open_mixture
+from reward_model.training.tasks.mixture import clip_planner, open_mixture
 from reward_model.training.tasks.rollout_prompts import ask, plan_questions
 from reward_model.training.tasks.supervised import (
     Lesson,

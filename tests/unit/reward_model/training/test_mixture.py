@@ -6,13 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from reward_model.datasets.readers import DataConfig
+from reward_model.datasets.readers import DataConfig, open_source
+from reward_model.datasets.sources import is_held_out
 from reward_model.media.video_io import write_video
 from reward_model.records import RatedClip, VideoPair, VideoQuestion
 from reward_model.training.fit import FitSettings
 from reward_model.training.recipe import StageConfig
 from reward_model.training.stages import draw_lessons
-from reward_model.training.tasks.mixture import clip_planner, is_held_out, open_mixture, open_source
+from reward_model.training.tasks.mixture import clip_planner, open_mixture
 from reward_model.training.tasks.supervised import choices_of, closed_lesson
 from tests.tiny_judge import build_judge
 

@@ -331,7 +331,7 @@ def test_the_same_seed_trains_the_same_judge(tmp_path):
 
 
 def test_rendered_training_clips_come_in_pairs_of_one_prompt_and_often_show_something_else():
-    from reward_model.training.tasks.mixture import open_source
+    from reward_model.datasets.readers import open_source
 
     clips = open_source(DataConfig(kind="moving_shapes"))(0, 40)
     assert all(a.prompt == b.prompt for a, b in zip(clips[::2], clips[1::2], strict=True))
@@ -484,7 +484,7 @@ def test_a_saved_recipe_loads_to_an_equal_one(tmp_path):
         (["stages[0].fit.num_steps=3"], r"stages\.0"),
         (["stages.see.fit.num_steps=-3"], r"stages\.see\.fit\.num_steps must be > 0, got -3"),
         (["stages.see.tasks.rat=1"], r"stages\.see\.tasks must be of rate, .*, got 'rat'"),
-        (["stages.see.data=[{kind: manifest}]"], r"stages\.see\.data\[0\]: data\.path must be given"),
+        (["stages.see.data=[{kind: manifest}]"], r"stages\.see\.data\[0\]\.path must be given"),
         (["stages.see.lora.rank=0"], r"stages\.see\.lora\.rank and lora\.alpha must be >= 1"),
         (["stages.see.name=look"], r"stages\.see\.name is 'look'; leave it out"),
     ],

@@ -122,8 +122,8 @@ class VideoQuestion:
     source_id: str
 
 
-Example = RatedClip | VideoPair | VideoQuestion
-"""What a source draws: a rated clip, a labelled pair, or a question with its answer."""
+Annotation = RatedClip | VideoPair | VideoQuestion
+"""A rated clip, a labelled pair, or a question with its answer: one item of labelled data."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from generator_loop.config import AnchorSettings
+from generator_loop.config import AnchorConfig
 from reward_model import read_manifest
 from reward_model.records import DIMENSIONS, RatedClip
 
@@ -90,7 +90,7 @@ def reanchor(current: Tensor, initial: Tensor) -> Affine:
     return Affine(offset=float(y.mean()) - slope * float(x.mean()), slope=slope)
 
 
-def read_anchors(settings: AnchorSettings) -> Anchors:
+def read_anchors(settings: AnchorConfig) -> Anchors:
     """Read labelled clips from `refresh.anchors.path`, or render them in the moving-shapes world.
 
     Args:

@@ -17,7 +17,7 @@ from reward_model.datasets.rendered import open_moving_shapes
 from reward_model.datasets.sources import Source, open_listed
 from reward_model.datasets.stored import load_clips
 from reward_model.datasets.video_r1 import read_video_r1, read_visionreward
-from reward_model.records import DIMENSIONS, Example
+from reward_model.records import DIMENSIONS, Annotation
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class Reader:
     fields: tuple[str, ...]
 
 
-def listed(read: Callable[[DataConfig], Sequence[Example]], *fields: str) -> Reader:
+def listed(read: Callable[[DataConfig], Sequence[Annotation]], *fields: str) -> Reader:
     """Return the reader of a file whose examples `read` lists; `fields` are those that it reads beside path."""
     return Reader(partial(_open_file, read), ("path", *fields))
 
 
-def _open_file(read: Callable[[DataConfig], Sequence[Example]], data: DataConfig, held_out: bool) -> Source:
+def _open_file(read: Callable[[DataConfig], Sequence[Annotation]], data: DataConfig, held_out: bool) -> Source:
     return open_listed(read(data), held_out=held_out, name=data.path)
 
 
@@ -51,7 +51,7 @@ def _open_rendered(data: DataConfig, held_out: bool) -> Source:
     )
 
 
-def _read_video_r1(data: DataConfig) -> list[Example]:
+def _read_video_r1(data: DataConfig) -> list[Annotation]:
     scale = (data.scale[0], data.scale[1]) if data.scale else None
     content = read_video_r1(data.path, scale=scale, folder=data.media or None)
     return [*content.clips, *content.pairs, *content.questions]

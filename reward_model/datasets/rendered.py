@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from reward_model.datasets.sources import Source, draw_listed
-from reward_model.records import Example, RatedClip, Video
+from reward_model.records import Annotation, RatedClip, Video
 from reward_model.toy_world import moving_shapes
 
 
@@ -61,5 +61,5 @@ def _render_pairs(
     return [rated_on(clip, dimensions) if dimensions else clip for clip in clips]
 
 
-def _draw_images(clips: Source, seed: int, num: int) -> list[Example]:
+def _draw_images(clips: Source, seed: int, num: int) -> list[Annotation]:
     return [middle_frame(clip) for clip in clips(seed, num) if isinstance(clip, RatedClip)]

@@ -7,14 +7,14 @@ import random
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from reward_model.records import Example, RatedClip, VideoPair
+from reward_model.records import Annotation, RatedClip, VideoPair
 
-Source = Callable[[int, int], Sequence[Example]]
+Source = Callable[[int, int], Sequence[Annotation]]
 """source(seed, num) -> examples that show about num clips, a pair counting as two; neighbouring clips share their prompt
 where the data has such clips. Equal arguments give equal examples."""
 
 
-def open_listed(examples: Sequence[Example], *, held_out: bool, name: str) -> Source:
+def open_listed(examples: Sequence[Annotation], *, held_out: bool, name: str) -> Source:
     """Return the source that draws from a list of examples.
 
     Args:
@@ -39,10 +39,10 @@ def is_held_out(source_id: str) -> bool:
     return hashlib.sha256(source_id.encode()).digest()[0] % 10 == 0
 
 
-def draw_listed(examples: Sequence[Example], seed: int, num: int) -> list[Example]:
+def draw_listed(examples: Sequence[Annotation], seed: int, num: int) -> list[Annotation]:
     """Draw neighbours two by two, or one labelled pair in place of two clips, until about `num` clips are shown."""
     rng = random.Random(seed)
-    drawn: list[Example] = []
+    drawn: list[Annotation] = []
     for _ in range((num + 1) // 2):
         start = rng.randrange(max(1, len(examples) - 1))
         if isinstance(examples[start], VideoPair):
@@ -52,6 +52,6 @@ def draw_listed(examples: Sequence[Example], seed: int, num: int) -> list[Exampl
     return drawn[:num]
 
 
-def _place(example: Example) -> tuple[str, str]:
+def _place(example: Annotation) -> tuple[str, str]:
     """Sort by kind, and clips of one prompt next to each other."""
     return type(example).__name__, (example.prompt or "") if isinstance(example, RatedClip) else ""

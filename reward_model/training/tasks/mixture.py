@@ -14,7 +14,7 @@ from reward_model.judge.model import VideoJudge
 from reward_model.media.frame_sampling import FramePolicy
 from reward_model.media.intake import plan_clip
 from reward_model.media.motion_encoders import encoder_of
-from reward_model.records import Clip, Example, Video
+from reward_model.records import Annotation, Clip, Video
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
@@ -24,7 +24,7 @@ def open_mixture(configs: Sequence[DataConfig], *, held_out: bool = False) -> So
     sources = [open_source(config, held_out=held_out) for config in configs]
     weights = [config.weight for config in configs]
 
-    def draw(seed: int, num: int) -> list[Example]:
+    def draw(seed: int, num: int) -> list[Annotation]:
         """Draw every pair of clips from one of the sections."""
         chosen = random.Random(seed).choices(range(len(sources)), weights, k=(num + 1) // 2)
         with torch.autocast("cpu", enabled=False):  # clips are what they are whatever precision the judge runs in

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
-from reward_model.rewards.base import Perturbed, Reward
+from reward_model.rewards.base import AnswerReward, Perturbed
 from reward_model.rewards.choice import choice
 from reward_model.rewards.compose import from_trl, to_trl, weighted
 from reward_model.rewards.format import format_reward
@@ -20,7 +20,7 @@ __all__ = [
     "REWARDS",
     "Perturbed",
     "RankingReward",
-    "Reward",
+    "AnswerReward",
     "RewardConfig",
     "absolute",
     "bell",
@@ -38,7 +38,7 @@ __all__ = [
     "weighted",
 ]
 
-REWARDS: Mapping[str, Callable[..., Reward]] = {
+REWARDS: Mapping[str, Callable[..., AnswerReward]] = {
     "format": format_reward,
     "absolute": absolute,
     "relative": relative,
@@ -78,9 +78,9 @@ class RewardConfig:
             raise ValueError(f"rewards: settings of {self.name!r}: {error}") from error
 
 
-def build_rewards(terms: Sequence[RewardConfig]) -> dict[str, Reward]:
+def build_rewards(terms: Sequence[RewardConfig]) -> dict[str, AnswerReward]:
     """Return kind of question -> the weighted sum of its terms; a name that is used again gets a number ("bell#2")."""
-    kinds: dict[str, dict[str, tuple[Reward, float]]] = {}
+    kinds: dict[str, dict[str, tuple[AnswerReward, float]]] = {}
     for term in terms:
         parts = kinds.setdefault(term.kind, {})
         same = sum(name.partition("#")[0] == term.name for name in parts)

@@ -28,7 +28,7 @@ class Perturbed:
     groups: Tensor
 
 
-class Reward(Protocol):
+class AnswerReward(Protocol):
     """A pure reward: N answers, their labels and the group [N] of each -> `RewardValues`.
 
     `groups[i]` is the id of the prompt that answer i was sampled for, unique over all processes; groups may be interleaved

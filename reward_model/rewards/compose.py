@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 
 from reward_model.records import Answer, Label, RewardValues
-from reward_model.rewards.base import Perturbed, Reward, values_of
+from reward_model.rewards.base import AnswerReward, Perturbed, values_of
 
 TrlReward = Callable[..., list[float | None]]
 """A reward function of trl."""
 
 
-def weighted(parts: Mapping[str, tuple[Reward, float]]) -> Reward:
+def weighted(parts: Mapping[str, tuple[AnswerReward, float]]) -> AnswerReward:
     """Return the weighted sum of rewards.
 
     Args:
@@ -78,7 +78,7 @@ def from_trl(
     conversational: bool = False,
     prompt_of: Callable[[int], Any] | None = None,
     columns_of: Callable[[Sequence[Label]], Mapping[str, list[Any]]] = label_columns,
-) -> Reward:
+) -> AnswerReward:
     """Turn a reward function of trl into a reward.
 
     Args:
@@ -121,7 +121,7 @@ def from_trl(
     return reward
 
 
-def to_trl(reward: Reward, *, read: Callable[[str, int, Label], Answer], name: str) -> TrlReward:
+def to_trl(reward: AnswerReward, *, read: Callable[[str, int, Label], Answer], name: str) -> TrlReward:
     """Turn a reward into a function for trl's `reward_funcs`.
 
     The function reads the columns `scores` (dimension -> label on the scale 1 to 5; entries that are None, as data sets fill

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from reward_model.records import Answer, Label, RewardValues
-from reward_model.rewards.base import Perturbed, Reward, check_variant, values_of
+from reward_model.rewards.base import AnswerReward, Perturbed, check_variant, values_of
 
 _BLOCKS = re.compile(r"<think>.*?</think>\s*<answer>.*?</answer>", re.DOTALL)
 
 
-def format_reward(*, variant: Literal["released", "corrected"] = "corrected") -> Reward:
+def format_reward(*, variant: Literal["released", "corrected"] = "corrected") -> AnswerReward:
     """Return the reward 1 for an answer of the asked form, else 0.
 
     Args:

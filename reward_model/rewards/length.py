@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from reward_model.records import Answer, Label, RewardValues
-from reward_model.rewards.base import Perturbed, Reward, values_of
+from reward_model.rewards.base import AnswerReward, Perturbed, values_of
 
 
-def length_bonus(*, low: int = 320, high: int = 512, gamma: float = 0.1) -> Reward:
+def length_bonus(*, low: int = 320, high: int = 512, gamma: float = 0.1) -> AnswerReward:
     """Return the reward of VQ-Insight's paper: `gamma` where `low` < length < `high`, else 0.
 
     Args:
@@ -42,8 +42,8 @@ def length_bonus(*, low: int = 320, high: int = 512, gamma: float = 0.1) -> Rewa
 
 
 def gated_length_bonus(
-    accuracy: Reward, *, low: int = 320, high: int = 512, gamma: float = 0.2, accuracy_floor: float = 0.1
-) -> Reward:
+    accuracy: AnswerReward, *, low: int = 320, high: int = 512, gamma: float = 0.2, accuracy_floor: float = 0.1
+) -> AnswerReward:
     """Return the reward of VQ-Insight's released code: `gamma` for accurate answers of the right length.
 
     Args:

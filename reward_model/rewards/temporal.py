@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 
 from reward_model.records import Answer, Label, RewardValues
-from reward_model.rewards.base import Perturbed, Reward, check_variant, group_mean, scores_of, values_of
+from reward_model.rewards.base import AnswerReward, Perturbed, check_variant, group_mean, scores_of, values_of
 
 
 def temporal_bonus(
-    accuracy: Reward,
+    accuracy: AnswerReward,
     *,
     variant: Literal["paper", "released", "corrected"] = "corrected",
     alpha: float = 0.3,
@@ -33,7 +33,7 @@ def temporal_bonus(
     accuracy_floor: float = 0.1,
     dimension: str = "motion_quality",
     margin: float = 0.2,
-) -> Reward:
+) -> AnswerReward:
     """Return VQ-Insight's temporal bonus: `alpha` or 0 for each answer.
 
     Args:
@@ -80,15 +80,15 @@ def temporal_bonus(
 
 
 def temporal_consistency(
-    accuracy: Reward,
+    accuracy: AnswerReward,
     *,
-    also: Reward | None = None,
+    also: AnswerReward | None = None,
     variant: Literal["november_2025", "summer_2025", "corrected"] = "corrected",
     threshold: float = 0.5,
     bonus: float = 0.3,
     dimension: str = "overall",
     margin: float = 0.2,
-) -> Reward:
+) -> AnswerReward:
     """Return VQAThinker's temporal consistency: `bonus` or 0 for each answer.
 
     Args:
@@ -138,7 +138,7 @@ def _required(perturbed: Perturbed | None) -> Perturbed:
     return perturbed
 
 
-def _measured(accuracy: Reward, perturbed: Perturbed) -> Tensor:
+def _measured(accuracy: AnswerReward, perturbed: Perturbed) -> Tensor:
     return accuracy(perturbed.answers, perturbed.labels, perturbed.groups).values
 
 

@@ -1,4 +1,4 @@
-"""The schema of a judge recipe: a mapping of stages, each trained from its data into a base or an adapter."""
+"""Schema of a judge recipe: a mapping of stages, each of which trains a base or an adapter on its data."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from reward_model.datasets.readers import DataConfig
 from reward_model.media.frame_sampling import FramePolicy
 from reward_model.media.motion_encoders import MotionConfig
 from reward_model.rewards import RewardConfig
-from reward_model.training.fit import FitSettings
-from reward_model.training.methods.grpo import GrpoSettings
+from reward_model.training.fit import FitConfig
+from reward_model.training.methods.grpo import AnswerGRPOConfig
 
-QUESTIONS = ("reason", "compare", "ask")
+ROLLOUT_TASKS = ("reason", "compare", "ask")
 TASKS = ("rate", "match", "describe", "reason", "compare", "ask")
 
 
@@ -43,14 +43,14 @@ class StageConfig:
     method: Literal["sft", "grpo"] = "sft"
     """sft teaches answers by likelihood, grpo lets the judge answer and learn from rewards."""
     tasks: dict[str, float]
-    """sft: task (rate, match, describe, reason, compare, ask) -> weight of its mean loss; grpo: kind of question (reason,
-    compare, ask) -> questions per clip of the batch."""
-    fit: FitSettings
+    """sft: task (rate, match, describe, reason, compare, ask) -> weight of its mean loss; grpo: task (reason, compare, ask)
+    -> rollout prompts per clip of the batch."""
+    fit: FitConfig
     """Steps, rates, batch."""
     add_layers: int = 0
     """Layers that the text model grows by when the stage begins; they need a stage that trains the base."""
     role: str | None = None
-    """Adapter that is trained; null trains the base itself."""
+    """Trained adapter; null trains the base itself."""
     train_motion: bool = False
     """Train the projector of motion tokens, which all roles share, beside the role; the base's training includes it."""
     lora: LoraConfig = LoraConfig()
@@ -58,10 +58,10 @@ class StageConfig:
     start: str | None = None
     """Role whose weights (and size) the adapter starts from, also where the judge has the role already; null goes on from the
     role as it is, or starts a new one at the base."""
-    grpo: GrpoSettings = GrpoSettings()
-    """grpo only: how answers are drawn and learned from."""
+    grpo: AnswerGRPOConfig = AnswerGRPOConfig()
+    """grpo only: rollout of answers and policy loss."""
     rewards: list[RewardConfig] = field(default_factory=list)
-    """grpo only: what answers are rewarded for."""
+    """grpo only: terms of the reward of answers."""
     task_share: dict[str, float] = field(default_factory=dict)
     """Task -> share of the batch's clips that carry it (default 1); compare: pairs per clip (default 0.5)."""
     reasoned_scores: Literal["label", "own"] = "label"
@@ -94,15 +94,15 @@ class StageConfig:
             raise ValueError("reasoned_scores=own needs method sft with the tasks rate and reason")
         if self.method == "grpo":
             self._check_grpo()
-        elif self.rewards or self.grpo != GrpoSettings():
+        elif self.rewards or self.grpo != AnswerGRPOConfig():
             raise ValueError("method sft reads neither rewards nor grpo; drop them, or set method=grpo")
 
     def _check_grpo(self) -> None:
         kinds = {reward.kind for reward in self.rewards}
         if self.role is None:
             raise ValueError("method grpo trains an adapter; name its role")
-        if set(self.tasks) - set(QUESTIONS) or self.task_share:
-            raise ValueError(f"tasks of method grpo must be of {', '.join(QUESTIONS)}, without task_share")
+        if set(self.tasks) - set(ROLLOUT_TASKS) or self.task_share:
+            raise ValueError(f"tasks of method grpo must be of {', '.join(ROLLOUT_TASKS)}, without task_share")
         if set(self.tasks) != kinds:
             raise ValueError(f"rewards must cover the tasks: it asks {sorted(self.tasks)}, but rewards {sorted(kinds)}")
 
@@ -153,7 +153,7 @@ class RecipeConfig:
     seed: int = 0
     """Seed of initial weights, data and order."""
     trained_on: str
-    """One phrase that warns users what the judge was trained on."""
+    """One phrase that tells users the judge's training data."""
 
     def __post_init__(self) -> None:
         """Check that exactly one start is given, and name the stages by their keys."""

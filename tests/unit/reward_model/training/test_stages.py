@@ -498,3 +498,13 @@ def test_a_recipe_with_a_list_of_stages_is_told_how_to_write_them_now(tmp_path):
     listed = RECIPE.replace("  see:\n", "  - name: see\n").replace("  score:\n", "  - name: score\n")
     with pytest.raises(ValueError, match="stages must be a mapping, got a list; .* 'see:' in place of '- name: see'"):
         load_recipe(tmp_path, text=listed)
+
+
+def test_a_stage_whose_replacement_was_killed_is_found_again_and_not_trained_anew(tmp_path, monkeypatch):
+    plan = [stage("see", tasks={"rate": 1.0})]
+    stages.run_recipe(recipe(tmp_path, plan))
+    place = tmp_path / "stages" / "00-see"
+    place.rename(place.with_name(".replaced-00-see"))
+    monkeypatch.setattr(stages, "run_stage", lambda *_, **__: pytest.fail("the stage was trained again"))
+    stages.run_recipe(recipe(tmp_path, plan))
+    assert (place / "done.json").exists()

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
+import types
+import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,36 +40,30 @@ def load_config(
         The checked settings.
 
     Raises:
-        ValueError: Unreadable YAML, unknown key, wrong type, value out of range, or missing required field; the message
-            names the file and the key.
+        ValueError: Unreadable YAML, malformed override, unknown key, wrong type, value out of range, or missing required
+            field; the message names the file and the key.
     """
-    import yaml  # type: ignore[import-untyped]
-    from omegaconf import DictConfig, OmegaConf
+    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     source = str(path) if path is not None else "command line"
     try:
-        written = OmegaConf.load(path) if path is not None else OmegaConf.create({})
-    except FileNotFoundError:
-        raise ValueError(f"config file {source} does not exist; configs/ holds the recipes") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"{source} is not valid YAML: {error}") from error
-    if not isinstance(written, DictConfig):
-        raise ValueError(f"{source} must hold a mapping of sections, got a {type(written).__name__}")
-    try:
-        raw = OmegaConf.merge(written, OmegaConf.from_dotlist(_checked_overrides(overrides)))
-        found = OmegaConf.to_object(_merge(schema, raw, variants or {}))
+        written = {} if path is None else _read_yaml(path)
+        for item in overrides:
+            written = _overlaid(written, _parse_override(item))
+        _check_kinds(schema, written, "")
+        config = _build(_merge(schema, OmegaConf.create(written), variants or {}))
     except OmegaConfBaseException as error:
         raise ValueError(f"{source}: {_explain(error)}") from error
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
-    assert isinstance(found, schema)
-    return found
+    assert isinstance(config, schema)
+    return config
 
 
 def to_yaml(config: Any) -> str:
     """Return a loaded config as YAML that `load_config` reads back to an equal one."""
-    import yaml
+    import yaml  # type: ignore[import-untyped]
 
     return yaml.safe_dump(plain(config), sort_keys=False, width=120)
 
@@ -91,11 +88,90 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def _checked_overrides(overrides: Sequence[str]) -> list[str]:
-    for item in overrides:
-        if not item.partition("=")[1] or not item.partition("=")[0]:
-            raise ValueError(f"override {item!r} must look like section.key=value")
-    return list(overrides)
+def _read_yaml(path: str | Path) -> dict[Any, Any]:
+    """Return the mapping that a YAML file holds, as plain containers."""
+    import yaml
+    from omegaconf import DictConfig, OmegaConf
+
+    try:
+        content = OmegaConf.load(path)
+    except FileNotFoundError:
+        raise ValueError("config file does not exist; configs/ holds the recipes") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"not valid YAML: {error}") from error
+    except OSError as error:  # a folder, an unreadable file, or a bare number, which omegaconf reports so
+        raise ValueError(f"must be a file that holds a mapping of sections ({error})") from error
+    if not isinstance(content, DictConfig):
+        raise ValueError("must hold a mapping of sections, got a list")
+    plain_content: Any = OmegaConf.to_container(content)
+    return plain_content
+
+
+_OVERRIDE_KEY = re.compile(r"[^\s.=\[\]]+(\.[^\s.=\[\]]+|\[[^\s.=\[\]]+\])*")
+
+
+def _parse_override(item: str) -> Any:
+    """Return the nested mapping of one "section.key=value"."""
+    import yaml
+    from omegaconf import OmegaConf
+
+    key, equals, _ = item.partition("=")
+    if not equals or not _OVERRIDE_KEY.fullmatch(key):
+        raise ValueError(f"override {item!r} must look like section.key=value")
+    try:
+        return OmegaConf.to_container(OmegaConf.from_dotlist([item]))
+    except yaml.YAMLError as error:
+        raise ValueError(f"the value of override {item!r} is not valid YAML: {error}") from error
+
+
+def _overlaid(base: Any, over: Any) -> Any:
+    """Return `base` with the entries of `over` put in; anything but a mapping over a mapping replaces it as a whole."""
+    if not isinstance(base, dict) or not isinstance(over, dict):
+        return over
+    return base | {key: _overlaid(base.get(key), value) for key, value in over.items()}
+
+
+def _check_kinds(hint: Any, value: Any, key: str) -> None:
+    """Refuse a mapping, list or single value where the schema's type asks for another of the three."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        inner = [other for other in typing.get_args(hint) if other is not types.NoneType]
+        hint = inner[0] if len(inner) == 1 else Any
+    expected = _kind_of_type(hint)
+    if expected is None or value is None or (isinstance(value, str) and "${" in value):
+        return
+    got = "mapping" if isinstance(value, dict) else "list" if isinstance(value, list) else "single value"
+    if got != expected:
+        raise ValueError(f"{key} must be a {expected}, got a {got}{_advice(expected, value, key)}")
+    if dataclasses.is_dataclass(hint):
+        hints = typing.get_type_hints(hint)
+        for name, item in value.items():
+            _check_kinds(hints.get(name, Any), item, f"{key}.{name}" if key else str(name))
+    elif expected == "mapping":
+        for name, item in value.items():
+            _check_kinds((*typing.get_args(hint), Any, Any)[1], item, f"{key}.{name}")
+    elif expected == "list":
+        for number, item in enumerate(value):
+            _check_kinds((*typing.get_args(hint), Any)[0], item, f"{key}[{number}]")
+
+
+def _kind_of_type(hint: Any) -> str | None:
+    """Return "mapping", "list" or "single value", as a field of this type is written; None for `Any`."""
+    if hint is Any:
+        return None
+    kind = typing.get_origin(hint) or hint
+    if dataclasses.is_dataclass(kind) or kind is dict:
+        return "mapping"
+    return "list" if kind in (list, tuple) else "single value"
+
+
+def _advice(expected: str, value: Any, key: str) -> str:
+    """Return the next move for the two likely mistakes, else nothing."""
+    if expected == "list" and isinstance(value, dict):
+        return f"; an override gives a list as a whole: {key}=[...]"
+    first = value[0] if isinstance(value, list) and value else None
+    if expected == "mapping" and isinstance(first, dict) and "name" in first:
+        return f"; write each item by its name: '{first['name']}:' in place of '- name: {first['name']}'"
+    return ""
 
 
 def _merge(schema: type, raw: Any, variants: Variants) -> Any:
@@ -104,11 +180,11 @@ def _merge(schema: type, raw: Any, variants: Variants) -> Any:
 
     typed = OmegaConf.structured(schema)
     for field in dataclasses.fields(schema):
-        choices, value = variants.get(field.name), raw.get(field.name)
-        if choices is None or not isinstance(value, DictConfig):
+        if field.name not in variants or field.name not in raw:
             continue
+        choices, value = variants[field.name], raw[field.name]
         default = None if field.default_factory is dataclasses.MISSING else field.default_factory()
-        if default == {}:
+        if default == {} and isinstance(value, DictConfig):
             for name in list(value):
                 value[name] = _variant(choices, value[name], key=f"{field.name}.{name}", default=None)
             continue
@@ -122,15 +198,49 @@ def _variant(choices: Mapping[str, type], value: Any, *, key: str, default: Any)
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    if not isinstance(value, DictConfig) or ("name" not in value and default is None):
+    if not isinstance(value, DictConfig):
+        raise ValueError(f"{key} must be a mapping with the key name, one of {', '.join(sorted(choices))}")
+    if "name" not in value and default is None:
         raise ValueError(f"{key}.name is missing; expected one of {', '.join(sorted(choices))}")
     name = str(value["name"]) if "name" in value else default.name
     if name not in choices:
         raise ValueError(f"{key}.name is {name!r}{did_you_mean(name, list(choices))}")
+    _check_kinds(choices[name], OmegaConf.to_container(value), key)
     try:
         return OmegaConf.merge(OmegaConf.structured(choices[name]), value)
     except OmegaConfBaseException as error:
         raise ValueError(f"{key}.{_explain(error)}") from error
+
+
+def _build(config: Any, key: str = "") -> Any:
+    """Return the dataclass, mapping or list of a typed config; the message of a refused section starts with its key."""
+    from omegaconf import ListConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        return OmegaConf.to_object(config)
+    except OmegaConfBaseException:
+        raise
+    except ValueError as error:
+        entries = range(len(config)) if isinstance(config, ListConfig) else list(config)
+        for name in entries:
+            if OmegaConf.is_config(config[name]):
+                _build(
+                    config[name], f"{key}[{name}]" if isinstance(config, ListConfig) else f"{key}.{name}".lstrip(".")
+                )
+        raise ValueError(_with_key(str(error), key, OmegaConf.get_type(config))) from error
+
+
+def _with_key(message: str, key: str, section: type | None) -> str:
+    """Return a section's message with the section's full key in front, joined to a field's name that it begins with."""
+    if not key or message.startswith(f"{key}."):
+        return message
+    last = re.sub(r"\[\d+\]$", "", key.rpartition(".")[2])
+    first = re.split(r"[\s.\[:]", message)[0]
+    if message.startswith(f"{last}."):
+        return f"{key}.{message.removeprefix(f'{last}.')}"
+    named = dataclasses.is_dataclass(section) and first in {field.name for field in dataclasses.fields(section)}
+    return f"{key}.{message}" if named else f"{key}: {message}"
 
 
 def _explain(error: Any) -> str:

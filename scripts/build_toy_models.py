@@ -1,7 +1,7 @@
 """Trains the embedded models from scratch: python scripts/build_toy_models.py [PART ...] [--install].
 
 Parts, each skipped when finished: vae, clips, generator, audit (one core, in this order) and judge (another core).
-Without a part, two processes of one thread each train everything. `--install` copies what is finished, rounded to
+Without a part, two processes of one thread each train everything. `--install` copies finished models, rounded to
 16 bits, into the packages' assets with its provenance. Working files stand in build/toy; all seeds are fixed.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import shutil
 import subprocess
 import sys
@@ -46,18 +45,17 @@ def build_generator() -> None:
 
 
 def build_clips() -> None:
-    """Pass labelled clips through the VAE, so that the judge meets the generator's look with known labels."""
+    """Pass labelled clips through the VAE: the judge then meets the generator's look with known labels."""
     from generator_loop.pretrain import round_trip, wait_for_vae
-    from reward_model.datasets.readers import DataConfig
+    from reward_model.datasets.readers import DataConfig, open_source
     from reward_model.datasets.stored import store_clips
-    from reward_model.training.tasks.mixture import open_source
+    from reward_model.files import write_beside
 
     if CLIPS.exists():
         return
     known = open_source(DataConfig(kind="moving_shapes"))(CLIPS_SEED, NUM_CLIPS)
-    beside = CLIPS.with_suffix(".part")
-    store_clips(beside, round_trip(wait_for_vae(VAE), known))
-    os.replace(beside, CLIPS)
+    clips = round_trip(wait_for_vae(VAE), known)
+    write_beside(CLIPS, lambda beside: store_clips(beside, clips))
 
 
 def build_judge() -> None:
@@ -67,7 +65,7 @@ def build_judge() -> None:
     from reward_model.training.stages import run_recipe
 
     config = load_config(RecipeConfig, "configs/judge/toy.yaml")
-    needs_clips = [any(data.kind == "stored" for data in stage.data) for stage in config.stages]
+    needs_clips = [any(data.kind == "stored" for data in stage.data) for stage in config.stages.values()]
     run_recipe(config, num_stages=needs_clips.index(True))
     while not CLIPS.exists():
         time.sleep(5)
@@ -84,7 +82,7 @@ def build_audit() -> None:
 
 
 def install(part: str) -> None:
-    """Copy a finished model into its package, in 16 bits, with what it was made by."""
+    """Copy a finished model into its package, in 16 bits, with its provenance."""
     source, target = ASSETS[part]
     if not source.exists():
         raise FileNotFoundError(f"{source} is not there; build it first: python scripts/build_toy_models.py {part}")

@@ -1,1 +1,1 @@
-"""Rated clips: the embedded world of moving shapes and the oracle that measures it."""
+"""Labelled data for judges: readers of annotation files, rendered clips, and the sources that training draws from."""

@@ -1,4 +1,4 @@
-"""Rated natural images and videos as published: KonIQ-10k, LSVQ, and VQAThinker's training and test files.
+"""Readers of rated natural images and videos as published: KonIQ-10k, LSVQ, and VQAThinker's training and test files.
 
 All ratings are mean opinions of a whole picture or clip, so they become `overall`, mapped linearly from the file's own
 scale to quality in [0, 1]. Other files are read by `base.read_manifest` with a column map. Splits that the authors made
@@ -25,10 +25,10 @@ LSVQ_SCALE = (0.0, 100.0)
 """The means in the files run from 2.4 to 91.4."""
 
 VQATHINKER_SCALE = (1.0, 5.0)
-"""As the question in its training rows states."""
+"""As the question in its training records states."""
 
 Scale = tuple[float, float]
-Row = Mapping[str, object]
+Record = Mapping[str, object]
 
 
 def read_koniq(path: str | Path, *, images: str | Path | None = None, split: str | None = None) -> list[RatedClip]:
@@ -44,10 +44,10 @@ def read_koniq(path: str | Path, *, images: str | Path | None = None, split: str
         split: "training", "validation" or "test" of the list of sets (7,058, 1,000 and 2,015 images); None takes all.
 
     Returns:
-        One clip of one frame a row, `overall` mapped from `KONIQ_SCALE`.
+        One clip of one frame per record, `overall` mapped from `KONIQ_SCALE`.
 
     Raises:
-        ValueError: if the file is neither, has no sets where a split is asked for, or a row is malformed.
+        ValueError: The file is neither, has no sets where a split is asked for, or a record is malformed.
 
     Source: metadata/koniq10k_distributions_sets.csv in subpic/koniq at 1c27157 (image_name, c1 to c5, c_total, MOS, SD,
     set); for the other file's image_name, MOS_zscore and folder: folders.py in SSL92/hyperIQA at 3c4fe13 and
@@ -64,18 +64,18 @@ def read_lsvq(path: str | Path, *, videos: str | Path | None = None, split: str 
     """Read LSVQ: labels_train_test.csv or labels_test_1080p.csv (3,573 videos).
 
     Args:
-        path: one of the files, or a copy of it with fewer columns or rows.
+        path: one of the files, or a copy of it with fewer columns or lines.
         videos: folder of the videos; by default the file's own. Names such as yfcc-batch1/722 are paths below it
             without ".mp4".
         split: "train" or "test" by the column "is_test"; None takes all.
 
     Returns:
-        One clip a row, `overall` mapped from `LSVQ_SCALE`.
+        One clip per record, `overall` mapped from `LSVQ_SCALE`.
 
     Raises:
-        ValueError: if the file has other columns, no "is_test" where a split is asked for, or a row is malformed.
+        ValueError: The file has other columns, no "is_test" where a split is asked for, or a record is malformed.
 
-    Source: README.md and json/LSVQ.json in baidut/PatchVQ at 8062f90 (name, mos, is_test); rows of
+    Source: README.md and json/LSVQ.json in baidut/PatchVQ at 8062f90 (name, mos, is_test); records of
     data/LSVQ_whole_test.csv in sunwei925/SimpleVQA at 757de37 (is_test as True and False) and of
     data/labels_test_1080p.csv in GZHU-DVL/AttackVQA at d5b6a8f.
     """
@@ -83,7 +83,7 @@ def read_lsvq(path: str | Path, *, videos: str | Path | None = None, split: str 
 
 
 def read_vqathinker(path: str | Path, *, videos: str | Path | None = None) -> list[RatedClip]:
-    """Read VQAThinker's training rows: a video, a question and its mean opinion as the answer.
+    """Read VQAThinker's training records: a video, a question and its mean opinion as the answer.
 
     Args:
         path: .jsonl with the fields id, dataset_name, image (a path, or a list of one) and conversations (question,
@@ -91,19 +91,19 @@ def read_vqathinker(path: str | Path, *, videos: str | Path | None = None) -> li
         videos: folder of the videos; by default the file's own.
 
     Returns:
-        One clip a row, `overall` mapped from `VQATHINKER_SCALE`; `facts` names the dataset.
+        One clip per record, `overall` mapped from `VQATHINKER_SCALE`; `facts` names the dataset.
 
     Raises:
-        ValueError: if a row has other fields, several videos, or an answer that is no number on the scale.
+        ValueError: A record has other fields, several videos, or an answer that is no number on the scale.
 
-    Source: README.md (example rows) and train/src/open-r1-multimodal/src/open_r1/grpo_jsonl.py in clh124/VQAThinker at
+    Source: README.md (example records) and train/src/open-r1-multimodal/src/open_r1/grpo_jsonl.py in clh124/VQAThinker at
     ee47a40.
     """
     folder = Path(path).parent if videos is None else Path(videos)
     clips = []
-    for number, row in enumerate(read_records(path), start=1):
-        place = f"{path}, row {number}"
-        image, turns = row.get("image"), row.get("conversations")
+    for number, record in enumerate(read_records(path), start=1):
+        place = f"{path}, record {number}"
+        image, turns = record.get("image"), record.get("conversations")
         names = image if isinstance(image, list) else [image]
         if len(names) != 1 or not isinstance(names[0], str) or not names[0]:
             raise ValueError(f"{place}: 'image' must be one path, got {image!r}")
@@ -111,7 +111,7 @@ def read_vqathinker(path: str | Path, *, videos: str | Path | None = None) -> li
             raise ValueError(f"{place}: 'conversations' must be a question and an answer, got {turns!r}")
         answer = re.sub(r"</?answer>", "", str(turns[1].get("value", "")))
         quality = {"overall": to_quality(answer, VQATHINKER_SCALE, place)}
-        facts = {"dataset": row["dataset_name"]} if "dataset_name" in row else {}
+        facts = {"dataset": record["dataset_name"]} if "dataset_name" in record else {}
         clips.append(RatedClip(folder / names[0], None, quality, names[0], facts))
     return clips
 
@@ -119,7 +119,7 @@ def read_vqathinker(path: str | Path, *, videos: str | Path | None = None) -> li
 def read_vqathinker_test(path: str | Path, *, scale: Scale, videos: str | Path | None = None) -> list[RatedClip]:
     """Read one of VQAThinker's ten test sets.
 
-    Several rows of the HFR, Waterloo and CGVDS sets show one source, whose name only the set's authors' rules tell; do
+    Several records of the HFR, Waterloo and CGVDS sets show one source, whose name only the set's authors' rules tell; do
     not split these sets.
 
     Args:
@@ -129,25 +129,25 @@ def read_vqathinker_test(path: str | Path, *, scale: Scale, videos: str | Path |
         videos: folder of the videos; by default the file's own.
 
     Returns:
-        One clip a row, `overall` mapped from `scale`.
+        One clip per record, `overall` mapped from `scale`.
 
     Raises:
-        ValueError: if the file or a row is not as described, or a rating is outside the scale.
+        ValueError: The file or a record is not as described, or a rating is outside the scale.
 
     Source: test/json_files/*.json in clh124/VQAThinker at ee47a40, all ten.
     """
     folder = Path(path).parent if videos is None else Path(videos)
     content = read_json(path)
-    rows = content.get("annotations") if isinstance(content, dict) else None
-    if not isinstance(rows, list) or not rows:
+    records = content.get("annotations") if isinstance(content, dict) else None
+    if not isinstance(records, list) or not records:
         raise ValueError(f"{path}: expected an object with a list 'annotations'")
     clips = []
-    for number, row in enumerate(rows, start=1):
+    for number, record in enumerate(records, start=1):
         place = f"{path}, annotation {number}"
-        name = row.get("image_id") if isinstance(row, dict) else None
-        if not isinstance(name, str) or not name or row.get("ann_type") != "score":
-            raise ValueError(f"{place}: expected 'image_id' and 'ann_type': 'score', got {row!r}")
-        clips.append(RatedClip(folder / name, None, {"overall": to_quality(row.get("score"), scale, place)}, name))
+        name = record.get("image_id") if isinstance(record, dict) else None
+        if not isinstance(name, str) or not name or record.get("ann_type") != "score":
+            raise ValueError(f"{place}: expected 'image_id' and 'ann_type': 'score', got {record!r}")
+        clips.append(RatedClip(folder / name, None, {"overall": to_quality(record.get("score"), scale, place)}, name))
     return clips
 
 
@@ -161,7 +161,7 @@ def read_json(path: str | Path) -> object:
         Its content.
 
     Raises:
-        ValueError: if there is no such file, or it is malformed.
+        ValueError: There is no such file, or it is malformed.
     """
     path = Path(path)
     if not path.is_file():
@@ -178,13 +178,13 @@ def to_quality(rating: object, scale: Scale, place: str) -> float:
     Args:
         rating: a number, or its text.
         scale: lowest and highest rating.
-        place: file and row, for the message.
+        place: file and record, for the message.
 
     Returns:
         0 for the lowest, 1 for the highest rating.
 
     Raises:
-        ValueError: if it is no number or outside the scale.
+        ValueError: It is no number or outside the scale.
     """
     low, high = scale
     if not low < high:
@@ -206,30 +206,30 @@ def _read(
     *,
     folder: str | Path | None,
     split: str | None,
-    split_of: Callable[[Row], str | None],
+    split_of: Callable[[Record], str | None],
     suffix: str = "",
 ) -> list[RatedClip]:
-    """Read a CSV file by two of its columns; keep the rows of a split and put names into a folder."""
+    """Read a CSV file by two of its columns; keep the records of a split and put names into a folder."""
     columns = {"video": name, "source_id": name, "overall": f"{score}[{scale[0]:g},{scale[1]:g}]"}
     clips = []
-    for clip, row in zip(read_manifest(path, columns=columns), read_records(path), strict=True):
-        own = split_of(row)
+    for clip, record in zip(read_manifest(path, columns=columns), read_records(path), strict=True):
+        own = split_of(record)
         if split is None or own == split:
             video = (Path(path).parent if folder is None else Path(folder)) / f"{clip.source_id}{suffix}"
             clips.append(replace(clip, video=video, facts={} if own is None else {"split": own}))
     if not clips:
-        raise ValueError(f"{path}: no row of split {split!r}; is it a file without splits?")
+        raise ValueError(f"{path}: no record of split {split!r}; is it a file without splits?")
     return clips
 
 
-def _koniq_set(row: Row) -> str | None:
-    return str(row["set"]) if "set" in row else None
+def _koniq_set(record: Record) -> str | None:
+    return str(record["set"]) if "set" in record else None
 
 
-def _lsvq_set(row: Row) -> str | None:
-    if "is_test" not in row:
+def _lsvq_set(record: Record) -> str | None:
+    if "is_test" not in record:
         return None
-    value = str(row["is_test"])
+    value = str(record["is_test"])
     if value not in ("True", "False"):
         raise ValueError(f"LSVQ: 'is_test' must be True or False, got {value!r}")
     return "test" if value == "True" else "train"

@@ -1,59 +1,88 @@
-"""The data sections of a recipe and the readers behind them, by kind."""
+"""The data sections of a recipe and the one table of readers behind them.
+
+A further reader is one file of this folder and one entry of `READERS`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import partial
 
+from reward_model.config import did_you_mean
 from reward_model.datasets.base import read_manifest, read_pairs
 from reward_model.datasets.natural import read_koniq, read_lsvq, read_vqathinker
+from reward_model.datasets.rendered import open_moving_shapes
+from reward_model.datasets.sources import Source, open_listed
 from reward_model.datasets.stored import load_clips
 from reward_model.datasets.video_r1 import read_video_r1, read_visionreward
 from reward_model.records import DIMENSIONS, Annotation
 
-LISTED: Mapping[str, Callable[[DataConfig], Sequence[Annotation]]] = {
-    "stored": lambda data: load_clips(data.path),
-    "manifest": lambda data: read_manifest(data.path, columns=data.columns or None),
-    "pairs": lambda data: read_pairs(data.path, columns=data.columns or None),
-    "koniq": lambda data: read_koniq(data.path, images=data.media or None, split=data.split or None),
-    "lsvq": lambda data: read_lsvq(data.path, videos=data.media or None, split=data.split or None),
-    "vqathinker": lambda data: read_vqathinker(data.path, videos=data.media or None),
-    "video_r1": lambda data: _all_rows(data),
-    "visionreward": lambda data: read_visionreward(data.path, videos=data.media or None),
+
+@dataclass(frozen=True)
+class Reader:
+    """One kind of data.
+
+    `open(data, held_out)` returns the source of its training or of its held-out examples; `fields` are those of
+    `DataConfig` that it reads beside kind and weight. A reader of "path" needs one.
+    """
+
+    open: Callable[[DataConfig, bool], Source]
+    fields: tuple[str, ...]
+
+
+def listed(read: Callable[[DataConfig], Sequence[Annotation]], *fields: str) -> Reader:
+    """Return the reader of a file whose examples `read` lists; `fields` are those that it reads beside path."""
+    return Reader(partial(_open_file, read), ("path", *fields))
+
+
+def _open_file(read: Callable[[DataConfig], Sequence[Annotation]], data: DataConfig, held_out: bool) -> Source:
+    return open_listed(read(data), held_out=held_out, name=data.path)
+
+
+def _open_rendered(data: DataConfig, held_out: bool) -> Source:
+    return open_moving_shapes(
+        clean_share=data.clean_share,
+        images=data.images,
+        num_clips=data.num_clips,
+        dimensions=data.dimensions,
+        held_out=held_out,
+    )
+
+
+def _read_video_r1(data: DataConfig) -> list[Annotation]:
+    scale = (data.scale[0], data.scale[1]) if data.scale else None
+    content = read_video_r1(data.path, scale=scale, folder=data.media or None)
+    return [*content.clips, *content.pairs, *content.questions]
+
+
+READERS: dict[str, Reader] = {
+    "moving_shapes": Reader(_open_rendered, ("clean_share", "images", "num_clips", "dimensions")),
+    "stored": listed(lambda data: load_clips(data.path)),
+    "manifest": listed(lambda data: read_manifest(data.path, columns=data.columns or None), "columns"),
+    "pairs": listed(lambda data: read_pairs(data.path, columns=data.columns or None), "columns"),
+    "koniq": listed(
+        lambda data: read_koniq(data.path, images=data.media or None, split=data.split or None), "media", "split"
+    ),
+    "lsvq": listed(
+        lambda data: read_lsvq(data.path, videos=data.media or None, split=data.split or None), "media", "split"
+    ),
+    "vqathinker": listed(lambda data: read_vqathinker(data.path, videos=data.media or None), "media"),
+    "video_r1": listed(_read_video_r1, "media", "scale"),
+    "visionreward": listed(lambda data: read_visionreward(data.path, videos=data.media or None), "media"),
 }
 """Kind of data -> its reader."""
-
-
-def _all_rows(data: DataConfig) -> list[Annotation]:
-    low_high = (data.scale[0], data.scale[1]) if data.scale else None
-    rows = read_video_r1(data.path, scale=low_high, folder=data.media or None)
-    return [*rows.clips, *rows.pairs, *rows.questions]
-
-
-_PUBLISHED = ("koniq", "lsvq", "vqathinker", "video_r1", "visionreward")
-
-
-_READ_BY = {
-    "media": _PUBLISHED,
-    "split": ("koniq", "lsvq"),
-    "scale": ("video_r1",),
-    "columns": ("manifest", "pairs"),
-    "images": ("moving_shapes",),
-    "num_clips": ("moving_shapes",),
-    "dimensions": ("moving_shapes",),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Where rated clips come from."""
 
-    kind: Literal[
-        "moving_shapes", "stored", "manifest", "pairs", "koniq", "lsvq", "vqathinker", "video_r1", "visionreward"
-    ]
-    """moving_shapes renders clips without end; all others read a file: stored one of `training.sources.store_clips`,
-    manifest (rated clips) and pairs an annotation file through `columns`, the rest the published form of that name."""
+    kind: str
+    """One of `READERS`: moving_shapes renders clips without end, all others read a file: stored one of
+    `datasets.stored.store_clips`, manifest (rated clips) and pairs an annotation file through `columns`, the rest the
+    published form of that name."""
     path: str = ""
     """The file; not for moving_shapes."""
     media: str = ""
@@ -65,25 +94,26 @@ class DataConfig:
     columns: dict[str, str] = field(default_factory=dict)
     """manifest and pairs only: our name -> the file's column (see datasets.base)."""
     clean_share: float = 0.25
-    """moving_shapes only: share of clips without defects; more teach what is seen, fewer what is wrong with it."""
+    """moving_shapes only: share of clips without defects; raising it teaches more of what a clip shows, less of its faults."""
     images: bool = False
     """moving_shapes only: the middle frame of each clip, rated on visual quality alone, in the clip's place."""
     num_clips: int = 0
     """moving_shapes only: train on that many clips over and over, as where annotations are few; 0 renders without end."""
     dimensions: list[str] = field(default_factory=list)
-    """moving_shapes only: what clips are rated on, all that it can be where empty; other files say so by their columns."""
+    """moving_shapes only: dimensions that clips are rated on; empty takes all. Other files say so by their columns."""
     weight: float = 1.0
     """Share of a batch relative to the other data of the stage."""
 
     def __post_init__(self) -> None:
-        """Check that files are named where they are needed, and only there."""
-        if (self.kind == "moving_shapes") == bool(self.path):
-            raise ValueError(
-                f"data.path must be given for all kinds but moving_shapes, got {self.path!r} ({self.kind})"
-            )
-        for name, kinds in _READ_BY.items():
-            if getattr(self, name) and self.kind not in kinds:
+        """Check the kind, that its reader reads every setting that is given, and ranges."""
+        if self.kind not in READERS:
+            raise ValueError(f"data.kind is {self.kind!r}{did_you_mean(self.kind, list(READERS))}")
+        for name in self._given():
+            if name not in READERS[self.kind].fields:
+                kinds = [kind for kind, reader in READERS.items() if name in reader.fields]
                 raise ValueError(f"data.{name} is read for {', '.join(kinds)} only, got it with {self.kind}")
+        if "path" in READERS[self.kind].fields and not self.path:
+            raise ValueError(f"data.path must be given for {self.kind}")
         if self.scale and len(self.scale) != 2:
             raise ValueError(f"data.scale must be two numbers, got {self.scale}")
         if unknown := sorted(set(self.dimensions) - set(DIMENSIONS)):
@@ -94,3 +124,25 @@ class DataConfig:
             raise ValueError(f"data.weight must be > 0, got {self.weight}")
         if self.num_clips < 0 or self.num_clips == 1:
             raise ValueError(f"data.num_clips must be 0 or at least 2, got {self.num_clips}")
+
+    def _given(self) -> list[str]:
+        """Return the names of the settings, kind and weight aside, that differ from their defaults."""
+        options = [item for item in dataclasses.fields(self) if item.name not in ("kind", "weight")]
+        return [item.name for item in options if getattr(self, item.name) not in (item.default, [], {})]
+
+
+def open_source(config: DataConfig, *, held_out: bool = False) -> Source:
+    """Return the source that a data section names.
+
+    Args:
+        config: the section.
+        held_out: draw examples that training never sees: scenes held out by `moving_shapes.split`, or, of listed examples,
+            the tenth of the sources that `is_held_out` names.
+
+    Returns:
+        The source.
+
+    Raises:
+        ValueError: Nothing is left on the asked side of the split.
+    """
+    return READERS[config.kind].open(config, held_out)

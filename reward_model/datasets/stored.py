@@ -1,4 +1,4 @@
-"""Clips of one size in one safetensors file, with their labels as metadata."""
+"""Storage of clips of one size in one safetensors file, with their labels as metadata."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def store_clips(path: str | Path, clips: Sequence[RatedClip]) -> None:
 
     Args:
         path: file to write.
-        clips: clips whose video is in memory, all of one shape and rate.
+        clips: with their videos in memory, all of one shape.
 
     Raises:
-        ValueError: a clip is a path or differs in shape.
+        ValueError: A clip is a path or differs in shape.
     """
     from safetensors.torch import save_file
 
@@ -28,12 +28,12 @@ def store_clips(path: str | Path, clips: Sequence[RatedClip]) -> None:
     frames = [video.frames for video in videos if isinstance(video, Video)]
     if len(frames) != len(clips) or len({f.shape for f in frames}) != 1:
         raise ValueError("store_clips needs clips in memory, all of one shape")
-    rows = [
+    labels = [
         {"prompt": c.prompt, "quality": dict(c.quality), "source_id": c.source_id, "facts": dict(c.facts), "fps": v.fps}
         for c, v in zip(clips, videos, strict=True)
         if isinstance(v, Video)
     ]
-    save_file({"frames": to_bytes(torch.stack(frames))}, str(path), metadata={"rows": json.dumps(rows)})
+    save_file({"frames": to_bytes(torch.stack(frames))}, str(path), metadata={"rows": json.dumps(labels)})
 
 
 def load_clips(path: str | Path) -> list[RatedClip]:
@@ -42,13 +42,13 @@ def load_clips(path: str | Path) -> list[RatedClip]:
 
     with safe_open(str(path), framework="pt") as file:
         frames = file.get_tensor("frames")  # [N, T, C, H, W] uint8
-        rows = json.loads(file.metadata()["rows"])
+        labels = json.loads(file.metadata()["rows"])
     return [
         RatedClip(
-            video=Video(frames=frame.float() / 255, fps=row.pop("fps"), source=str(path)),
-            **row,
+            video=Video(frames=frame.float() / 255, fps=label.pop("fps"), source=str(path)),
+            **label,
         )
-        for frame, row in zip(frames, rows, strict=True)
+        for frame, label in zip(frames, labels, strict=True)
     ]
 
 

@@ -1,4 +1,4 @@
-"""Pure rewards of GRPO, one formula of a paper each with its variants, and how a recipe names them."""
+"""Pure rewards of GRPO: one formula of a paper each with its variants, and the table by which recipes name them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
-from reward_model.rewards.base import Perturbed, Reward
+from reward_model.rewards.base import AnswerReward, Perturbed
 from reward_model.rewards.choice import choice
 from reward_model.rewards.compose import from_trl, to_trl, weighted
 from reward_model.rewards.format import format_reward
@@ -20,7 +20,7 @@ __all__ = [
     "REWARDS",
     "Perturbed",
     "RankingReward",
-    "Reward",
+    "AnswerReward",
     "RewardConfig",
     "absolute",
     "bell",
@@ -38,7 +38,7 @@ __all__ = [
     "weighted",
 ]
 
-REWARDS: Mapping[str, Callable[..., Reward]] = {
+REWARDS: Mapping[str, Callable[..., AnswerReward]] = {
     "format": format_reward,
     "absolute": absolute,
     "relative": relative,
@@ -60,9 +60,9 @@ class RewardConfig:
     """One term of a stage's reward."""
 
     kind: Literal["reason", "compare", "ask"]
-    """Kind of question whose answers it rewards."""
+    """Kind of rollout prompt whose answers it rewards."""
     name: str
-    """Which reward."""
+    """Name of the reward in `REWARDS`."""
     weight: float = 1.0
     """Factor in the sum of all terms of the kind."""
     settings: dict[str, Any] = field(default_factory=dict)
@@ -78,12 +78,12 @@ class RewardConfig:
             raise ValueError(f"rewards: settings of {self.name!r}: {error}") from error
 
 
-def build_rewards(terms: Sequence[RewardConfig]) -> dict[str, Reward]:
-    """Return kind of question -> the weighted sum of its terms; a name that is used again gets a number ("bell#2")."""
-    kinds: dict[str, dict[str, tuple[Reward, float]]] = {}
+def build_rewards(terms: Sequence[RewardConfig]) -> dict[str, AnswerReward]:
+    """Return kind of prompt -> the weighted sum of its terms; a repeated name gets a number ("bell#2")."""
+    kinds: dict[str, dict[str, tuple[AnswerReward, float]]] = {}
     for term in terms:
-        parts = kinds.setdefault(term.kind, {})
-        same = sum(name.partition("#")[0] == term.name for name in parts)
+        named = kinds.setdefault(term.kind, {})
+        same = sum(name.partition("#")[0] == term.name for name in named)
         name = f"{term.name}#{same + 1}" if same else term.name
-        parts[name] = (REWARDS[term.name](**term.settings), term.weight)
-    return {kind: weighted(parts) for kind, parts in kinds.items()}
+        named[name] = (REWARDS[term.name](**term.settings), term.weight)
+    return {kind: weighted(named) for kind, named in kinds.items()}

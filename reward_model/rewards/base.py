@@ -1,4 +1,4 @@
-"""What a reward of GRPO is, and what all rewards share: reading scores, means over groups, the record of a reward.
+"""Protocol of a GRPO reward, and helpers that all rewards share: reading scores, means over groups, the reward's record.
 
 Shapes: N answers, K groups. Scores and labels stand on the scale 1 to 5; statistics are kept in float64.
 """
@@ -16,19 +16,19 @@ from torch import Tensor
 from reward_model.records import Answer, Label, RewardValues
 
 SCALE_WIDTH = 4.0
-"""Width of the scale 1 to 5, so that an error divided by it stands on the scale of quality, 0 to 1."""
+"""Width of the scale 1 to 5; an error divided by it stands on the scale of quality, 0 to 1."""
 
 
 @dataclass(frozen=True)
 class Perturbed:
-    """Answers of the same groups about perturbed clips: compared with, never learned from; `labels` are the originals'."""
+    """Answers of the same groups about perturbed clips, to compare with, never to learn from; `labels` are the originals'."""
 
     answers: Sequence[Answer]
     labels: Sequence[Label]
     groups: Tensor
 
 
-class Reward(Protocol):
+class AnswerReward(Protocol):
     """A pure reward: N answers, their labels and the group [N] of each -> `RewardValues`.
 
     `groups[i]` is the id of the prompt that answer i was sampled for, unique over all processes; groups may be interleaved
@@ -47,12 +47,12 @@ class Reward(Protocol):
 
 
 def number_of(answer: Answer, dimension: str) -> float:
-    """Return the score of a dimension as it stands in the answer; NaN where there is none or it is no finite number."""
+    """Return the score of a dimension as the answer states it; NaN where it is missing or no finite number."""
     try:
-        found = float(answer.scores.get(dimension, "nan"))
+        number = float(answer.scores.get(dimension, "nan"))
     except ValueError:
         return math.nan
-    return found if math.isfinite(found) else math.nan
+    return number if math.isfinite(number) else math.nan
 
 
 def scores_of(answers: Sequence[Answer], dimension: str) -> Tensor:
@@ -77,7 +77,7 @@ def group_mean(values: Tensor, groups: Tensor, of: Tensor) -> Tensor:
     Args:
         values: [N].
         groups: id of each value's group [N].
-        of: ids of the groups that are asked for [K], repeated or not.
+        of: ids of the asked groups [K], repeated or not.
 
     Returns:
         [K]; NaN for a group without values.
@@ -88,13 +88,13 @@ def group_mean(values: Tensor, groups: Tensor, of: Tensor) -> Tensor:
 
 
 def values_of(values: Tensor | Sequence[float], unparsed: Tensor | Sequence[float], **facts: Tensor) -> RewardValues:
-    """Return the record of a reward, in float32: values [N], the part that was not readable [N], further facts [N]."""
+    """Return the record of a reward, in float32: values [N], the unreadable share of each answer [N], further facts [N]."""
     breakdown = {"unparsed": torch.as_tensor(unparsed, dtype=torch.float32)}
     breakdown |= {name: fact.to(torch.float32) for name, fact in facts.items()}
     return RewardValues(torch.as_tensor(values, dtype=torch.float32), breakdown)
 
 
 def check_variant(variant: str, known: Sequence[str]) -> None:
-    """Refuse a variant that does not exist."""
+    """Refuse an unknown variant."""
     if variant not in known:
         raise ValueError(f"variant must be one of {', '.join(known)}, got {variant!r}")

@@ -1,4 +1,4 @@
-"""The reward for the right choice: preferences ("A", "B", "neither") and yes-no questions.
+"""Reward for the right choice: preferences ("A", "B", "neither") and yes-no questions.
 
 Shapes: N answers.
 
@@ -30,7 +30,7 @@ def choice(
         The rewards.
 
     Raises:
-        ValueError: a label without a choice.
+        ValueError: A label without a choice.
     """
     if not all(label.choice for label in labels):
         raise ValueError("the choice reward needs labels with a choice; reward scored clips with a score reward")

@@ -20,45 +20,45 @@ import torch
 from torch import Tensor
 
 from reward_model.records import Answer, Label, RewardValues
-from reward_model.rewards.base import Perturbed, Reward, values_of
+from reward_model.rewards.base import AnswerReward, Perturbed, values_of
 
 TrlReward = Callable[..., list[float | None]]
 """A reward function of trl."""
 
 
-def weighted(parts: Mapping[str, tuple[Reward, float]]) -> Reward:
+def weighted(terms: Mapping[str, tuple[AnswerReward, float]]) -> AnswerReward:
     """Return the weighted sum of rewards.
 
     Args:
-        parts: name -> (reward, weight).
+        terms: name -> (reward, weight).
 
     Returns:
-        The reward. Its breakdown holds each part's values by name, unweighted, and each part's own breakdown as "name/fact";
-        "unparsed" is 1 only for answers that no part could read.
+        The reward. Its breakdown holds each term's values by name, unweighted, and each term's own breakdown as "name/fact";
+        "unparsed" is 1 only for answers that no term can read.
 
     Raises:
-        ValueError: no parts.
+        ValueError: No terms.
     """
-    if not parts:
-        raise ValueError("a weighted reward needs at least one part")
+    if not terms:
+        raise ValueError("a weighted reward needs at least one term")
 
     def reward(
         answers: Sequence[Answer], labels: Sequence[Label], groups: Tensor, *, perturbed: Perturbed | None = None
     ) -> RewardValues:
-        """Return the weighted sum of the parts."""
-        found = {name: one(answers, labels, groups, perturbed=perturbed) for name, (one, _) in parts.items()}
-        breakdown = {name: one.values for name, one in found.items()}
-        for name, one in found.items():
+        """Return the weighted sum of the terms."""
+        earned = {name: one(answers, labels, groups, perturbed=perturbed) for name, (one, _) in terms.items()}
+        breakdown = {name: one.values for name, one in earned.items()}
+        for name, one in earned.items():
             breakdown |= {f"{name}/{fact}": values for fact, values in one.breakdown.items()}
-        total = sum((weight * found[name].values for name, (_, weight) in parts.items()), torch.zeros(len(answers)))
-        return values_of(total, torch.stack([_unparsed(one) for one in found.values()]).amin(dim=0), **breakdown)
+        total = sum((weight * earned[name].values for name, (_, weight) in terms.items()), torch.zeros(len(answers)))
+        return values_of(total, torch.stack([_unparsed(one) for one in earned.values()]).amin(dim=0), **breakdown)
 
     return reward
 
 
 @dataclass(frozen=True)
 class TokenCount:
-    """Stands for tokens of which only the number is known: it has a length and nothing else."""
+    """Placeholder of tokens whose number alone is known: it has a length and nothing else."""
 
     num_tokens: int
 
@@ -78,20 +78,20 @@ def from_trl(
     conversational: bool = False,
     prompt_of: Callable[[int], Any] | None = None,
     columns_of: Callable[[Sequence[Label]], Mapping[str, list[Any]]] = label_columns,
-) -> Reward:
+) -> AnswerReward:
     """Turn a reward function of trl into a reward.
 
     Args:
-        function: synchronous; what it logs is dropped.
+        function: synchronous; its logs are dropped.
         conversational: hand each text over as a conversation of one assistant message.
-        prompt_of: group id -> prompt; without it each prompt is None, so that a function that reads prompts fails.
+        prompt_of: group id -> prompt; without it each prompt is None, and a function that reads prompts fails.
         columns_of: labels -> the columns that the function reads. The column `group` is always there.
 
     Returns:
         The reward; None becomes 0 and "unparsed". `completion_ids` have lengths but no ids.
 
     Raises:
-        ValueError: a coroutine function.
+        ValueError: A coroutine function.
     """
     if inspect.iscoroutinefunction(function):
         raise ValueError("from_trl takes synchronous reward functions; wrap the coroutine in asyncio.run")
@@ -99,10 +99,10 @@ def from_trl(
     def reward(
         answers: Sequence[Answer], labels: Sequence[Label], groups: Tensor, *, perturbed: Perturbed | None = None
     ) -> RewardValues:
-        """Return what the function pays."""
+        """Return the rewards of the function."""
         ids = [int(group) for group in groups]
         texts = [answer.text for answer in answers]
-        found = function(
+        paid = function(
             prompts=[prompt_of(group) if prompt_of else None for group in ids],
             completions=[[{"role": "assistant", "content": text}] for text in texts] if conversational else texts,
             completion_ids=[TokenCount(answer.num_tokens) for answer in answers],
@@ -112,22 +112,22 @@ def from_trl(
             log_metric=_ignore,
             **columns_of(labels),
         )
-        if len(found) != len(answers):
-            raise ValueError(f"a reward function returned {len(found)} values for {len(answers)} completions")
-        failed = [value is None or not math.isfinite(value) for value in found]
-        values = [0.0 if bad or value is None else float(value) for value, bad in zip(found, failed, strict=True)]
+        if len(paid) != len(answers):
+            raise ValueError(f"a reward function returned {len(paid)} values for {len(answers)} completions")
+        failed = [value is None or not math.isfinite(value) for value in paid]
+        values = [0.0 if bad or value is None else float(value) for value, bad in zip(paid, failed, strict=True)]
         return values_of(values, [float(bad) for bad in failed])
 
     return reward
 
 
-def to_trl(reward: Reward, *, read: Callable[[str, int, Label], Answer], name: str) -> TrlReward:
+def to_trl(reward: AnswerReward, *, read: Callable[[str, int, Label], Answer], name: str) -> TrlReward:
     """Turn a reward into a function for trl's `reward_funcs`.
 
     The function reads the columns `scores` (dimension -> label on the scale 1 to 5; entries that are None, as data sets fill
     them in, do not count), `choice` (the right word) and `group` (id of the prompt); each may be missing. Without `group`,
-    equal prompts are one group. trl calls it on each process by itself, so that a reward that compares groups meets those
-    of one process only, and it makes no answers about perturbed clips, so that temporal rewards refuse to run.
+    equal prompts are one group. trl calls it on each process by itself: a reward that compares groups meets those of one
+    process only. trl makes no answers about perturbed clips: temporal rewards refuse to run.
 
     Args:
         reward: ours.
@@ -135,7 +135,7 @@ def to_trl(reward: Reward, *, read: Callable[[str, int, Label], Answer], name: s
         name: under which trl logs it.
 
     Returns:
-        The function; None for answers that cannot be read. To teach the form of answers as well, hand `format_reward` to
+        The function; None for unreadable answers. To teach the form of answers as well, hand `format_reward` to
         trl as a function of its own.
     """
 
@@ -149,7 +149,7 @@ def to_trl(reward: Reward, *, read: Callable[[str, int, Label], Answer], name: s
         group: list[int] | None = None,
         **columns: Any,
     ) -> list[float | None]:
-        """Return what the reward pays, as trl calls it; None for answers that cannot be read."""
+        """Return the rewards, as trl calls it; None for unreadable answers."""
         labels = [
             Label({key: value for key, value in (rated or {}).items() if value is not None}, word or "")
             for rated, word in zip(scores or [None] * len(prompts), choice or [None] * len(prompts), strict=True)
@@ -159,16 +159,16 @@ def to_trl(reward: Reward, *, read: Callable[[str, int, Label], Answer], name: s
             for completion, ids, label in zip(completions, completion_ids, labels, strict=True)
         ]
         groups = torch.tensor(group if group is not None else [prompts.index(prompt) for prompt in prompts])
-        found = reward(answers, labels, groups)
-        values, failed = found.values.tolist(), (_unparsed(found) >= 1).tolist()
+        earned = reward(answers, labels, groups)
+        values, failed = earned.values.tolist(), (_unparsed(earned) >= 1).tolist()
         return [None if bad else value for value, bad in zip(values, failed, strict=True)]
 
     function.__name__ = name
     return function
 
 
-def _unparsed(found: RewardValues) -> Tensor:
-    return found.breakdown.get("unparsed", torch.zeros(len(found.values)))
+def _unparsed(earned: RewardValues) -> Tensor:
+    return earned.breakdown.get("unparsed", torch.zeros(len(earned.values)))
 
 
 def _text(completion: Any) -> str:
@@ -181,4 +181,4 @@ def _text(completion: Any) -> str:
 
 
 def _ignore(*named: Any) -> None:
-    """Take what a function of trl logs, and drop it."""
+    """Drop the logs of a function of trl."""

@@ -1,4 +1,4 @@
-"""The reward for the form of an answer: that it can be read.
+"""Reward for the form of an answer: 1 if it is readable.
 
 Shapes: N answers.
 
@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from reward_model.records import Answer, Label, RewardValues
-from reward_model.rewards.base import Perturbed, Reward, check_variant, values_of
+from reward_model.rewards.base import AnswerReward, Perturbed, check_variant, values_of
 
 _BLOCKS = re.compile(r"<think>.*?</think>\s*<answer>.*?</answer>", re.DOTALL)
 
 
-def format_reward(*, variant: Literal["released", "corrected"] = "corrected") -> Reward:
-    """Return the reward 1 for an answer of the asked form, else 0.
+def format_reward(*, variant: Literal["released", "corrected"] = "corrected") -> AnswerReward:
+    """Return the reward that is 1 for an answer of the asked form, else 0.
 
     Args:
         variant: released: the whole text is a think block, white space and an answer block, whatever they hold. corrected:
@@ -32,7 +32,7 @@ def format_reward(*, variant: Literal["released", "corrected"] = "corrected") ->
         The reward. A malformed answer has earned its 0, so "unparsed" stays 0.
 
     Raises:
-        ValueError: an unknown variant.
+        ValueError: Unknown variant.
     """
     check_variant(variant, ("released", "corrected"))
     fits = _has_blocks if variant == "released" else _is_faultless

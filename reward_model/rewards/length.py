@@ -4,7 +4,7 @@ Shapes: N answers. Lengths are tokens, the end token among them.
 
 Source: VQ-Insight (arXiv 2506.18564), length reward; released code xuanyuzhang21/VQ-Insight,
 src/r1-v/src/open_r1/trainer/grpo_trainer_score.py, commit 76b7148. The bonus easily outweighs the spread of a continuous
-accuracy within a group (0.01 to 0.1), so that it can set the sign of an advantage.
+accuracy within a group (0.01 to 0.1), and can then set the sign of an advantage.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from reward_model.records import Answer, Label, RewardValues
-from reward_model.rewards.base import Perturbed, Reward, values_of
+from reward_model.rewards.base import AnswerReward, Perturbed, values_of
 
 
-def length_bonus(*, low: int = 320, high: int = 512, gamma: float = 0.1) -> Reward:
+def length_bonus(*, low: int = 320, high: int = 512, gamma: float = 0.1) -> AnswerReward:
     """Return the reward of VQ-Insight's paper: `gamma` where `low` < length < `high`, else 0.
 
     Args:
@@ -27,7 +27,7 @@ def length_bonus(*, low: int = 320, high: int = 512, gamma: float = 0.1) -> Rewa
         gamma: the bonus.
 
     Returns:
-        The reward; an answer with a fault earns 0, so that length alone is not paid for.
+        The reward; an answer with a fault earns 0: length alone is not paid.
     """
     _check(low, high)
 
@@ -42,12 +42,12 @@ def length_bonus(*, low: int = 320, high: int = 512, gamma: float = 0.1) -> Rewa
 
 
 def gated_length_bonus(
-    accuracy: Reward, *, low: int = 320, high: int = 512, gamma: float = 0.2, accuracy_floor: float = 0.1
-) -> Reward:
+    accuracy: AnswerReward, *, low: int = 320, high: int = 512, gamma: float = 0.2, accuracy_floor: float = 0.1
+) -> AnswerReward:
     """Return the reward of VQ-Insight's released code: `gamma` for accurate answers of the right length.
 
     Args:
-        accuracy: reward that an answer must have more than `accuracy_floor` of, without any temporal bonus.
+        accuracy: reward that must exceed `accuracy_floor`, without any temporal bonus.
         low: fewest tokens, itself enough.
         high: most tokens, itself not too many.
         gamma: the bonus.
@@ -62,8 +62,7 @@ def gated_length_bonus(
         answers: Sequence[Answer], labels: Sequence[Label], groups: Tensor, *, perturbed: Perturbed | None = None
     ) -> RewardValues:
         """Return the bonus of accurate answers of the right length."""
-        found = accuracy(answers, labels, groups)
-        accurate = found.values > accuracy_floor
+        accurate = accuracy(answers, labels, groups).values > accuracy_floor
         several = (accurate[None] & (groups[:, None] == groups[None])).sum(dim=1) >= 2
         fits = torch.tensor([low <= answer.num_tokens <= high for answer in answers], dtype=torch.bool)
         unparsed = torch.tensor([bool(answer.fault) for answer in answers], dtype=torch.bool)

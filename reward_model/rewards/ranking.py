@@ -19,15 +19,15 @@ from reward_model.records import Answer, Label, RewardValues
 from reward_model.rewards.base import SCALE_WIDTH, Perturbed, check_variant, label_of, scores_of, values_of
 
 RELEASED_EPSILON = 1e-6
-"""What the released code adds to the sum of both variances and under both roots of the fidelity."""
+"""Constant that the released code adds to the sum of both variances and under both roots of the fidelity."""
 
 
 @dataclass(frozen=True)
-class Groups:
+class GroupStatistics:
     """Statistics over the readable scores of each group.
 
-    `own` [N] is the place of each answer's group among the K groups; `mean` [K] is NaN where no answer could be read,
-    `variance` [K] is unbiased and 0 where only one could; `label` [K].
+    `own` [N] is the place of each answer's group among the K groups; `mean` [K] is NaN where no answer is readable,
+    `variance` [K] is unbiased, and 0 where only one is; `label` [K].
     """
 
     own: Tensor
@@ -45,11 +45,11 @@ class RankingReward:
     """
 
     dimension: str = "overall"
-    """What is ranked."""
+    """Ranked score."""
     variant: Literal["released", "corrected"] = "corrected"
     """released: 1e-6 is added to the sum of both variances and under both roots. corrected: each group's variance is at
-    least `variance_floor`, so that a group whose answers agree does not make p a step, and nothing is added. In both,
-    answers that cannot be read are left out of mean and variance (the released code draws a random score for them)."""
+    least `variance_floor`, so a group whose answers agree does not make p a step, and nothing is added. In both,
+    unreadable answers are left out of mean and variance (the released code draws a random score for them)."""
     variance_floor: float = 0.05**2 * SCALE_WIDTH**2
     """Smallest variance of a group in `corrected`: a deviation of 0.05 in quality, 0.2 on the scale 1 to 5. Raising it
     softens p where the judge is sure."""
@@ -77,11 +77,11 @@ class RankingReward:
         """
         scores = scores_of(answers, self.dimension)
         truth = torch.tensor([label_of(label, self.dimension) for label in labels], dtype=torch.float64)
-        found = statistics(scores, truth, groups)
-        label = found.label[found.own][:, None]
-        fidelity = self._fidelity(scores[:, None], label, found)  # [N, K]
-        others = (found.own[:, None] != torch.arange(len(found.mean))) & fidelity.isfinite()  # [N, K]
-        right = torch.sign(scores[:, None] - found.mean) == torch.sign(label - found.label)
+        stats = statistics(scores, truth, groups)
+        label = stats.label[stats.own][:, None]
+        fidelity = self._fidelity(scores[:, None], label, stats)  # [N, K]
+        others = (stats.own[:, None] != torch.arange(len(stats.mean))) & fidelity.isfinite()  # [N, K]
+        right = torch.sign(scores[:, None] - stats.mean) == torch.sign(label - stats.label)
         unparsed = scores.isnan()
         return values_of(
             _mean(fidelity, others),
@@ -90,17 +90,17 @@ class RankingReward:
             unpaired=~others.any(dim=1) & ~unparsed,
         )
 
-    def _fidelity(self, score: Tensor, label: Tensor, found: Groups) -> Tensor:
+    def _fidelity(self, score: Tensor, label: Tensor, stats: GroupStatistics) -> Tensor:
         released = self.variant == "released"
         epsilon = RELEASED_EPSILON if released else 0.0
-        variance = found.variance if released else found.variance.clamp_min(self.variance_floor)  # [K]
-        spread = (variance[found.own][:, None] + variance + epsilon).sqrt()  # [N, K]
-        p = torch.special.ndtr((score - found.mean) / spread)
-        t = 0.5 + 0.5 * torch.sign(label - found.label)
+        variance = stats.variance if released else stats.variance.clamp_min(self.variance_floor)  # [K]
+        spread = (variance[stats.own][:, None] + variance + epsilon).sqrt()  # [N, K]
+        p = torch.special.ndtr((score - stats.mean) / spread)
+        t = 0.5 + 0.5 * torch.sign(label - stats.label)
         return (p * t + epsilon).sqrt() + ((1 - p) * (1 - t) + epsilon).sqrt()
 
 
-def statistics(scores: Tensor, labels: Tensor, groups: Tensor) -> Groups:
+def statistics(scores: Tensor, labels: Tensor, groups: Tensor) -> GroupStatistics:
     """Return mean, unbiased variance and label of each group.
 
     Args:
@@ -131,7 +131,7 @@ def statistics(scores: Tensor, labels: Tensor, groups: Tensor) -> Groups:
     mean = torch.bincount(own, weights=scores.nan_to_num(), minlength=len(ids)) / count
     squares = torch.where(readable, (scores - mean[own]) ** 2, 0.0)
     variance = torch.bincount(own, weights=squares, minlength=len(ids)) / (count - 1).clamp_min(1)
-    return Groups(own, mean, variance, label)
+    return GroupStatistics(own, mean, variance, label)
 
 
 def _mean(values: Tensor, counted: Tensor) -> Tensor:

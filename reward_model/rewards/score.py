@@ -21,10 +21,10 @@ from reward_model.records import Answer, Label, RewardValues
 from reward_model.rewards.base import SCALE_WIDTH, Perturbed, check_variant, label_of, number_of, values_of
 
 Dimensions = str | Mapping[str, float] | None
-"""One dimension; or dimension -> weight, of which those count that a clip is rated on; None: all rated ones alike."""
+"""One dimension; or dimension -> weight, read for the rated dimensions of a clip; None weighs all rated ones alike."""
 
 Parse = Literal["released", "corrected"]
-"""released: all scores can be read or the answer earns 0. corrected: the scores that can be read earn their share."""
+"""released: an answer earns 0 unless all its scores are readable. corrected: readable scores earn their share."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +34,9 @@ class ScoreReward:
     nearness: Callable[[str, float], float]
     """(score as it stands in the text, label) -> [0, 1], 1 where they agree."""
     dimensions: Dimensions = None
-    """Which scores are needed, and what each weighs."""
+    """Needed scores and their weights."""
     parse: Parse = "released"
-    """What an answer earns in which only some of the needed scores can be read."""
+    """Reward of an answer with only some readable scores."""
 
     def __post_init__(self) -> None:
         """Check the weights and the way of parsing."""
@@ -58,10 +58,10 @@ class ScoreReward:
             perturbed: not read.
 
         Returns:
-            The rewards; "unparsed" is the weight of the scores that could not be read.
+            The rewards; "unparsed" is the weight of the unreadable scores.
         """
-        found = [self._one(answer, label) for answer, label in zip(answers, labels, strict=True)]
-        return values_of([value for value, _ in found], [lost for _, lost in found])
+        earned = [self._one(answer, label) for answer, label in zip(answers, labels, strict=True)]
+        return values_of([value for value, _ in earned], [lost for _, lost in earned])
 
     def _one(self, answer: Answer, label: Label) -> tuple[float, float]:
         weights = self._weights(label)
@@ -130,17 +130,17 @@ def bell(
     Args:
         sigma: width on the scale 1 to 5; beyond three sigma the reward is flat.
         decimals_factor: factor of a score with fewer than `num_decimals` decimals; 1 asks for none.
-        num_decimals: decimals that are asked for.
+        num_decimals: decimals asked for.
         variant: how decimals are counted. released: in the number, so without trailing zeros, and 3.50 has one. corrected:
             as written, and 3.50 has two.
-        dimensions: which scores are needed.
-        parse: what an answer earns in which only some can be read.
+        dimensions: needed scores.
+        parse: reward of an answer with only some readable scores.
 
     Returns:
         The reward.
 
     Raises:
-        ValueError: an unknown variant, or a width that is not positive.
+        ValueError: Unknown variant, or a width that is not positive.
     """
     check_variant(variant, ("released", "corrected"))
     if sigma <= 0:

@@ -1,9 +1,9 @@
-"""Temporal rewards: a bonus where the judge sees that a clip perturbed in time is another, worse clip.
+"""Temporal rewards: a bonus where the judge rates a clip above its copy that is perturbed in time.
 
 Shapes: N answers, M answers about perturbed clips. Scores stand on the scale 1 to 5.
 
-Both functions take the accuracy reward by which answers are measured and return the bonus alone, so that a sum holds the
-accuracy as a term of its own. The papers' forms ask whether answers about the true clip are more ACCURATE; a perturbed clip
+Both functions take the accuracy reward that measures answers and return the bonus alone: a sum holds the accuracy as a term
+of its own. The papers' forms ask whether answers about the true clip are more ACCURATE; a perturbed clip
 that is scored too high also opens that gate. The corrected forms compare predicted scores within the group.
 
 Source: VQ-Insight (arXiv 2506.18564), temporal modelling reward, and xuanyuzhang21/VQ-Insight,
@@ -14,18 +14,19 @@ clh124/VQAThinker, train/src/open-r1-multimodal/src/open_r1/trainer/grpo_trainer
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from reward_model.records import Answer, Label, RewardValues
-from reward_model.rewards.base import Perturbed, Reward, check_variant, group_mean, scores_of, values_of
+from reward_model.rewards.base import AnswerReward, Perturbed, check_variant, group_mean, scores_of, values_of
 
 
 def temporal_bonus(
-    accuracy: Reward,
+    accuracy: AnswerReward,
     *,
     variant: Literal["paper", "released", "corrected"] = "corrected",
     alpha: float = 0.3,
@@ -33,7 +34,7 @@ def temporal_bonus(
     accuracy_floor: float = 0.1,
     dimension: str = "motion_quality",
     margin: float = 0.2,
-) -> Reward:
+) -> AnswerReward:
     """Return VQ-Insight's temporal bonus: `alpha` or 0 for each answer.
 
     Args:
@@ -53,54 +54,45 @@ def temporal_bonus(
         unreadable answers have accuracy 0, `corrected` leaves them out.
 
     Raises:
-        ValueError: an unknown variant.
+        ValueError: Unknown variant.
     """
     check_variant(variant, ("paper", "released", "corrected"))
 
-    def reward(
-        answers: Sequence[Answer], labels: Sequence[Label], groups: Tensor, *, perturbed: Perturbed | None = None
-    ) -> RewardValues:
-        """Return the bonus of answers that rate the undisturbed clip better."""
-        others = _required(perturbed)
-        own = accuracy(answers, labels, groups)
+    def pays(compared: Compared) -> Tensor:
+        """Return whether each answer rates the undisturbed clip better."""
         if variant == "corrected":
-            scores, other = _scores(answers, groups, others, dimension)
-            # a score above its label leads no further than the label does, or inflated scores would be paid
-            reach = torch.tensor([label.scores.get(dimension, math.nan) for label in labels], dtype=scores.dtype)
-            scores = torch.minimum(scores, reach)
-            paid = (scores - other > margin) & (own.values > accuracy_floor)
-            return _bonus(alpha, paid, own, other, scores)
-        other = group_mean(_measured(accuracy, others), others.groups, groups)
+            return (compared.own - compared.perturbed_mean > margin) & (compared.accuracy > accuracy_floor)
         if variant == "paper":
-            return _bonus(alpha, own.values > mu * other, own, other)
-        gate = group_mean(own.values, groups, groups) >= mu * other
-        return _bonus(alpha, gate & (own.values > accuracy_floor), own, other)
+            return compared.accuracy > mu * compared.perturbed_mean
+        gate = group_mean(compared.accuracy, compared.groups, compared.groups) >= mu * compared.perturbed_mean
+        return gate & (compared.accuracy > accuracy_floor)
 
-    return reward
+    # a score above its label leads no further than the label does, or inflated scores would be paid
+    scored = dimension if variant == "corrected" else None
+    return _temporal_reward(alpha, accuracy, pays, scored=scored, capped=True)
 
 
 def temporal_consistency(
-    accuracy: Reward,
+    accuracy: AnswerReward,
     *,
-    also: Reward | None = None,
+    also: AnswerReward | None = None,
     variant: Literal["november_2025", "summer_2025", "corrected"] = "corrected",
     threshold: float = 0.5,
     bonus: float = 0.3,
     dimension: str = "overall",
     margin: float = 0.2,
-) -> Reward:
+) -> AnswerReward:
     """Return VQAThinker's temporal consistency: `bonus` or 0 for each answer.
 
     Args:
-        accuracy: what is measured and must exceed `threshold`; the source pays its ranking and its bell reward, each by
-            itself.
+        accuracy: reward that must exceed `threshold`; the source pays its ranking and its bell reward, each by itself.
         also: a second accuracy reward that must win as well (summer_2025: bell where `accuracy` is ranking).
-        variant: who may be paid. november_2025: all groups, where the mean of `accuracy` over the whole batch is at least
+        variant: condition of the bonus. november_2025: all groups, where the mean of `accuracy` over the whole batch is at least
             that on perturbed clips. summer_2025: the same for `accuracy` and for `also`. corrected: a group whose mean
             score on the true clip is above that on its perturbed clip by more than `margin`.
-        threshold: the answers of accuracy above it are paid (source: ranking 0.5, bell 0.9), which is all that tells
-            answers of a group apart.
-        bonus: what is paid.
+        threshold: answers of accuracy above it are paid (source: ranking 0.5, bell 0.9); nothing else distinguishes the
+            answers of a group.
+        bonus: amount of the bonus.
         dimension: the score that a perturbation in time must lower (corrected).
         margin: by how much, on the scale 1 to 5 (corrected).
 
@@ -108,49 +100,94 @@ def temporal_consistency(
         The reward. Unreadable answers count as accuracy 0 in the coded forms and are left out in `corrected`.
 
     Raises:
-        ValueError: an unknown variant, or summer_2025 without `also`.
+        ValueError: Unknown variant, or summer_2025 without `also`.
     """
     check_variant(variant, ("november_2025", "summer_2025", "corrected"))
     if variant == "summer_2025" and also is None:
         raise ValueError("variant summer_2025 compares two accuracies; name the second as also")
     gates = (accuracy, also) if variant == "summer_2025" and also is not None else (accuracy,)
 
+    def pays(compared: Compared) -> Tensor:
+        """Return whether each answer is accurate and its group rates the undisturbed clip better."""
+        if variant == "corrected":
+            gate = group_mean(compared.own, compared.groups, compared.groups) - compared.perturbed_mean > margin
+            return gate & (compared.accuracy > threshold)
+        return (compared.accuracy > threshold) & all(compared.wins(one) for one in gates)
+
+    return _temporal_reward(bonus, accuracy, pays, scored=dimension if variant == "corrected" else None)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """N answers about true clips beside those about the same clips perturbed.
+
+    `accuracy` [N] is the accuracy reward; `own` [N] is what is compared, the score of a dimension or the accuracy itself,
+    and `perturbed_mean` [N] its mean over the answers about the perturbed clip of each answer's group.
+    """
+
+    answers: Sequence[Answer]
+    labels: Sequence[Label]
+    groups: Tensor
+    perturbed: Perturbed
+    accuracy: Tensor
+    own: Tensor
+    perturbed_mean: Tensor
+
+    def wins(self, accuracy: AnswerReward) -> bool:
+        """Return whether the mean accuracy over the whole batch is at least that on the perturbed clips."""
+        true_mean = accuracy(self.answers, self.labels, self.groups).values.mean()
+        return bool(true_mean >= _measured(accuracy, self.perturbed).mean())
+
+
+def _temporal_reward(
+    amount: float,
+    accuracy: AnswerReward,
+    pays: Callable[[Compared], Tensor],
+    *,
+    scored: str | None,
+    capped: bool = False,
+) -> AnswerReward:
+    """Return the reward of `amount` where `pays`; answers that accuracy or score cannot read are unparsed.
+
+    Args:
+        amount: the bonus.
+        accuracy: reward that measures answers about true and perturbed clips alike.
+        pays: chooses the answers.
+        scored: dimension whose scores are compared; None compares accuracies.
+        capped: scores count up to their labels only.
+
+    Returns:
+        The reward.
+    """
+
     def reward(
         answers: Sequence[Answer], labels: Sequence[Label], groups: Tensor, *, perturbed: Perturbed | None = None
     ) -> RewardValues:
-        """Return the bonus of groups that rate the undisturbed clip better."""
-        others = _required(perturbed)
-        own = accuracy(answers, labels, groups)
-        if variant == "corrected":
-            scores, other = _scores(answers, groups, others, dimension)
-            gate = group_mean(scores, groups, groups) - other > margin
-            return _bonus(bonus, gate & (own.values > threshold), own, other, scores)
-        wins = all(bool(one(answers, labels, groups).values.mean() >= _measured(one, others).mean()) for one in gates)
-        other = group_mean(_measured(accuracy, others), others.groups, groups)
-        return _bonus(bonus, (own.values > threshold) & wins, own, other)
+        """Return the bonus of answers that rate the undisturbed clip better."""
+        if perturbed is None:
+            raise ValueError(
+                "a temporal reward needs answers about perturbed clips; set a perturbation for the rollouts"
+            )
+        accurate = accuracy(answers, labels, groups)
+        unparsed = accurate.breakdown.get("unparsed", torch.zeros(len(answers))) >= 1
+        if scored is None:
+            own, others = accurate.values, _measured(accuracy, perturbed)
+        else:
+            own, others = scores_of(answers, scored), scores_of(perturbed.answers, scored)
+            if capped:
+                own = torch.minimum(own, torch.tensor([_label(label, scored) for label in labels], dtype=own.dtype))
+            unparsed = unparsed | own.isnan()
+        mean = group_mean(others, perturbed.groups, groups)
+        compared = Compared(answers, labels, groups, perturbed, accurate.values, own, mean)
+        paid = pays(compared) & ~unparsed
+        return values_of(amount * paid.float(), unparsed, paid=paid, unpaired=mean.isnan())
 
     return reward
 
 
-def _required(perturbed: Perturbed | None) -> Perturbed:
-    if perturbed is None:
-        raise ValueError("a temporal reward needs answers about perturbed clips; name a perturbation for the rollouts")
-    return perturbed
-
-
-def _measured(accuracy: Reward, perturbed: Perturbed) -> Tensor:
+def _measured(accuracy: AnswerReward, perturbed: Perturbed) -> Tensor:
     return accuracy(perturbed.answers, perturbed.labels, perturbed.groups).values
 
 
-def _scores(answers: Sequence[Answer], groups: Tensor, others: Perturbed, dimension: str) -> tuple[Tensor, Tensor]:
-    """Return the scores [N], and the mean score [N] on the perturbed clip of each answer's group; NaN where unreadable."""
-    return scores_of(answers, dimension), group_mean(scores_of(others.answers, dimension), others.groups, groups)
-
-
-def _bonus(amount: float, paid: Tensor, own: RewardValues, other: Tensor, scores: Tensor | None = None) -> RewardValues:
-    """Return `amount` where `paid`; unread is what the accuracy or, if given, the score could not read."""
-    unparsed = own.breakdown.get("unparsed", torch.zeros(len(paid))) >= 1
-    if scores is not None:
-        unparsed = unparsed | scores.isnan()
-    paid = paid & ~unparsed
-    return values_of(amount * paid.float(), unparsed, paid=paid, unpaired=other.isnan())
+def _label(label: Label, dimension: str) -> float:
+    return label.scores.get(dimension, math.nan)

@@ -1,4 +1,4 @@
-"""What damage and mismatch do to quality: the one table from which all labels of the moving-shapes world come."""
+"""Effect of damage and mismatch on quality: the one table from which all labels of the moving-shapes world come."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ TABLE: dict[str, dict[str, tuple[float, ...]]] = {
         "text_alignment": (1.0, 1.0, 0.99, 0.94, 0.68),
     },
 }
-"""Defect -> dimension -> quality left at severities 0 to 4; where a defect is not named it leaves all.
+"""Defect -> dimension -> quality left at severities 0 to 4; a dimension that is not named keeps all.
 
 A defect strikes alignment where it hides what was asked for: a frozen shape shows no direction, a drifting one has no
 one colour."""
@@ -55,7 +55,7 @@ def quality_left(defects: Mapping[str, float], wrong: Iterable[str]) -> dict[str
 
     Args:
         defects: name -> severity in [0, 4].
-        wrong: attributes in which the clip is not what was asked for.
+        wrong: attributes in which the clip differs from its caption.
 
     Returns:
         Dimension -> share of the quality that is left, in [0, 1].
@@ -72,10 +72,10 @@ def quality_left(defects: Mapping[str, float], wrong: Iterable[str]) -> dict[str
 def overall(quality: Mapping[str, float]) -> float:
     """Return the geometric mean of the three dimensions, pulled towards the worst of them.
 
-    It is the root of worst times geometric mean, so that no dimension can make up for another that fails.
+    It is the root of worst times geometric mean: no dimension makes up for another that fails.
     """
-    parts = [quality[name] for name in ("visual_quality", "motion_quality", "text_alignment")]
-    return math.sqrt(min(parts) * math.prod(parts) ** (1 / 3))
+    three = [quality[name] for name in ("visual_quality", "motion_quality", "text_alignment")]
+    return math.sqrt(min(three) * math.prod(three) ** (1 / 3))
 
 
 def _at(factors: Sequence[float], severity: float) -> float:

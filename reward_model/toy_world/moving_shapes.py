@@ -1,4 +1,4 @@
-"""A small world of its own: captioned clips of one moving shape, damaged and mismatched to known degrees.
+"""Synthetic world of captioned clips of one moving shape, damaged and mismatched to known degrees.
 
 A caption fixes shape, colour, direction, speed, size and background. It leaves open where the shape starts across its
 path, its tint, and the shade of the ground. Lengths are in pixels of a 32-pixel frame and scale with the frame.
@@ -36,7 +36,7 @@ COLOURS = {
     "purple": (0.55, 0.10, 0.90),
     "pink": (0.95, 0.10, 0.65),
 }
-"""RGB in [0, 1]: one bright and one dark channel each, so that light and saturation do not depend on the colour."""
+"""RGB in [0, 1]: one bright and one dark channel each; light and saturation then do not depend on the colour."""
 
 _D = math.sqrt(0.5)
 DIRECTIONS = {
@@ -58,16 +58,16 @@ SIZES = {"small": 5.2, "medium": 6.2, "large": 7.4}
 """Radius of the circle of the same area as the shape."""
 
 OPEN_RANGES = {"shade": (0.3, 0.55), "slope": (-0.06, 0.06), "tint": (-0.05, 0.05), "place": (-6.0, 6.0)}
-"""What a caption leaves open, each drawn evenly: grey level of the ground and its rise to the bottom, colour offset of
+"""Range of each property that a caption leaves open, drawn evenly: shade of the ground and its rise to the bottom, colour offset of
 each channel, start across the path in pixels (less where the shape would leave the frame)."""
 
 PATTERN_CONTRAST = 0.12
-"""Grey levels between the light and the dark of a patterned ground."""
+"""Difference in grey, in [0, 1], between the light and the dark of a patterned ground."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What a caption says."""
+    """Content of a caption."""
 
     shape: str
     colour: str
@@ -113,7 +113,7 @@ CORE = Grammar(
     sizes=("small", "large"),
     backgrounds=("plain",),
 )
-"""What the toy models speak: 384 captions."""
+"""Grammar of the toy models: 384 captions."""
 
 CORE_DEFECTS = ("blur", "grain", "darken", "flicker", "jitter", "freeze", "identity_drift", "warp")
 """Defects in the toy models' training clips."""
@@ -169,10 +169,10 @@ def _shuffled(grammar: Grammar) -> tuple[Scene, ...]:
 
 
 def render(scene: Scene, *, generator: torch.Generator, num_frames: int = NUM_FRAMES, size: int = SIDE) -> Tensor:
-    """Draw a clean clip of a scene; what the caption leaves open is drawn from `generator`.
+    """Draw a clean clip of a scene; properties that the caption leaves open are drawn from `generator`.
 
     Args:
-        scene: what to show.
+        scene: to show.
         generator: CPU source of start place, tint and shade.
         num_frames: T.
         size: S, in pixels.
@@ -199,7 +199,7 @@ def render(scene: Scene, *, generator: torch.Generator, num_frames: int = NUM_FR
 
 
 def label(defects: Mapping[str, float], asked: Scene, shown: Scene) -> dict[str, float]:
-    """Return the quality of a clip whose making is known, by the one table.
+    """Return the quality of a clip of known making, by the one table.
 
     Args:
         defects: name -> severity in [0, 4].
@@ -235,17 +235,17 @@ def sample_rated(
     Args:
         num: number of clips.
         seed: equal seeds give equal clips.
-        scenes: what prompts ask for and clips show; None takes the training scenes of `grammar`.
+        scenes: asked for by prompts and shown by clips; None takes the training scenes of `grammar`.
         grammar: whose training scenes.
         defects: kinds of damage to draw from.
         clean_share: chance of a clip without defects.
-        match_share: chance of a clip that shows what its prompt asks for.
+        match_share: chance of a clip that shows the scene of its prompt.
         group_size: neighbours that share a prompt.
         num_frames: T.
         size: frame side in pixels.
 
     Returns:
-        Clips with `facts`: scene asked and shown, defects with severities, the caption of what is shown, the faults by
+        Clips with `facts`: scene asked and shown, defects with severities, the caption of the shown scene, the faults by
         dimension, and `matches`, the text alignment under other prompts.
     """
     pool = split(grammar)[0] if scenes is None else tuple(scenes)
@@ -258,7 +258,7 @@ def sample_rated(
         damage = draw_defects(rng, defects, clean_share=clean_share)
         clean = render(shown, generator=generator, num_frames=num_frames, size=size)
         rated = rate(clean, asked, shown, damage, generator, f"moving_shapes/{seed}/{i}")
-        # its own stream, so that clips stay what they are whatever is drawn here
+        # a stream of its own: whatever is drawn here, the clips stay the same
         matches = draw_matches(shown, damage, pool, random.Random(rated.source_id))
         clips.append(dataclasses.replace(rated, facts={**rated.facts, "matches": matches}))
     return clips
@@ -304,7 +304,7 @@ def rate(
         source_id: name of the clip.
 
     Returns:
-        The damaged clip, its labels and what is known of its making.
+        The damaged clip with its labels and the facts of its making.
     """
     frames = clean
     for name, severity in defects.items():
@@ -327,7 +327,7 @@ def rate(
 def mismatch(asked: Scene, pool: Sequence[Scene], rng: random.Random, *, num: int) -> Scene:
     """Return a scene of `pool` that differs from `asked` in `num` attributes, or in another number if there is none.
 
-    Which attributes differ is drawn first, so that those with many values are not preferred.
+    The attributes that differ are drawn first, so attributes with many values are not preferred.
     """
     varied = [name for name in ATTRIBUTES if len({getattr(scene, name) for scene in pool}) > 1]
     names = set(rng.sample(varied, min(num, len(varied))))
@@ -340,7 +340,7 @@ def mismatch(asked: Scene, pool: Sequence[Scene], rng: random.Random, *, num: in
 
 
 def world_hash() -> str:
-    """Return a hash of all that shapes the toy models' captions, clips and labels; they keep it in their provenance."""
+    """Return a hash of everything behind the toy models' captions, clips and labels; their provenance keeps it."""
     rules = {name: (DEFECTS[name].amounts, TABLE[name]) for name in CORE_DEFECTS}
     tables = (COLOURS, DIRECTIONS, SPEEDS, SIZES, OPEN_RANGES, CORE, rules, WRONG, SPLIT_SIZES)
     probe = [clip.video.frames for clip in sample_rated(8, seed=0) if isinstance(clip.video, Video)]

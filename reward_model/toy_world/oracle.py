@@ -1,9 +1,9 @@
 """Ground truth for the moving-shapes world: classical image processing measures any clip against its caption.
 
-The judge never trains on it and it is no reward; it says whether a judge's reward was worth following. A clip is
-measured in steps that a reader can follow: find the coloured shape in every frame, track it, then ask how sharp, clean,
-well lit and whole it is (visual quality), how evenly it moves and stays itself (motion quality), and whether shape,
-colour, direction, speed and size are the caption's (text alignment). Scales are fitted to `labels.TABLE`.
+The judge never trains on it and it is no reward; it tells whether a judge's reward was worth following. A clip is
+measured in steps: find the coloured shape in every frame, track it, then measure how sharp, clean, well lit and whole it
+is (visual quality), how evenly it moves and keeps its form and hue (motion quality), and whether shape, colour,
+direction, speed and size are the caption's (text alignment). Scales are fitted to `labels.TABLE`.
 
 Shapes: T frames, S frame side in pixels, K shapes or colours.
 """
@@ -51,10 +51,10 @@ MARGINS = {
     "background": (0.5, 0.25),
 }
 """Attribute -> (certainly wrong, certainly right): lead in shares of pixels, relative lead in distance, cosine, and distances
-from what was asked (logarithms of the ratio for speed and size, contrast as a share of the renderer's)."""
+from the caption's value (logarithms of the ratio for speed and size, contrast as a share of the renderer's)."""
 
 
-PARTS = {
+SUB_SCORES = {
     **{dimension: tuple(scales) for dimension, scales in SCALES.items()},
     "text_alignment": world.ATTRIBUTES,
 }
@@ -74,13 +74,16 @@ def score(frames: Tensor, prompt: str) -> dict[str, float]:
     Raises:
         ValueError: `prompt` is no caption of the world, or the clip is too short or not square.
     """
-    found = measure(frames, prompt)
-    quality = {name: found["presence"] * math.prod(found[part] for part in parts) for name, parts in PARTS.items()}
+    measured = measure(frames, prompt)
+    quality = {
+        name: measured["presence"] * math.prod(measured[one] for one in sub_scores)
+        for name, sub_scores in SUB_SCORES.items()
+    }
     return quality | {"overall": labels.overall(quality)}
 
 
 def measure(frames: Tensor, prompt: str) -> dict[str, float]:
-    """Return the sub-scores of `PARTS` in [0, 1], and presence: whether one whole shape is there in every frame.
+    """Return the sub-scores of `SUB_SCORES` in [0, 1], and presence: whether one whole shape is there in every frame.
 
     Args:
         frames: RGB [T, 3, S, S] in [0, 1], T >= 3.
@@ -120,29 +123,29 @@ def read_attributes(frames: Tensor, grammar: world.Grammar) -> world.Scene:
 
 
 def open_features(frames: Tensor, prompt: str) -> dict[str, float]:
-    """Measure what a caption leaves open: the ground's shade, the place across the path, the shape's tint.
+    """Measure the properties that a caption leaves open: the ground's shade, the place across the path, the shape's tint.
 
     Args:
         frames: RGB [T, 3, S, S] in [0, 1], T >= 3.
         prompt: a caption of `moving_shapes`.
 
     Returns:
-        shade in grey levels, place in pixels of a 32-pixel frame from the middle, tint as the light of the shape; a clip
+        shade in [0, 1], place in pixels of a 32-pixel frame from the middle, tint as the light of the shape; a clip
         without a shape gives NaN for the last two.
 
     Raises:
         ValueError: `prompt` is no caption of the world, or the clip is too short or not square.
     """
     asked, track = _asked(prompt), _track(frames)
-    _, levels, _ = tracking.read_ground(track)
+    _, shades, _ = tracking.read_ground(track)
     pixels = tracking.inside(track)
     x, y = world.DIRECTIONS[asked.direction]
     offset = track.centre.mean(0) - (shapes.SIDE - 1) / 2
-    found = len(pixels) > 0
+    has_shape = len(pixels) > 0
     return {
-        "shade": float(np.mean(levels)),
-        "place": float(np.dot(offset, (-y, x))) if found else math.nan,
-        "tint": float(np.median(pixels.mean(1))) if found else math.nan,
+        "shade": float(np.mean(shades)),
+        "place": float(np.dot(offset, (-y, x))) if has_shape else math.nan,
+        "tint": float(np.median(pixels.mean(1))) if has_shape else math.nan,
     }
 
 
@@ -160,10 +163,10 @@ def _track(frames: Tensor) -> Track:
 
 
 def attribute_scores(track: Track, asked: world.Scene) -> dict[str, float]:
-    """Return attribute -> in [0, 1] how surely the clip shows what was asked, by `MARGINS`."""
+    """Return attribute -> certainty in [0, 1] that the clip shows the asked value, by `MARGINS`."""
     speed, direction = tracking.velocity(track)
     _, _, contrasts = tracking.read_ground(track)
-    found = {
+    raw = {
         "colour": _lead(tracking.colour_shares(track), asked.colour),
         "shape": _relative_lead(
             tracking.match_shapes(tracking.cut_out(track).mean(0), tracking.edge_width(track)), asked.shape
@@ -175,7 +178,7 @@ def attribute_scores(track: Track, asked: world.Scene) -> dict[str, float]:
     }
     return {
         name: float(np.clip((value - MARGINS[name][0]) / (MARGINS[name][1] - MARGINS[name][0]), 0, 1))
-        for name, value in found.items()
+        for name, value in raw.items()
     }
 
 
@@ -184,7 +187,7 @@ def _lead(values: dict[str, float], name: str) -> float:
 
 
 def _relative_lead(similar: dict[str, float], name: str) -> float:
-    """Return by which share of its distance the runner-up is farther away than `name`; negative if it is nearer.
+    """Return the share of its distance by which the runner-up is farther away than `name`; negative if it is nearer.
 
     A share holds for blurred shapes too, which are all alike in absolute terms.
     """
@@ -204,7 +207,7 @@ def _background_distance(contrasts: dict[str, float], background: str) -> float:
 
 
 def raw_measures(track: Track) -> dict[str, float]:
-    """Measure what needs no caption, in plain units; `SCALES` turns each into the quality that it leaves.
+    """Measure the properties that need no caption, in plain units; `SCALES` maps each to the quality that it leaves.
 
     Args:
         track: the shape of every frame.
@@ -218,17 +221,16 @@ def raw_measures(track: Track) -> dict[str, float]:
     mean_patch = patches.mean(0)
     edge = tracking.edge_width(track)
     light, saturation = tracking.read_light(track)
-    greyed = 0.045 * max(
-        edge - tracking.CLEAN_EDGE, 0.0
-    )  # blur mixes in the ground's grey, which is no fault of the light
-    grain, levels, _ = tracking.read_ground(track)
+    # blur mixes in the ground's grey, which is no fault of the light
+    greyed = 0.045 * max(edge - tracking.CLEAN_EDGE, 0.0)
+    grain, shades, _ = tracking.read_ground(track)
     return {
         "edge": edge,
         "grain": grain,
         "light": light + greyed,
         "saturation": saturation + greyed,
         "form": float(np.mean([max(tracking.match_shapes(patch, edge).values()) for patch in patches])),
-        "flicker": float(np.abs(np.diff(levels)).mean()),
+        "flicker": float(np.abs(np.diff(shades)).mean()),
         **tracking.read_steps(track),
         "hue_change": tracking.hue_change(track),
         "form_change": float(np.abs(patches - mean_patch).sum((1, 2)).mean() / max(mean_patch.sum(), 1.0)),

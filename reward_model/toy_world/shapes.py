@@ -1,4 +1,4 @@
-"""The outlines and grounds of the moving-shapes world, drawn from distances.
+"""Outlines and grounds of the moving-shapes world, drawn from distances.
 
 Lengths are in pixels of a 32-pixel frame. Shapes: S frame side in pixels.
 """

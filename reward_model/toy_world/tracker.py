@@ -1,4 +1,4 @@
-"""Finds the coloured shape of a moving-shapes clip and measures it: place, form, colour, edges, ground, steps.
+"""Finds the coloured shape of a moving-shapes clip and measures its place, form, colour, edges, ground and steps.
 
 Everything is in pixels of a 32-pixel frame, whatever the frames' size.
 
@@ -14,6 +14,7 @@ from functools import cache
 
 import numpy as np
 import torch
+from einops import rearrange, repeat
 from numpy.typing import NDArray
 
 from reward_model.media.distortions import blur
@@ -23,7 +24,7 @@ from reward_model.toy_world import shapes
 Array = NDArray[np.float64]
 
 PATCH = 29
-"""Side of the window around the shape, in pixels of a 32-pixel frame."""
+"""Side of the square that is cut out around the shape, in pixels of a 32-pixel frame."""
 
 CLEAN_EDGE = 2.8
 """Width of a clean clip's edges as `edge_width` measures it, in pixels."""
@@ -34,7 +35,7 @@ EDGES = {0.0: CLEAN_EDGE, 0.9: 4.06, 1.4: 5.27, 2.0: 6.65, 2.8: 8.05}
 
 @dataclass(frozen=True)
 class Track:
-    """The shape found in every frame, in pixels of a 32-pixel frame.
+    """The shape in every frame, in pixels of a 32-pixel frame.
 
     `soft` [T, S, S] is the cover of each pixel with its edges as blurred as the frames; `mask` [T, S, S] is the same with
     faint colour taken away; `centre` [T, 2] (x, y) and `area` [T] are the mask's; `strength` [T] is the colour contrast.
@@ -70,7 +71,7 @@ def find_shape(frames: Array) -> Track:
         chroma = _smooth(chroma)
     strength = np.sqrt((chroma**2).sum(1))  # [T, S, S]
     top = round(25 * scale**2)
-    contrast = np.partition(strength.reshape(num, -1), -top, axis=1)[:, -top:].mean(1)
+    contrast = np.partition(rearrange(strength, "t h w -> t (h w)"), -top, axis=1)[:, -top:].mean(1)
     soft = np.clip(strength / np.maximum(contrast, 0.08)[:, None, None], 0, 1)
     mask = np.clip((soft - 0.3) / 0.4, 0, 1)
     place = (np.arange(side) + 0.5) / scale - 0.5
@@ -93,12 +94,13 @@ def _smooth(planes: Array) -> Array:
 
 def cut_out(track: Track) -> Array:
     """Return the mask around its centre, [T, PATCH, PATCH] on a 32-pixel frame's grid."""
-    num, side = track.mask.shape[:2]
+    side = track.mask.shape[1]
     offsets = torch.arange(PATCH, dtype=torch.float64) - PATCH // 2
     centre = torch.from_numpy(track.centre)
     x = (centre[:, 0, None] + offsets + 0.5) * 2 / shapes.SIDE - 1  # [T, PATCH]
     y = (centre[:, 1, None] + offsets + 0.5) * 2 / shapes.SIDE - 1
-    grid = torch.stack([x[:, None, :].expand(num, PATCH, PATCH), y[:, :, None].expand(num, PATCH, PATCH)], -1)
+    across, down = repeat(x, "t w -> t h w", h=PATCH), repeat(y, "t h -> t h w", w=PATCH)
+    grid = torch.stack([across, down], -1)  # [T, PATCH, PATCH, 2]
     masks = torch.from_numpy(track.mask)[:, None]
     if side != shapes.SIDE:
         masks = torch.nn.functional.interpolate(masks, size=(shapes.SIDE, shapes.SIDE), mode="area")
@@ -112,7 +114,7 @@ def _templates(sigma: float) -> tuple[tuple[str, ...], Array]:
     Templates come in several sizes, blurred by `sigma` pixels, and go through the steps of `find_shape`.
     """
     offsets = torch.arange(PATCH, dtype=torch.float64) - PATCH // 2
-    names, rows = [], []
+    names, vectors = [], []
     for shape, radius in itertools.product(shapes.SHAPES, np.geomspace(4.0, 9.5, 19)):
         centre = (0.0, 0.0)
         for _ in range(2):  # the second time around the centre of the mask
@@ -125,8 +127,8 @@ def _templates(sigma: float) -> tuple[tuple[str, ...], Array]:
             x, y = ((mask * o.numpy()).sum() / mask.sum() for o in (offsets[None, :], offsets[:, None]))
             centre = (centre[0] + float(x), centre[1] + float(y))
         names.append(shape)
-        rows.append((mask / np.linalg.norm(mask)).ravel())
-    return tuple(names), np.stack(rows)
+        vectors.append((mask / np.linalg.norm(mask)).ravel())
+    return tuple(names), np.stack(vectors)
 
 
 def match_shapes(picture: Array, edge: float) -> dict[str, float]:
@@ -174,30 +176,30 @@ def _grow(mask: NDArray[np.bool_], steps: int) -> NDArray[np.bool_]:
 
 
 def read_ground(track: Track) -> tuple[float, Array, dict[str, float]]:
-    """Read the ground: what is left of it after plane and pattern, its level [T], and each pattern's contrast."""
+    """Return the ground's deviation from plane and pattern, its shade [T], and each pattern's contrast."""
     light = track.frames.mean(1)
     outside = ~_grow(track.mask > 0.05, round(2 * track.scale))
     design = _design(light.shape[-1])  # [S * S, 3 + patterns]
-    rest, levels, contrasts = [], [], []
+    rest, shades, contrasts = [], [], []
     for frame, ground in zip(light, outside, strict=True):
         if ground.mean() < 0.05:
             rest.append(0.3)  # no ground left: as bad as the worst grain
-            levels.append(0.0)
+            shades.append(0.0)
             continue
-        rows, values = design[ground.ravel()], frame[ground]
-        weights = np.linalg.lstsq(rows.T @ rows, rows.T @ values, rcond=None)[0]
-        rest.append(float((values - rows @ weights).std()))
-        levels.append(float(np.median(values)))
+        terms, values = design[ground.ravel()], frame[ground]
+        weights = np.linalg.lstsq(terms.T @ terms, terms.T @ values, rcond=None)[0]
+        rest.append(float((values - terms @ weights).std()))
+        shades.append(float(np.median(values)))
         contrasts.append(weights[3:])
     mean = np.mean(contrasts, axis=0) if contrasts else np.zeros(len(shapes.BACKGROUNDS) - 1)
-    return float(np.mean(rest)), np.array(levels), dict(zip(shapes.BACKGROUNDS[1:], mean.tolist(), strict=True))
+    return float(np.mean(rest)), np.array(shades), dict(zip(shapes.BACKGROUNDS[1:], mean.tolist(), strict=True))
 
 
 @cache
 def _design(side: int) -> Array:
     y, x = np.mgrid[:side, :side] / side - 0.5
     patterns = [shapes.background_pattern(name, side).double().numpy() for name in shapes.BACKGROUNDS[1:]]
-    return np.stack([np.ones_like(x), x, y, *patterns], -1).reshape(side * side, -1)
+    return rearrange(np.stack([np.ones_like(x), x, y, *patterns], -1), "h w k -> (h w) k")
 
 
 def read_light(track: Track) -> tuple[float, float]:
@@ -213,11 +215,11 @@ def read_light(track: Track) -> tuple[float, float]:
 
 def inside(track: Track) -> Array:
     """Return the colours [N, 3] of the pixels that lie wholly inside the shape."""
-    return track.frames.transpose(0, 2, 3, 1)[track.mask > 0.9]  # [N, 3]
+    return rearrange(track.frames, "t c h w -> t h w c")[track.mask > 0.9]  # [N, 3]
 
 
 def read_steps(track: Track) -> dict[str, float]:
-    """Return how uneven the steps from frame to frame are, and the share of frames that stand still."""
+    """Return the unevenness of the steps from frame to frame, and the share of frames that stand still."""
     steps = np.diff(track.centre, axis=0)
     mean = steps.mean(0)
     spread = np.sqrt(((steps - mean) ** 2).sum(1).mean())

@@ -1,1 +1,1 @@
-"""Progressive training of the judge; a recipe is a list of stages."""
+"""Progressive training of the judge; a recipe is a mapping of stages."""

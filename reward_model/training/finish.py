@@ -1,9 +1,8 @@
-"""Finishes a recipe: the last stage's judge with its provenance and a model card that says what it reacts to."""
+"""Finishes a recipe: the last stage's judge, with its provenance and a model card that shows its reactions to damage."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 
 from reward_model.evaluation.card import CardFacts, write_card
 from reward_model.evaluation.sanity import sanity
+from reward_model.files import put_back, write_beside
 from reward_model.judge.model import VideoJudge
 from reward_model.records import RatedClip
 from reward_model.training.measure import HELD_OUT_SEED
@@ -22,34 +22,36 @@ from reward_model.video_reward import VideoJudgeReward
 
 PROVENANCE = "provenance.json"
 BEST_OF = 4
-"""Clips drawn for each that is damaged: the best rated are, as damage shows least on what is bad already."""
+"""Clips drawn per damaged one: the best rated are damaged, since damage shows least on bad clips."""
 
 
 def finish(config: RecipeConfig, stages: Sequence[Path], folder: Path) -> None:
-    """Write the judge of the last stage to `folder`; nothing is done where it stands there already.
+    """Write the judge of the last stage to `folder`, unless it stands there already.
 
     Args:
         config: the recipe.
         stages: folders of the finished stages, in order.
-        folder: of the finished judge; replaced at once.
+        folder: of the finished judge; replaced as a whole.
     """
     record = {"stages": {stage.name: json.loads((stage / "done.json").read_text()) for stage in stages}}
     text = json.dumps(record, indent=1) + "\n"
+    put_back(folder)
     if (folder / PROVENANCE).exists() and (folder / PROVENANCE).read_text() == text:
         return
-    beside = folder.with_name(f".{folder.name}")
-    shutil.rmtree(beside, ignore_errors=True)
-    shutil.copytree(stages[-1], beside, ignore=shutil.ignore_patterns("done.json"))
-    (beside / PROVENANCE).write_text(text)
-    facts = CardFacts(name=Path(config.output).name, stages=record["stages"], tables=_reactions(beside, config))
-    write_card(beside, facts)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(beside, folder)
+
+    def write(beside: Path) -> None:
+        """Copy the judge and write its provenance and card."""
+        shutil.copytree(stages[-1], beside, ignore=shutil.ignore_patterns("done.json"))
+        (beside / PROVENANCE).write_text(text)
+        facts = CardFacts(name=Path(config.output).name, stages=record["stages"], tables=_reactions(beside, config))
+        write_card(beside, facts)
+
+    write_beside(folder, write)
 
 
 def _reactions(folder: Path, config: RecipeConfig) -> Mapping[str, Sequence[Mapping[str, Any]]]:
-    """Return the sanity table of the last stage that rates clips, on the best of its held-out ones; none without such."""
-    rating = [stage for stage in config.stages if {"rate", "reason"} & set(stage.tasks)]
+    """Return the sanity table of the last stage that rates clips, on its best held-out clips; empty without such a stage."""
+    rating = [stage for stage in config.stages.values() if {"rate", "reason"} & set(stage.tasks)]
     clips = _best_held_out(rating[-1], config.num_sanity) if rating and config.num_sanity else []
     if not clips:
         return {}
@@ -60,5 +62,5 @@ def _reactions(folder: Path, config: RecipeConfig) -> Mapping[str, Sequence[Mapp
 
 def _best_held_out(stage: StageConfig, num: int) -> list[RatedClip]:
     drawn = open_mixture(stage.data, held_out=True)(HELD_OUT_SEED, BEST_OF * num)
-    clips = [example for example in drawn if isinstance(example, RatedClip) and example.quality]
+    clips = [one for one in drawn if isinstance(one, RatedClip) and one.quality]
     return sorted(clips, key=lambda clip: -sum(clip.quality.values()) / len(clip.quality))[:num]

@@ -1,4 +1,4 @@
-"""The one optimisation loop of the judge: any loss of a step number, on one or several processes."""
+"""Optimisation loop of the judge, for any loss of a step number, on one or several processes."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 Loss = Callable[[int], Iterable[tuple[Tensor, Mapping[str, float]]]]
-"""loss(step) -> parts, each a scalar with gradient and detached metrics; the step keys all randomness.
+"""loss(step) -> micro-batches, each a scalar with gradient and detached metrics; the step keys all randomness.
 
-The sum of the parts is minimised. Each is propagated before the next is asked for, so that memory holds one part's graph; of
-metrics with one name the last part's counts."""
+The sum of the micro-batches is minimised. Each is propagated before the next is asked for, so memory holds one graph at a
+time; of metrics with one name, the last micro-batch's counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitSettings:
-    """How parameters are optimised."""
+class FitConfig:
+    """Settings of the optimisation of parameters."""
 
     num_steps: int
     """Optimiser steps; raising it trains longer and stretches the schedule."""
@@ -55,17 +55,17 @@ class FitSettings:
             )
 
 
-def schedule(step: int, settings: FitSettings) -> float:
+def schedule(step: int, config: FitConfig) -> float:
     """Return the share of the peak rate at step 0, 1, ...: linear warm-up, hold, then a cosine down to a tenth."""
-    warm = min(1.0, (step + 1) / max(1, settings.warmup_steps))
-    progress = max(0.0, 1 - (1 - step / settings.num_steps) / settings.decay_share)
+    warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    progress = max(0.0, 1 - (1 - step / config.num_steps) / config.decay_share)
     return warm * (0.1 + 0.45 * (1 + math.cos(math.pi * progress)))
 
 
 def fit(
     parameters: Iterable[nn.Parameter],
     loss: Loss,
-    settings: FitSettings,
+    config: FitConfig,
     *,
     matrices: Sequence[nn.Parameter] = (),
     log: Callable[[dict[str, float]], None] | None = None,
@@ -75,17 +75,17 @@ def fit(
     """Minimise `loss` over `parameters`; return the means of the metrics over the last logged stretch.
 
     Args:
-        parameters: what is trained; gradients of nothing else are used.
+        parameters: trained; gradients of nothing else are used.
         loss: the loss of a step on this process's share of the batch; with several processes the gradients are averaged
             in one flattened all-reduce.
-        settings: steps, rates, clipping.
-        matrices: those of `parameters` that are weight matrices of layers, for `matrix_learning_rate`.
+        config: steps, rates, clipping.
+        matrices: the weight matrices of layers among `parameters`, for `matrix_learning_rate`.
         log: receives {"step", "loss", "learning_rate", "seconds", metrics...} every `log_every` steps.
         log_every: steps between two logs.
         after_step: called with the number of steps taken; True ends training. Every process must answer alike.
 
     Returns:
-        The last logged row.
+        The last log entry.
 
     Raises:
         RuntimeError: the loss or the gradient of any process is not finite.
@@ -93,34 +93,34 @@ def fit(
     trained = [p for p in parameters if p.requires_grad]
     if not trained:
         raise ValueError("fit needs at least one parameter that requires a gradient")
-    optimizers = _optimizers(trained, matrices, settings)
+    optimizers = _optimizers(trained, matrices, config)
     peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
-    rows: list[dict[str, float]] = []
+    unlogged: list[dict[str, float]] = []
     last: dict[str, float] = {}
     start, device = time.monotonic(), trained[0].device.type
-    for step in range(settings.num_steps):
+    for step in range(config.num_steps):
         for optimizer, rates in zip(optimizers, peaks, strict=True):
             for group, peak in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = peak * schedule(step, settings)
+                group["lr"] = peak * schedule(step, config)
             optimizer.zero_grad(set_to_none=True)
-        value, metrics = _propagate(loss, step, device, settings.mixed_precision)
+        value, metrics = _propagate(loss, step, device, config.mixed_precision)
         average_gradients(trained)
-        norm = nn.utils.clip_grad_norm_(trained, settings.max_grad_norm)
+        norm = nn.utils.clip_grad_norm_(trained, config.max_grad_norm)
         if not math.isfinite(float(norm)) or not math.isfinite(value):
             raise RuntimeError(f"step {step}: loss {value} with gradient norm {float(norm)} is not finite")
         for optimizer in optimizers:
             optimizer.step()
-        rows.append({"loss": value, "grad_norm": float(norm), **metrics})
+        unlogged.append({"loss": value, "grad_norm": float(norm), **metrics})
         enough = after_step is not None and after_step(step + 1)
-        done = enough or step + 1 == settings.num_steps
+        done = enough or step + 1 == config.num_steps
         if (step + 1) % log_every == 0 or done:
             last = {
                 "step": step + 1,
-                **_means(rows),
-                "learning_rate": settings.learning_rate * schedule(step, settings),
+                **_means(unlogged),
+                "learning_rate": config.learning_rate * schedule(step, config),
             }
             last["seconds"] = time.monotonic() - start
-            rows.clear()
+            unlogged.clear()
             if log is not None:
                 log(last)
         if done:
@@ -129,19 +129,19 @@ def fit(
 
 
 def _propagate(loss: Loss, step: int, device: str, precision: str) -> tuple[float, dict[str, float]]:
-    """Propagate each part and return the loss and the metrics of them all; the forward passes run under `precision`."""
+    """Propagate each micro-batch and return the loss and the metrics of all; forward passes run under `precision`."""
     total = 0.0
     metrics: dict[str, float] = {}
     with _precision(device, precision):
         iterator = iter(loss(step))
     while True:
         with _precision(device, precision):
-            part = next(iterator, None)
-        if part is None:
+            micro_batch = next(iterator, None)
+        if micro_batch is None:
             return total, metrics
-        part[0].backward()
-        total += float(part[0].detach())
-        metrics |= part[1]
+        micro_batch[0].backward()
+        total += float(micro_batch[0].detach())
+        metrics |= micro_batch[1]
 
 
 @contextmanager
@@ -155,21 +155,21 @@ def _precision(device: str, name: str) -> Iterator[None]:
 
 
 def _optimizers(
-    trained: Sequence[nn.Parameter], matrices: Sequence[nn.Parameter], settings: FitSettings
+    trained: Sequence[nn.Parameter], matrices: Sequence[nn.Parameter], config: FitConfig
 ) -> list[torch.optim.Optimizer]:
     optimizers: list[torch.optim.Optimizer] = []
-    rate = settings.matrix_learning_rate
+    rate = config.matrix_learning_rate
     apart = {id(p) for p in matrices} if rate is not None else set()
     if apart and rate is not None:
-        optimizers.append(torch.optim.Muon(list(matrices), lr=rate, momentum=0.95, weight_decay=settings.weight_decay))
+        optimizers.append(torch.optim.Muon(list(matrices), lr=rate, momentum=0.95, weight_decay=config.weight_decay))
     rest = [p for p in trained if id(p) not in apart]
     groups = [
-        {"params": [p for p in rest if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in rest if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     if groups:
-        optimizers.append(torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98)))
+        optimizers.append(torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98)))
     return optimizers
 
 
@@ -187,10 +187,10 @@ def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
     flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
     torch.distributed.all_reduce(flat)
     flat /= torch.distributed.get_world_size()
-    for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-        parameter.grad = part.view_as(parameter).clone()
+    for parameter, gradient in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad = gradient.view_as(parameter).clone()
 
 
-def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    names = {name for row in rows for name in row}
-    return {n: sum(r[n] for r in rows if n in r) / sum(n in r for r in rows) for n in sorted(names)}
+def _means(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    names = {name for metrics in steps for name in metrics}
+    return {n: sum(m[n] for m in steps if n in m) / sum(n in m for m in steps) for n in sorted(names)}

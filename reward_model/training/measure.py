@@ -1,4 +1,4 @@
-"""Measures a stage on held-out clips of its own data: levels, reasoned answers and comparisons, whatever it trains.
+"""Measures a stage on held-out clips of its own data, in each task that it trains.
 
 Shapes: N held-out clips.
 """
@@ -16,8 +16,8 @@ from reward_model.judge.model import VideoJudge
 from reward_model.records import RatedClip, VideoPair, VideoQuestion
 from reward_model.training.recipe import StageConfig
 from reward_model.training.tasks.mixture import clip_planner, open_mixture
-from reward_model.training.tasks.rollout_prompts import closed_question
-from reward_model.training.tasks.supervised import clip_lesson
+from reward_model.training.tasks.rollout_prompts import closed_prompt
+from reward_model.training.tasks.supervised import clip_example
 from reward_model.video_reward import VideoJudgeReward
 
 HELD_OUT_SEED = 2**40
@@ -29,17 +29,17 @@ MIN_GAP = 0.1
 
 @torch.no_grad()
 def own_levels(judge: VideoJudge, clips: Sequence[RatedClip]) -> list[dict[str, float]]:
-    """Return what the judge itself rates clips by its levels.
+    """Return the judge's own ratings of clips by its levels.
 
     Args:
-        judge: with the role in use that is asked.
+        judge: with the asked role in use.
         clips: one batch; each is rated on the dimensions of its labels.
 
     Returns:
         Per clip, dimension -> expected quality in [0, 1].
     """
     planner = clip_planner(judge)
-    requests = [clip_lesson(clip, planner, ["rate"]).request for clip in clips]
+    requests = [clip_example(clip, planner, ["rate"]).request for clip in clips]
     logits = judge.next_token_logits(requests) if clips else []
     qualities = [read_levels(branches, judge.level_ids).quality.tolist() for branches in logits]
     return [dict(zip(clip.quality, values, strict=True)) for clip, values in zip(clips, qualities, strict=True)]
@@ -47,11 +47,11 @@ def own_levels(judge: VideoJudge, clips: Sequence[RatedClip]) -> list[dict[str, 
 
 @torch.no_grad()
 def measure_stage(judge: VideoJudge, stage: StageConfig, *, seed: int = HELD_OUT_SEED) -> dict[str, float]:
-    """Measure on held-out clips what a stage has trained; rating sets the judge's calibration constants too.
+    """Measure a stage's tasks on held-out clips; the task rate also sets the judge's calibration constants.
 
     Args:
         judge: the judge after, or within, the stage.
-        stage: whose role, data, tasks and number of clips are used.
+        stage: its role, data, tasks and number of held-out clips are used.
         seed: seed of the held-out clips.
 
     Returns:
@@ -61,55 +61,59 @@ def measure_stage(judge: VideoJudge, stage: StageConfig, *, seed: int = HELD_OUT
     """
     if not stage.num_held_out:
         return {}
-    examples = open_mixture(stage.data, held_out=True)(seed, stage.num_held_out)
-    clips = [example for example in examples if isinstance(example, RatedClip)]
+    annotations = open_mixture(stage.data, held_out=True)(seed, stage.num_held_out)
+    clips = [one for one in annotations if isinstance(one, RatedClip)]
     reward = VideoJudgeReward(judge, role=stage.role)
-    found: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     if "rate" in stage.tasks:
-        found |= _measure_levels(judge, stage, clips)
+        metrics |= _measure_levels(judge, stage, clips)
     if "reason" in stage.tasks and stage.method == "grpo":
         table = evaluate_ratings(reward, clips, readout="reason")
-        found |= {f"reason_srcc_{row.dimension}": row.srcc for row in table.rows} | {"parse_rate": table.parse_rate}
+        metrics |= {f"reason_srcc_{entry.dimension}": entry.srcc for entry in table.rows}
+        metrics["parse_rate"] = table.parse_rate
     if "compare" in stage.tasks:
-        pairs = [example for example in examples if isinstance(example, VideoPair)]
-        found |= _measure_pairs(reward, pairs + pairs_by_label(clips, min_gap=MIN_GAP, num=len(clips), seed=0))
+        pairs = [one for one in annotations if isinstance(one, VideoPair)]
+        metrics |= _measure_pairs(reward, pairs + pairs_by_label(clips, min_gap=MIN_GAP, num=len(clips), seed=0))
     if "ask" in stage.tasks:
-        found |= _measure_questions(judge, stage, [e for e in examples if isinstance(e, VideoQuestion)])
-    return found
+        metrics |= _measure_questions(judge, stage, [e for e in annotations if isinstance(e, VideoQuestion)])
+    return metrics
 
 
 def _measure_pairs(reward: VideoJudgeReward, pairs: Sequence[VideoPair]) -> dict[str, float]:
-    rows = [row for row in evaluate_pairs(reward, pairs).rows if row.dimension == "overall"] if pairs else []
-    return {"compare_accuracy": rows[0].accuracy, "compare_consistency": rows[0].consistency} if rows else {}
+    entries = evaluate_pairs(reward, pairs).rows if pairs else ()
+    overall = [entry for entry in entries if entry.dimension == "overall"]
+    if not overall:
+        return {}
+    return {"compare_accuracy": overall[0].accuracy, "compare_consistency": overall[0].consistency}
 
 
 def _measure_questions(
     judge: VideoJudge, stage: StageConfig, asked: Sequence[VideoQuestion], *, batch_size: int = 16
 ) -> dict[str, float]:
     planner, right = clip_planner(judge), 0
-    questions = [closed_question(one, planner, group=0) for one in asked]
+    prompts = [closed_prompt(question, planner, group=0) for question in asked]
     with judge.use_role(stage.role):
-        for start in range(0, len(questions), batch_size):
-            part = questions[start : start + batch_size]
-            texts = judge.generate([q.request for q in part], max_new_tokens=judge.config.max_answer_tokens)
-            read = [q.read(text[0][0], num_tokens=0, ended=True) for q, text in zip(part, texts, strict=True)]
-            right += sum(a.choice == q.label.choice for a, q in zip(read, part, strict=True))
-    return {"ask_accuracy": right / len(questions)} if questions else {}
+        for start in range(0, len(prompts), batch_size):
+            batch = prompts[start : start + batch_size]
+            texts = judge.generate([one.request for one in batch], max_new_tokens=judge.config.max_answer_tokens)
+            read = [one.read(text[0][0], num_tokens=0, ended=True) for one, text in zip(batch, texts, strict=True)]
+            right += sum(answer.choice == one.label.choice for answer, one in zip(read, batch, strict=True))
+    return {"ask_accuracy": right / len(prompts)} if prompts else {}
 
 
 def _measure_levels(
     judge: VideoJudge, stage: StageConfig, clips: list[RatedClip], *, batch_size: int = 16
 ) -> dict[str, float]:
-    found: dict[str, list[float]] = {name: [] for name in judge.config.dimensions}
+    given: dict[str, list[float]] = {name: [] for name in judge.config.dimensions}
     labels: dict[str, list[float]] = {name: [] for name in judge.config.dimensions}
     with judge.use_role(stage.role):
         for start in range(0, len(clips), batch_size):
-            part = clips[start : start + batch_size]
-            for clip, qualities in zip(part, own_levels(judge, part), strict=True):
+            batch = clips[start : start + batch_size]
+            for clip, qualities in zip(batch, own_levels(judge, batch), strict=True):
                 for name, quality in qualities.items():
-                    found[name].append(quality)
+                    given[name].append(quality)
                     labels[name].append(clip.quality[name])
-    rated = {name: torch.tensor(values) for name, values in found.items() if len(values) > 1}
+    rated = {name: torch.tensor(values) for name, values in given.items() if len(values) > 1}
     constants = {name: {"mean": float(q.mean()), "std": float(q.std())} for name, q in rated.items()}
     judge.configure(calibration=constants)
     return {f"srcc_{name}": srcc(values.numpy(), labels[name]) for name, values in rated.items()}

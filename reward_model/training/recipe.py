@@ -1,7 +1,8 @@
-"""The schema of a judge recipe: a list of stages, each trained from its data into a base or an adapter."""
+"""Schema of a judge recipe: a mapping of stages, each of which trains a base or an adapter on its data."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -11,10 +12,10 @@ from reward_model.judge.families import FAMILIES
 from reward_model.media.frame_sampling import FramePolicy
 from reward_model.media.motion_encoders import MotionConfig
 from reward_model.rewards import RewardConfig
-from reward_model.training.fit import FitSettings
-from reward_model.training.methods.grpo import GrpoSettings
+from reward_model.training.fit import FitConfig
+from reward_model.training.methods.grpo import AnswerGRPOConfig
 
-QUESTIONS = ("reason", "compare", "ask")
+ROLLOUT_TASKS = ("reason", "compare", "ask")
 TASKS = ("rate", "match", "describe", "reason", "compare", "ask")
 
 
@@ -35,23 +36,23 @@ class LoraConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StageConfig:
-    """One stage of supervised training."""
+    """One stage of training."""
 
-    name: str
-    """Folder name of the stage's checkpoint."""
+    name: str = ""
+    """Key of the stage in the recipe, which fills it in; names the folder of the stage's checkpoint."""
     data: list[DataConfig]
     """Sources of rated clips."""
     method: Literal["sft", "grpo"] = "sft"
     """sft teaches answers by likelihood, grpo lets the judge answer and learn from rewards."""
     tasks: dict[str, float]
-    """sft: task (rate, match, describe, reason, compare, ask) -> weight of its mean loss; grpo: kind of question (reason,
-    compare, ask) -> questions per clip of the batch."""
-    fit: FitSettings
+    """sft: task (rate, match, describe, reason, compare, ask) -> weight of its mean loss; grpo: task (reason, compare, ask)
+    -> rollout prompts per clip of the batch."""
+    fit: FitConfig
     """Steps, rates, batch."""
     add_layers: int = 0
     """Layers that the text model grows by when the stage begins; they need a stage that trains the base."""
     role: str | None = None
-    """Adapter that is trained; null trains the base itself."""
+    """Trained adapter; null trains the base itself."""
     train_motion: bool = False
     """Train the projector of motion tokens, which all roles share, beside the role; the base's training includes it."""
     lora: LoraConfig = LoraConfig()
@@ -59,10 +60,10 @@ class StageConfig:
     start: str | None = None
     """Role whose weights (and size) the adapter starts from, also where the judge has the role already; null goes on from the
     role as it is, or starts a new one at the base."""
-    grpo: GrpoSettings = GrpoSettings()
-    """grpo only: how answers are drawn and learned from."""
+    grpo: AnswerGRPOConfig = AnswerGRPOConfig()
+    """grpo only: rollout of answers and policy loss."""
     rewards: list[RewardConfig] = field(default_factory=list)
-    """grpo only: what answers are rewarded for."""
+    """grpo only: terms of the reward of answers."""
     task_share: dict[str, float] = field(default_factory=dict)
     """Task -> share of the batch's clips that carry it (default 1); compare: pairs per clip (default 0.5)."""
     reasoned_scores: Literal["label", "own"] = "label"
@@ -79,35 +80,33 @@ class StageConfig:
         """Check task names."""
         for name in (*self.tasks, *self.task_share):
             if name not in TASKS:
-                raise ValueError(f"tasks of stage {self.name!r} must be of {', '.join(TASKS)}, got {name!r}")
+                raise ValueError(f"tasks must be of {', '.join(TASKS)}, got {name!r}")
         if not self.tasks or not self.data:
-            raise ValueError(f"stage {self.name!r} needs at least one task and one source of data")
+            raise ValueError("tasks and data must each hold at least one entry")
         if self.add_layers < 0 or (self.add_layers and self.role is not None):
-            raise ValueError(f"add_layers of stage {self.name!r} must be >= 0, and 0 for a role, got {self.add_layers}")
+            raise ValueError(f"add_layers must be >= 0, and 0 for a stage that trains a role, got {self.add_layers}")
         if self.measure_every < 0 or self.patience < 0 or (self.patience and not self.measure_every):
             raise ValueError(
-                f"stage {self.name!r}: measure_every and patience must be >= 0, and patience needs measure_every, "
+                "measure_every and patience must be >= 0, and patience needs measure_every, "
                 f"got {self.measure_every} and {self.patience}"
             )
         if self.measure_every and not self.num_held_out:
-            raise ValueError(f"stage {self.name!r}: measure_every needs num_held_out > 0")
+            raise ValueError("measure_every needs num_held_out > 0")
         if self.reasoned_scores == "own" and (self.method != "sft" or not {"rate", "reason"} <= set(self.tasks)):
-            raise ValueError(
-                f"stage {self.name!r}: reasoned_scores own needs method sft with the tasks rate and reason"
-            )
+            raise ValueError("reasoned_scores=own needs method sft with the tasks rate and reason")
         if self.method == "grpo":
             self._check_grpo()
-        elif self.rewards or self.grpo != GrpoSettings():
-            raise ValueError(f"stage {self.name!r} has method sft, which reads neither rewards nor grpo")
+        elif self.rewards or self.grpo != AnswerGRPOConfig():
+            raise ValueError("method sft reads neither rewards nor grpo; drop them, or set method=grpo")
 
     def _check_grpo(self) -> None:
         kinds = {reward.kind for reward in self.rewards}
         if self.role is None:
-            raise ValueError(f"stage {self.name!r} has method grpo, which trains an adapter; name its role")
-        if set(self.tasks) - set(QUESTIONS) or self.task_share:
-            raise ValueError(f"tasks of grpo stage {self.name!r} must be of {', '.join(QUESTIONS)}, without task_share")
+            raise ValueError("method grpo trains an adapter; name its role")
+        if set(self.tasks) - set(ROLLOUT_TASKS) or self.task_share:
+            raise ValueError(f"tasks of method grpo must be of {', '.join(ROLLOUT_TASKS)}, without task_share")
         if set(self.tasks) != kinds:
-            raise ValueError(f"stage {self.name!r} asks {sorted(self.tasks)}, but rewards {sorted(kinds)}")
+            raise ValueError(f"rewards must cover the tasks: it asks {sorted(self.tasks)}, but rewards {sorted(kinds)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,8 +141,8 @@ class RecipeConfig:
     """Folder or hub id of a Qwen2.5-VL / Qwen3-VL checkpoint or a judge; null builds `scratch`."""
     scratch: ScratchConfig | None = None
     """Architecture of a judge trained from nothing; needs base: null."""
-    stages: list[StageConfig]
-    """Trained in this order, each from the one before."""
+    stages: dict[str, StageConfig]
+    """Name -> stage; trained in the order of the mapping, each from the one before."""
     frame_policy: FramePolicy | None = None
     """Which frames the judge sees of a clip; null keeps the base's plan. Not for scratch."""
     max_pixels: int | None = None
@@ -162,18 +161,22 @@ class RecipeConfig:
     seed: int = 0
     """Seed of initial weights, data and order."""
     trained_on: str
-    """One phrase that warns users what the judge was trained on."""
+    """One phrase that tells users the judge's training data."""
 
     def __post_init__(self) -> None:
-        """Check that exactly one start is given and names are unique."""
+        """Check that exactly one start is given, and name the stages by their keys."""
         if (self.base is None) == (self.scratch is None):
             raise ValueError("exactly one of base and scratch must be given")
         if self.scratch is not None and (self.frame_policy is not None or self.max_pixels is not None):
             raise ValueError("frame_policy and max_pixels need a base; scratch is made for the embedded world's clips")
-        if self.dtype != "float32" and any(stage.role is None for stage in self.stages):
+        if not self.stages:
+            raise ValueError("stages must hold at least one stage")
+        for name, stage in self.stages.items():
+            if stage.name not in ("", name):
+                raise ValueError(f"stages.{name}.name is {stage.name!r}; leave it out, the key is the stage's name")
+        named = {name: dataclasses.replace(stage, name=name) for name, stage in self.stages.items()}
+        object.__setattr__(self, "stages", named)
+        if self.dtype != "float32" and any(stage.role is None for stage in self.stages.values()):
             raise ValueError(
                 f"dtype {self.dtype} is for recipes whose stages all have a role: a base learns in float32"
             )
-        names = [stage.name for stage in self.stages]
-        if len(set(names)) != len(names) or not names:
-            raise ValueError(f"stages must have unique names and be at least one, got {names}")

@@ -1,4 +1,4 @@
-"""Keeps the weights of a stage that did best on held-out clips, and ends it when they stay behind.
+"""Keeps the weights of a stage that do best on held-out clips, and ends the stage when later ones stay behind.
 
 Both follow correlations with the labels and pair accuracies, not rewards or exact hits: a reward can rise by its form alone.
 """
@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 def held_out_score(metrics: Mapping[str, float]) -> float:
     """Return the mean of a held-out table's rank correlations and accuracies; NaN where it has neither."""
-    found = [
+    scores = [
         value for name, value in metrics.items() if "srcc_" in name or name in ("compare_accuracy", "ask_accuracy")
     ]
-    return mean(found) if found else math.nan
+    return mean(scores) if scores else math.nan
 
 
 class BestWeights:
@@ -31,16 +31,16 @@ class BestWeights:
         every: int,
         patience: int = 0,
     ) -> None:
-        """Measure the weights as they are, so that a stage that only does harm changes nothing.
+        """Measure the weights as they are: a stage that only harms then changes nothing.
 
         Args:
-            parameters: what is trained.
+            parameters: trained.
             measure: returns the held-out table of the weights in place.
             every: optimiser steps between two measurements.
             patience: measurements without a better score after which training should stop; 0 never stops it.
 
         Raises:
-            ValueError: `every` is below 1, or nothing is measured that could be compared.
+            ValueError: `every` is below 1, or the table holds no score to compare.
         """
         if every < 1 or patience < 0:
             raise ValueError(f"every must be >= 1 and patience >= 0, got {every} and {patience}")

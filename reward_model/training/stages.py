@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -15,6 +13,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from reward_model.datasets.sources import Source
+from reward_model.files import put_back, write_beside, write_text
 from reward_model.judge.checkpoints.format import BASE_FOLDER
 from reward_model.judge.model import VideoJudge
 from reward_model.media.trained_range import widened
@@ -23,19 +23,19 @@ from reward_model.rewards import build_rewards
 from reward_model.training.finish import finish
 from reward_model.training.fit import Loss, fit, rank_and_world
 from reward_model.training.measure import measure_stage, own_levels
-from reward_model.training.methods.grpo import GrpoSteps
-from reward_model.training.methods.sft import lesson_loss
+from reward_model.training.methods.grpo import GRPOSteps
+from reward_model.training.methods.sft import example_loss
 from reward_model.training.recipe import RecipeConfig, StageConfig
 from reward_model.training.selection import BestWeights
 from reward_model.training.start import add_layers, start_judge
-from reward_model.training.tasks.mixture import Source, clip_planner, open_mixture
-from reward_model.training.tasks.rollout_prompts import ask, plan_questions
+from reward_model.training.tasks.mixture import clip_planner, open_mixture
+from reward_model.training.tasks.rollout_prompts import build_prompt, plan_prompts
 from reward_model.training.tasks.supervised import (
-    Lesson,
-    clip_lesson,
-    closed_lesson,
+    SFTExample,
+    clip_example,
+    closed_example,
     neighbours,
-    pair_lesson,
+    pair_example,
     pair_of,
     swapped,
 )
@@ -58,8 +58,9 @@ def run_recipe(config: RecipeConfig, *, num_stages: int | None = None) -> Path:
     """
     output = Path(config.output)
     done: list[Path] = []
-    for number, stage in enumerate(config.stages[:num_stages]):
+    for number, stage in enumerate([*config.stages.values()][:num_stages]):
         folder = output / "stages" / f"{number:02d}-{stage.name}"
+        _find_again(folder)
         if not (folder / "done.json").exists():
             judge = _load(done[-1], config) if done else start_judge(config)
             add_layers(judge, stage.add_layers)
@@ -68,10 +69,10 @@ def run_recipe(config: RecipeConfig, *, num_stages: int | None = None) -> Path:
             metrics = run_stage(judge, stage, seed=seed, log_file=output / "metrics.jsonl")
             metrics |= measure_stage(judge, stage)
             judge.configure(lineage=(*judge.config.lineage, stage.name))
-            _save_atomically(judge, folder, {"stage": asdict(stage), "metrics": metrics})
+            _save(judge, folder, {"stage": asdict(stage), "metrics": metrics})
         done.append(folder)
     if rank_and_world()[0] == 0:
-        # the others need not wait: a card of a large judge outlasts their patience with a barrier
+        # the others need not wait: the card of a large judge takes longer than a barrier's timeout
         finish(config, done, output / "judge")
     return output / "judge"
 
@@ -85,7 +86,7 @@ def run_stage(judge: VideoJudge, stage: StageConfig, *, seed: int, log_file: Pat
 
     Args:
         judge: the judge; a new role gets an adapter.
-        stage: what to train and on what.
+        stage: role, data, tasks and optimisation.
         seed: seed of data order and of a new adapter.
         log_file: JSONL that receives the metrics.
 
@@ -93,17 +94,17 @@ def run_stage(judge: VideoJudge, stage: StageConfig, *, seed: int, log_file: Pat
         Means of the metrics over the last logged stretch.
 
     Raises:
-        ValueError: the batch does not divide among the processes.
+        ValueError: The batch does not divide among the processes.
     """
     torch.manual_seed(seed)
     _prepare_role(judge, stage)
     log_file.parent.mkdir(parents=True, exist_ok=True)
 
-    def write(row: dict[str, float]) -> None:
-        """Log one row of metrics."""
-        log.info("%s %s", stage.name, " ".join(f"{k}={v:.4g}" for k, v in row.items()))
+    def write(metrics: dict[str, float]) -> None:
+        """Log the metrics of a stretch of steps."""
+        log.info("%s %s", stage.name, " ".join(f"{k}={v:.4g}" for k, v in metrics.items()))
         with log_file.open("a") as file:
-            file.write(json.dumps({"stage": stage.name, **row}) + "\n")
+            file.write(json.dumps({"stage": stage.name, **metrics}) + "\n")
 
     rank, world = rank_and_world()
     if stage.fit.batch_size % world:
@@ -128,7 +129,7 @@ def run_stage(judge: VideoJudge, stage: StageConfig, *, seed: int, log_file: Pat
 
 
 def _watch(judge: VideoJudge, stage: StageConfig, parameters: Sequence[nn.Parameter]) -> BestWeights:
-    """Return what measures the stage's weights on its held-out clips as it goes."""
+    """Return the keeper of the best weights, which measures them on held-out clips as the stage goes."""
 
     def measure() -> dict[str, float]:
         """Return the table of the held-out clips."""
@@ -156,30 +157,30 @@ def _sft(judge: VideoJudge, stage: StageConfig, seed: int) -> Iterator[Loss]:
 
     def loss(step: int) -> list[tuple[torch.Tensor, dict[str, float]]]:
         """Return the loss of one step."""
-        lessons = draw_lessons(
+        examples = draw_examples(
             judge, source, stage, (seed * 1_000_003 + step) * world + rank, stage.fit.batch_size // world
         )
-        return [lesson_loss(judge, lessons, stage.tasks)]
+        return [example_loss(judge, examples, stage.tasks)]
 
     yield loss
 
 
 @contextmanager
 def _grpo(judge: VideoJudge, stage: StageConfig, seed: int) -> Iterator[Loss]:
-    """Yield the policy loss of each step on this process's questions; the reference is the role as it is now."""
+    """Yield the policy loss of each step on this process's prompts; the reference is the role as it is now."""
     assert stage.role is not None
     source, planner, (rank, world) = open_mixture(stage.data), _noting_planner(judge), rank_and_world()
     reference = f"{stage.role}-at-start"
     judge.add_role(reference, copy_from=stage.role)
-    steps = GrpoSteps(judge, build_rewards(stage.rewards), stage.grpo, role=stage.role, reference=reference)
+    steps = GRPOSteps(judge, build_rewards(stage.rewards), stage.grpo, role=stage.role, reference=reference)
 
     def loss(step: int) -> Iterator[tuple[torch.Tensor, dict[str, float]]]:
-        """Yield the loss of one step in parts."""
-        # every process plans the whole batch and asks its share, so that any number of them asks the same questions
-        planned = plan_questions(source(seed * 1_000_003 + step, stage.fit.batch_size), stage.tasks)
-        mine = [ask(*planned[group], planner, group=group) for group in range(rank, len(planned), world)]
+        """Yield the loss of one step in micro-batches."""
+        # every process plans the whole batch and asks its share: any number of them asks the same prompts
+        planned = plan_prompts(source(seed * 1_000_003 + step, stage.fit.batch_size), stage.tasks)
+        mine = [build_prompt(*planned[group], planner, group=group) for group in range(rank, len(planned), world)]
         _note_reasoned(judge, stage, [e for kind, e in planned if kind == "reason"])
-        return steps.parts(mine, step, seed=seed * 1_000_003)
+        return steps.micro_batches(mine, step, seed=seed * 1_000_003)
 
     try:
         yield loss
@@ -195,16 +196,16 @@ def layer_matrices(judge: VideoJudge, parameters: Sequence[nn.Parameter]) -> lis
     chosen = {id(p) for p in parameters}
     layers = ("language_model.layers.", "visual.blocks.")
     named = judge.model.named_parameters()
-    return [p for name, p in named if id(p) in chosen and p.ndim == 2 and any(part in name for part in layers)]
+    return [p for name, p in named if id(p) in chosen and p.ndim == 2 and any(layer in name for layer in layers)]
 
 
-def draw_lessons(judge: VideoJudge, source: Source, stage: StageConfig, seed: int, num: int) -> list[Lesson]:
-    """Return the lessons of one step: every clip with its tasks behind one prefix, then the comparisons."""
+def draw_examples(judge: VideoJudge, source: Source, stage: StageConfig, seed: int, num: int) -> list[SFTExample]:
+    """Return the supervised examples of one step: every clip with its tasks behind one prefix, then the comparisons."""
     planner = _noting_planner(judge)
-    examples = source(seed, num)
+    annotations = source(seed, num)
     kinds = [kind for kind in stage.tasks if kind not in ("compare", "ask")]
-    lessons = []
-    clips = [example for example in examples if isinstance(example, RatedClip)]
+    examples = []
+    clips = [one for one in annotations if isinstance(one, RatedClip)]
     own = "reason" in kinds and stage.reasoned_scores == "own"
     scores = own_levels(judge, clips[: math.ceil(num * stage.task_share.get("reason", 1.0))]) if own else []
     for place, rated in enumerate(clips):
@@ -212,21 +213,21 @@ def draw_lessons(judge: VideoJudge, source: Source, stage: StageConfig, seed: in
         if "reason" in chosen:
             _note_reasoned(judge, stage, [rated])
         if chosen:
-            lessons.append(clip_lesson(rated, planner, chosen, scores=scores[place] if place < len(scores) else None))
+            examples.append(clip_example(rated, planner, chosen, scores=scores[place] if place < len(scores) else None))
     if "compare" in stage.tasks:
-        orders = _both_orders(examples)[: round(num * stage.task_share.get("compare", PAIRS_PER_CLIP))]
-        lessons += [pair_lesson(pair, planner) for pair in orders]
+        orders = _both_orders(annotations)[: round(num * stage.task_share.get("compare", PAIRS_PER_CLIP))]
+        examples += [pair_example(pair, planner) for pair in orders]
     if "ask" in stage.tasks:
-        lessons += [closed_lesson(e, planner) for e in examples if isinstance(e, VideoQuestion)]
-    return lessons
+        examples += [closed_example(e, planner) for e in annotations if isinstance(e, VideoQuestion)]
+    return examples
 
 
 def _noting_planner(judge: VideoJudge) -> Callable[[Video | Path], Clip]:
-    """Return the planner of this judge's clips that widens its trained range by every one; the first process's is saved."""
+    """Return the planner of this judge's clips that widens its trained range by each; the first process's range is saved."""
     planner = clip_planner(judge)
 
     def plan(video: Video | Path) -> Clip:
-        """Plan a video and note how it widens the trained range."""
+        """Plan a video and widen the trained range by it."""
         clip = planner(video)
         if (wider := widened(judge.config.trained_range, clip)) != judge.config.trained_range:
             judge.configure(trained_range=wider)
@@ -236,43 +237,46 @@ def _noting_planner(judge: VideoJudge) -> Callable[[Video | Path], Clip]:
 
 
 def _note_reasoned(judge: VideoJudge, stage: StageConfig, asked: Sequence[Annotation]) -> None:
-    """Note which dimensions the stage's role is taught to rate in one reasoned answer."""
-    found, role = judge.config.reasoned, stage.role or ""
-    rated = [example.quality for example in asked if isinstance(example, RatedClip)]
+    """Note the dimensions that the stage's role is taught to rate in one reasoned answer."""
+    known, role = judge.config.reasoned, stage.role or ""
+    rated = [one.quality for one in asked if isinstance(one, RatedClip)]
     sets = list(dict.fromkeys(tuple(name for name in DIMENSIONS if name in quality) for quality in rated))
-    if new := [one for one in sets if one not in found.get(role, ())]:
-        judge.configure(reasoned={**found, role: [*found.get(role, ()), *new]})
+    if new := [one for one in sets if one not in known.get(role, ())]:
+        judge.configure(reasoned={**known, role: [*known.get(role, ()), *new]})
 
 
-def _both_orders(examples: Sequence[Annotation]) -> list[VideoPair]:
-    """Return the labelled pairs and those of neighbouring clips, each in both orders, so that the order teaches nothing."""
-    pairs = [e for e in examples if isinstance(e, VideoPair)] + [pair_of(*two) for two in neighbours(examples)]
+def _both_orders(annotations: Sequence[Annotation]) -> list[VideoPair]:
+    """Return the labelled pairs and those of neighbouring clips, each in both orders, so the order teaches nothing."""
+    pairs = [e for e in annotations if isinstance(e, VideoPair)] + [pair_of(*two) for two in neighbours(annotations)]
     return [order for pair in pairs for order in (pair, swapped(pair))]
 
 
 def _forget(log_file: Path, stage: str) -> None:
-    """Drop what a run of the stage that was killed has logged, so that every step is logged once."""
+    """Remove log lines left by a killed attempt of this stage."""
     if rank_and_world()[0] == 0 and log_file.exists():
-        rows = log_file.read_text().splitlines(keepends=True)
-        kept = [row for row in rows if row.endswith("\n") and json.loads(row)["stage"] != stage]
-        beside = log_file.with_suffix(".part")
-        beside.write_text("".join(kept))
-        os.replace(beside, log_file)
+        lines = log_file.read_text().splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["stage"] != stage]
+        write_text(log_file, "".join(kept))
 
 
-def _save_atomically(judge: VideoJudge, folder: Path, record: dict[str, object]) -> None:
+def _save(judge: VideoJudge, folder: Path, record: dict[str, object]) -> None:
+    """Save a finished stage as a whole folder by the first process, while the others wait."""
+
+    def write(beside: Path) -> None:
+        """Write the judge and the record of its stage."""
+        judge.save_pretrained(beside)
+        (beside / "done.json").write_text(json.dumps(record, indent=1) + "\n")
+
     if rank_and_world()[0] == 0:
-        _write_beside(judge, folder, record)
+        write_beside(folder, write)
     _wait_for_all()
 
 
-def _write_beside(judge: VideoJudge, folder: Path, record: dict[str, object]) -> None:
-    beside = folder.with_name(f".{folder.name}")
-    shutil.rmtree(beside, ignore_errors=True)
-    judge.save_pretrained(beside)
-    (beside / "done.json").write_text(json.dumps(record, indent=1) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(beside, folder)
+def _find_again(folder: Path) -> None:
+    """Return a stage's folder to its place if its replacement was killed, before any process looks for it."""
+    if rank_and_world()[0] == 0:
+        put_back(folder)
+    _wait_for_all()
 
 
 def _wait_for_all() -> None:

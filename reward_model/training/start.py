@@ -1,4 +1,4 @@
-"""The judge that a recipe begins with: a loaded checkpoint, or a small one with random weights, which may grow later."""
+"""Builds the judge that a recipe begins with: a loaded checkpoint, or a small one with random weights that may grow later."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def start_judge(config: RecipeConfig) -> VideoJudge:
         judge = _build_judge(config.scratch, seed=config.seed)
     else:
         judge = VideoJudge.from_pretrained(config.base, dtype=getattr(torch, config.dtype))
-    # whatever its base was asked, what is trained here is asked in this project's way
+    # whatever prompts its base was trained on, this recipe uses the project's own
     judge.configure(trained_on=config.trained_on, prompt_style=OWN, wording={}, dimensions=DIMENSIONS)
     if config.frame_policy is not None:
         judge.configure(frame_policy=config.frame_policy.to_dict())
@@ -67,7 +67,7 @@ def _world_words() -> list[str]:
 
 
 def add_layers(judge: VideoJudge, num: int) -> None:
-    """Put new layers behind the text model's last one, which at first change nothing of what it says.
+    """Append layers to the text model, which at first change nothing of its output.
 
     Each is a copy of the last layer whose two output projections are zero.
 
@@ -76,7 +76,7 @@ def add_layers(judge: VideoJudge, num: int) -> None:
         num: how many layers; 0 does nothing.
 
     Raises:
-        ValueError: the judge has roles, whose adapters would lack the new layers.
+        ValueError: The judge has roles, whose adapters would lack the new layers.
 
     Source: Gong et al., Efficient Training of BERT by Progressively Stacking (ICML 2019).
     """

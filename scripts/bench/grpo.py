@@ -33,8 +33,15 @@ from reward_model.judge.families.tiny import build_tiny
 from reward_model.judge.model import VideoJudge
 from reward_model.language.requests import reason_request
 from reward_model.records import DIMENSIONS, Answer, Clip, FramePlan, Label, RewardValues
-from reward_model.training.methods.grpo import Answered, Credit, GrpoSettings, GrpoSteps, Rollout, grpo_parts
-from reward_model.training.tasks.rollout_prompts import Question
+from reward_model.training.methods.grpo import (
+    AnswerAdvantages,
+    AnswerGroups,
+    AnswerGRPOConfig,
+    GRPOSteps,
+    LabelledAnswers,
+    grpo_micro_batches,
+)
+from reward_model.training.tasks.rollout_prompts import RolloutPrompt
 
 KL_COEF, RANK, ALPHA = 0.04, 16, 32
 EXPLAINED = (
@@ -57,12 +64,12 @@ def build_model(size: dict[str, int]) -> tuple[Any, Any]:
     return build_tiny("qwen2_5_vl", patch_size=14, init_std=0.05, **size)
 
 
-def build_question(side: int, num_frames: int) -> Question:
+def build_question(side: int, num_frames: int) -> RolloutPrompt:
     """Return a reasoned question about a clip of noise."""
     frames = torch.rand(num_frames, 3, side, side, generator=torch.Generator().manual_seed(0))
     times = tuple(i / 8 for i in range(num_frames))
     clip = Clip(frames, FramePlan(tuple(range(num_frames)), times, ("slow",) * num_frames, 8.0))
-    return Question("reason", reason_request(clip, "a dog runs", DIMENSIONS), Label(scores={"overall": 3.0}), 0)
+    return RolloutPrompt("reason", reason_request(clip, "a dog runs", DIMENSIONS), Label(scores={"overall": 3.0}), 0)
 
 
 def worth(text: str) -> float:
@@ -91,7 +98,7 @@ def build_judge(size: dict[str, int], side: int) -> VideoJudge:
 
 
 def build_trainer(
-    judge: VideoJudge, question: Question, size: dict[str, int], group_size: int, num_tokens: int, *, once: bool
+    judge: VideoJudge, question: RolloutPrompt, size: dict[str, int], group_size: int, num_tokens: int, *, once: bool
 ) -> Any:
     """Return trl's trainer on an equal model with an equal adapter, mended to keep the video.
 
@@ -170,7 +177,7 @@ def build_trainer(
     return trainer
 
 
-def _video_of(judge: VideoJudge, question: Question) -> tuple[dict[str, Tensor], list[int]]:
+def _video_of(judge: VideoJudge, question: RolloutPrompt) -> tuple[dict[str, Tensor], list[int]]:
     """Return the model's video inputs and the prompt's token ids."""
     (clip,), family = question.request.clips, judge.family
     before, _, after = question.request.prefix
@@ -187,7 +194,7 @@ def _adapter(model: Any, name: str = "default") -> list[Tensor]:
     return [p for key, p in model.named_parameters() if ".lora_" in key and key.split(".")[-2] == name]
 
 
-def compare(judge: VideoJudge, trainer: Any, question: Question, settings: GrpoSettings) -> dict[str, float]:
+def compare(judge: VideoJudge, trainer: Any, question: RolloutPrompt, settings: AnswerGRPOConfig) -> dict[str, float]:
     """Return how far log-probabilities and gradients of one rollout of trl's differ between the two ways.
 
     Args:
@@ -212,12 +219,12 @@ def compare(judge: VideoJudge, trainer: Any, question: Question, settings: GrpoS
             trainer.model, sequence, torch.ones_like(sequence), len(tokens[0])
         )[0]
     drawn = [Completion(t, v, ended=False) for t, v in zip(tokens, found.by_answer(), strict=True)]
-    answered = Answered(("reason",) * len(tokens), (question.label,) * len(tokens), (0,) * len(tokens), ())
-    rollout = Rollout((question,), (tuple(drawn),), answered)
-    credited = Credit(inputs["advantages"], len(tokens), {})
+    answered = LabelledAnswers(("reason",) * len(tokens), (question.label,) * len(tokens), (0,) * len(tokens), ())
+    rollout = AnswerGroups((question,), (tuple(drawn),), answered)
+    credited = AnswerAdvantages(inputs["advantages"], len(tokens), {})
     suppressed, judge.suppressed_ids = judge.suppressed_ids, ()  # trl's log-probs count tokens that cannot come
     judge.zero_grad()
-    for loss, _ in grpo_parts(judge, rollout, credited, settings, role="policy", reference="policy"):
+    for loss, _ in grpo_micro_batches(judge, rollout, credited, settings, role="policy", reference="policy"):
         loss.backward()
     judge.suppressed_ids = suppressed
     ours = torch.cat([p.grad.flatten() for p in _adapter(judge.model, "policy")])
@@ -239,11 +246,11 @@ def trl_step(trainer: Any, group_size: int) -> None:
     trainer.compute_loss(trainer.model, inputs).backward()
 
 
-def our_step(steps: GrpoSteps, question: Question, number: int) -> float:
+def our_step(steps: GRPOSteps, question: RolloutPrompt, number: int) -> float:
     """Do one step of ours without the optimiser, and return how far a token's ratio is from 1."""
     steps.judge.zero_grad()
     worst = 0.0
-    for loss, found in steps.parts([question], number, seed=number):
+    for loss, found in steps.micro_batches([question], number, seed=number):
         loss.backward()
         worst = max(worst, found["ratio_error"])
     return worst
@@ -294,18 +301,20 @@ def bench_cell(
     """
     torch.set_num_threads(1)
     question, judge = build_question(side, frames), build_judge(size, side)
-    settings = GrpoSettings(group_size=group, kl_coef=KL_COEF, max_answer_tokens=num_tokens)
+    settings = AnswerGRPOConfig(group_size=group, kl_coef=KL_COEF, max_answer_tokens=num_tokens)
     once, each = (build_trainer(judge, question, size, group, num_tokens, once=flag) for flag in (True, False))
     differs = compare(judge, once, question, settings)
-    steps = GrpoSteps(judge, {"reason": reward}, settings, role="policy", reference="start")
+    steps = GRPOSteps(judge, {"reason": reward}, settings, role="policy", reference="start")
     numbers = iter(range(1000))
     ratio_errors: list[float] = []
     ours = seconds(lambda: ratio_errors.append(our_step(steps, question, next(numbers))), repeats)
     mended = seconds(lambda: trl_step(once, group), repeats)
     shipped = seconds(lambda: trl_step(each, group), repeats)
     drawn = trl_rollout(once, group)
-    state = SimpleNamespace(rollout=steps._draw([question], 0))
-    own_bytes = saved_bytes(lambda: list(grpo_parts(judge, *state.rollout, settings, role="policy", reference="start")))
+    state = SimpleNamespace(rollout=steps.sample([question], 0))
+    own_bytes = saved_bytes(
+        lambda: list(grpo_micro_batches(judge, *state.rollout, settings, role="policy", reference="start"))
+    )
     their_bytes = saved_bytes(lambda: once.compute_loss(once.model, drawn))
     length = len(_video_of(judge, question)[1])
     return {

@@ -1,4 +1,4 @@
-"""Runs the toy GRPO recipes, one factor at a time and several seeds each, and writes a table for each.
+"""Trains the toy GRPO recipes, one factor at a time and with several seeds each, and writes a table for each.
 
     python scripts/experiments/run_judge_arms.py                            both recipes, all arms, three seeds, two runs at a time
     python scripts/experiments/run_judge_arms.py --arms vq_insight no_temporal --seeds 0
@@ -31,30 +31,31 @@ from reward_model.training.recipe import RecipeConfig, StageConfig
 from reward_model.video_reward import VideoJudgeReward
 
 Change = Callable[[StageConfig], StageConfig | None]
-"""What an arm makes of a stage of GRPO; None leaves it out."""
+"""Function from a stage of GRPO to the arm's form of it; None leaves the stage out."""
 
 NUM_CLIPS, NUM_UNSEEN, NUM_PAIRS, SEED, NUM_RESAMPLES = 1000, 500, 1500, 4321, 1000
 
 RATED = {"generated": ("visual_quality", "motion_quality", "text_alignment"), "natural": ("overall",)}
-"""Scorer -> the dimensions that it reasons about."""
+"""Scorer -> dimensions that it reasons about."""
 
 WHOLE = {"toy_vq_insight": "vq_insight", "toy_vqathinker": "vqathinker"}
-"""Recipe -> the arm that leaves it whole."""
+"""Recipe -> arm that leaves it whole."""
 
 STARTS = {recipe: f"{arm}_start" for recipe, arm in WHOLE.items()}
-"""Recipe -> the run of its supervised stage alone, with seed 0, from which the arms go on with every seed."""
+"""Recipe -> training run of its supervised stage alone, with seed 0, from which the arms go on with every seed."""
 
 Answers = Sequence[Mapping[str, Any]]
-"""What one role said after each of several runs."""
+"""Answers of one role after each of several runs."""
 
-PARTS = {
+MEASURES = {
     "right": "",
     "scores": "",
     "scores:nearness": ", nearness",
     "unseen": ", unseen defects",
     "unseen:nearness": ", unseen defects, nearness",
 }
-"""What a run's answers hold, and what is measured of it if not the rank correlation -> what the table calls it."""
+"""Measure of a run's answers (key of the answers, and `:nearness` where it is not their rank correlation) -> its name in the
+table."""
 
 
 def without(*names: str) -> Change:
@@ -87,7 +88,7 @@ def instead(name: str, other: str, **settings: Any) -> Change:
 
 
 def scorer_only(change: Change) -> Change:
-    """Return a change that leaves out the comparator, on which it has no bearing."""
+    """Return the change without the comparator, which it does not affect."""
     return lambda stage: None if stage.role == "comparator" else change(stage)
 
 
@@ -107,19 +108,20 @@ ARMS: Mapping[str, tuple[str, Change]] = {
     "no_ranking": ("toy_vqathinker", without("ranking")),
     "no_consistency": ("toy_vqathinker", without("temporal_ranking")),
 }
-"""Arm -> recipe and what it changes in every stage of GRPO."""
+"""Arm -> recipe and its change of every stage of GRPO."""
 
 
 def recipe_of(arm: str, seed: int, folder: Path) -> RecipeConfig:
     """Return the arm's recipe for one seed."""
     name, change = ARMS[arm]
     config = load_config(RecipeConfig, ROOT / "configs" / "judge" / f"{name}.yaml")
-    stages = [stage if stage.method == "sft" else change(stage) for stage in config.stages]
-    return dataclasses.replace(config, seed=seed, stages=[s for s in stages if s is not None], output=str(folder))
+    changed = {name: stage if stage.method == "sft" else change(stage) for name, stage in config.stages.items()}
+    stages = {name: stage for name, stage in changed.items() if stage is not None}
+    return dataclasses.replace(config, seed=seed, stages=stages, output=str(folder))
 
 
 def run_start(recipe: str, folder: Path) -> None:
-    """Train, on the processes that torchrun starts, what a recipe's arms share; write what it says when held out."""
+    """Train the stage that a recipe's arms share, on the processes of torchrun, and write its answers on held-out clips."""
     from reward_model.training.stages import run_recipe
 
     torch.set_num_threads(1)
@@ -131,7 +133,7 @@ def run_start(recipe: str, folder: Path) -> None:
 
 
 def run(arm: str, seed: int, folder: Path) -> None:
-    """Train one arm with one seed and write what its judges say of the held-out clips and pairs."""
+    """Train one arm with one seed and write its answers about the held-out clips and pairs."""
     from reward_model.training.stages import run_recipe
 
     torch.set_num_threads(1)
@@ -142,15 +144,15 @@ def run(arm: str, seed: int, folder: Path) -> None:
 
 
 def write_answers(config: RecipeConfig, judge: Path, folder: Path, *, start: bool = False) -> None:
-    """Write what a judge says, in each role that the recipe trains and the table shows, where clips are held out."""
-    roles = [stage.role for stage in config.stages if stage.role in (*RATED, "comparator")]
-    found = {role: answers_of(judge, role, start=start) for role in roles}
-    (folder / "answers.json").write_text(json.dumps(found) + "\n")
+    """Write a judge's answers about held-out clips, in each role that the recipe trains and the table shows."""
+    roles = [stage.role for stage in config.stages.values() if stage.role in (*RATED, "comparator")]
+    answers = {role: answers_of(judge, role, start=start) for role in roles}
+    (folder / "answers.json").write_text(json.dumps(answers) + "\n")
 
 
 def take_stages(config: RecipeConfig, other: Path, folder: Path) -> None:
     """Copy the leading stages that another run of the seed has finished with the same settings."""
-    for number, stage in enumerate(config.stages):
+    for number, stage in enumerate(config.stages.values()):
         place = Path("stages") / f"{number:02d}-{stage.name}"
         if (folder / place / "done.json").exists():
             continue
@@ -163,9 +165,9 @@ def take_stages(config: RecipeConfig, other: Path, folder: Path) -> None:
 
 
 def answers_of(judge: Path, role: str, *, start: bool = False) -> dict[str, Any]:
-    """Return a role's reasoned scores of the held-out clips, or which of the held-out pairs it puts in the right order.
+    """Return a role's reasoned scores of the held-out clips, or which of the held-out pairs it orders rightly.
 
-    `start` asks the judge that has no role yet what the role will be asked.
+    With `start` a judge without roles gets the prompts of the later role.
     """
     reward = VideoJudgeReward.from_pretrained(judge, role=None if start else role)
     if role == "comparator":
@@ -176,12 +178,12 @@ def answers_of(judge: Path, role: str, *, start: bool = False) -> dict[str, Any]
         return {"prompts": [p.prompt for p in pairs], "right": right}
     if start:
         reward.judge.configure(reasoned={"": [RATED[role]]})
-    found: dict[str, Any] = {}
+    answers: dict[str, Any] = {}
     for name, shown in (("scores", held_out()), ("unseen", held_out(unseen=True))):
         scores, parse_rate = benchmark.score_clips(reward, shown, readout="reason")
-        found[name] = {dimension: values.tolist() for dimension, values in scores.items()}
-        found[f"parse_rate_{name}"] = parse_rate
-    return found
+        answers[name] = {dimension: values.tolist() for dimension, values in scores.items()}
+        answers[f"parse_rate_{name}"] = parse_rate
+    return answers
 
 
 def held_out(*, unseen: bool = False) -> list[Any]:
@@ -192,43 +194,43 @@ def held_out(*, unseen: bool = False) -> list[Any]:
     return benchmark.moving_shapes_clips(NUM_UNSEEN, seed=SEED, defects=defects)
 
 
-def score(found: Mapping[str, Any], part: str, truth: Mapping[str, np.ndarray], rows: np.ndarray) -> float:
-    """Return what a part measures on some rows, higher for a better judge; unread answers are 0.5.
+def score(answers: Mapping[str, Any], measure: str, truth: Mapping[str, np.ndarray], places: np.ndarray) -> float:
+    """Return a measure of the answers at some places, higher for a better judge; unread answers are 0.5.
 
     Accuracy of the comparator; of a scorer the mean over the dimensions of `truth` of the rank correlation, or of the
     nearness, 1 - |quality - label|, which the reward `absolute` pays.
     """
-    if part == "right":
-        return float(np.mean(np.array(found["right"])[rows]))
-    shown, _, measure = part.partition(":")
-    values = {name: np.nan_to_num(np.array(found[shown][name], dtype=float), nan=0.5)[rows] for name in truth}
-    if measure == "nearness":
-        return float(np.mean([1 - np.abs(values[name] - truth[name][rows]).mean() for name in truth]))
-    return float(np.mean([metrics.srcc(values[name], truth[name][rows]) for name in truth]))
+    if measure == "right":
+        return float(np.mean(np.array(answers["right"])[places]))
+    shown, _, kind = measure.partition(":")
+    values = {name: np.nan_to_num(np.array(answers[shown][name], dtype=float), nan=0.5)[places] for name in truth}
+    if kind == "nearness":
+        return float(np.mean([1 - np.abs(values[name] - truth[name][places]).mean() for name in truth]))
+    return float(np.mean([metrics.srcc(values[name], truth[name][places]) for name in truth]))
 
 
-def compare(first: Answers, last: Answers, part: str, dimensions: Sequence[str]) -> dict[str, Any]:
+def compare(first: Answers, last: Answers, measure: str, dimensions: Sequence[str]) -> dict[str, Any]:
     """Return the mean over the runs on each side, the difference with its bootstrap interval, and the difference by seed.
 
     Prompts and runs are resampled; where both sides have several runs, those of one seed stay together.
     """
-    clips = held_out(unseen=part.startswith("unseen"))
+    clips = held_out(unseen=measure.startswith("unseen"))
     truth = {name: np.array([clip.quality[name] for clip in clips]) for name in dimensions}
     prompts = np.array(first[0].get("prompts") or [clip.prompt for clip in clips])
     groups = [np.flatnonzero(prompts == prompt) for prompt in dict.fromkeys(prompts)]
     rng = np.random.default_rng(0)
 
-    def mean(side: Answers, rows: np.ndarray, runs: Sequence[int]) -> float:
-        """Return the mean score of a side on some rows, over some runs; the start is one run."""
+    def mean(side: Answers, places: np.ndarray, runs: Sequence[int]) -> float:
+        """Return the mean score of a side at some places, over some runs; the start is one run."""
         chosen = [run % len(side) for run in runs]
-        scores = {run: score(side[run], part, truth, rows) for run in set(chosen)}
+        scores = {run: score(side[run], measure, truth, places) for run in set(chosen)}
         return float(np.mean([scores[run] for run in chosen]))
 
     differences = []
     for _ in range(NUM_RESAMPLES):
-        rows = np.concatenate([groups[i] for i in rng.integers(len(groups), size=len(groups))])
+        places = np.concatenate([groups[i] for i in rng.integers(len(groups), size=len(groups))])
         runs = rng.integers(len(last), size=len(last)).tolist()
-        differences.append(mean(last, rows, runs) - mean(first, rows, runs))
+        differences.append(mean(last, places, runs) - mean(first, places, runs))
     everything = np.arange(len(prompts))
     before, after = (mean(side, everything, range(len(last))) for side in (first, last))
     low, high = np.quantile(differences, [0.025, 0.975])
@@ -238,7 +240,7 @@ def compare(first: Answers, last: Answers, part: str, dimensions: Sequence[str])
         "difference": after - before,
         "low": float(low),
         "high": float(high),
-        "by_seed": [score(one, part, truth, everything) - before for one in last],
+        "by_seed": [score(one, measure, truth, everything) - before for one in last],
     }
 
 
@@ -277,49 +279,56 @@ def _run_apart(arm: str, seed: int, runs: Path) -> int:
     return run_apart([*launch, __file__, "--only", arm, str(seed), "--runs", str(runs)], folder)
 
 
-def row_of(
-    start: Mapping[str, Any], whole: Mapping[int, Any], ended: Mapping[int, Any], role: str, part: str
+def table_entry(
+    start: Mapping[str, Any], whole: Mapping[int, Any], ended: Mapping[int, Any], role: str, measure: str
 ) -> dict[str, Any]:
-    """Return one row of the table: an arm's runs by seed against the start and, where it is another, the whole recipe."""
+    """Return one entry of the table: an arm's runs by seed against the start and, where it is another, the whole recipe."""
     rated, both = RATED.get(role, ()), sorted(set(whole) & set(ended))
     against = None
     if both and whole is not ended:
-        against = compare([whole[seed][role] for seed in both], [ended[seed][role] for seed in both], part, rated)
-    own = compare([start[role]], [one[role] for one in ended.values()], part, rated)
+        against = compare([whole[seed][role] for seed in both], [ended[seed][role] for seed in both], measure, rated)
+    own = compare([start[role]], [one[role] for one in ended.values()], measure, rated)
     return {"seeds": len(ended), "start": own, "whole": against}
 
 
 def verdicts(table: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return what the intervals show, in words: of GRPO from the start, and of what each arm leaves out or changes."""
+    """Return sentences on the intervals: the effect of GRPO from the start, and of each arm's change."""
     names = {True: "better", False: "worse", None: "not shown to differ"}
     lines = []
     for against, title in (("start", "Against the start"), ("whole", "Against the whole recipe")):
-        found: dict[bool | None, list[str]] = {verdict: [] for verdict in names}
-        for row in table:
-            if (one := row[against]) is not None:
+        by_verdict: dict[bool | None, list[str]] = {verdict: [] for verdict in names}
+        for entry in table:
+            if (one := entry[against]) is not None:
                 verdict = True if one["low"] > 0 else False if one["high"] < 0 else None
-                found[verdict].append(f"{row['arm']} ({row['role']}{PARTS[row['part']]})")
-        lines += [f"{title}, {names[verdict]}: {'; '.join(rows)}." for verdict, rows in found.items() if rows]
+                by_verdict[verdict].append(f"{entry['arm']} ({entry['role']}{MEASURES[entry['part']]})")
+        lines += [f"{title}, {names[verdict]}: {'; '.join(named)}." for verdict, named in by_verdict.items() if named]
     return lines
 
 
-def _interval(found: Mapping[str, float] | None) -> str:
-    return "" if found is None else f"{found['difference']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
+def _interval(compared: Mapping[str, float] | None) -> str:
+    if compared is None:
+        return ""
+    return f"{compared['difference']:+.3f} [{compared['low']:+.3f}, {compared['high']:+.3f}]"
 
 
 def write(recipe: str, arms: Sequence[str], seeds: Sequence[int], runs: Path, docs: Path) -> None:
     """Write docs/<recipe>.md and .json of the finished runs of a recipe's arms."""
     start = json.loads((runs / f"{STARTS[recipe]}-0" / "answers.json").read_text())
-    found: dict[str, dict[int, Any]] = {}
+    answers: dict[str, dict[int, Any]] = {}
     for arm in dict.fromkeys([WHOLE[recipe], *arms]):
         files = {seed: runs / f"{arm}-{seed}" / "answers.json" for seed in seeds}
-        found[arm] = {seed: json.loads(file.read_text()) for seed, file in files.items() if file.exists()}
+        answers[arm] = {seed: json.loads(file.read_text()) for seed, file in files.items() if file.exists()}
     table = [
-        {"arm": arm, "role": role, "part": part, **row_of(start, found[WHOLE[recipe]], found[arm], role, part)}
+        {
+            "arm": arm,
+            "role": role,
+            "part": measure,
+            **table_entry(start, answers[WHOLE[recipe]], answers[arm], role, measure),
+        }
         for arm in arms
-        for role in next(iter(found[arm].values()), ())
-        for part in PARTS
-        if part.partition(":")[0] in start[role]
+        for role in next(iter(answers[arm].values()), ())
+        for measure in MEASURES
+        if measure.partition(":")[0] in start[role]
     ]
     lines = [
         f"# GRPO after supervision, one factor at a time: {recipe}",
@@ -337,10 +346,10 @@ def write(recipe: str, arms: Sequence[str], seeds: Sequence[int], runs: Path, do
         "|---|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {row['arm']} | {row['role']}{PARTS[row['part']]} | {row['start']['first']:.3f} | {row['start']['last']:.3f} "
-        f"| {_interval(row['start'])} | {', '.join(f'{one:+.3f}' for one in row['start']['by_seed'])} "
-        f"| {_interval(row['whole'])} |"
-        for row in table
+        f"| {entry['arm']} | {entry['role']}{MEASURES[entry['part']]} | {entry['start']['first']:.3f} | {entry['start']['last']:.3f} "
+        f"| {_interval(entry['start'])} | {', '.join(f'{one:+.3f}' for one in entry['start']['by_seed'])} "
+        f"| {_interval(entry['whole'])} |"
+        for entry in table
     ]
     lines += ["", *(f"- {verdict}" for verdict in verdicts(table))]
     docs.mkdir(parents=True, exist_ok=True)

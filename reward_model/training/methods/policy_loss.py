@@ -17,27 +17,30 @@ STD_FLOOR = 1e-4
 
 
 @dataclass(frozen=True)
-class Advantages:
-    """`values` [N]; `num_groups`, and how many of them taught nothing because all their rewards are equal (`num_flat`)."""
+class GRPOAdvantages:
+    """`values` [N]; `num_groups`, and `num_flat`: the number of them whose rewards are all equal, which teach nothing."""
 
     values: Tensor
     num_groups: int
     num_flat: int
 
 
-def group_advantages(
+def grpo_advantages(
     rewards: Tensor, groups: Tensor, *, normalize_std: bool = True, usable: Tensor | None = None
-) -> Advantages:
+) -> GRPOAdvantages:
     """Subtract the mean of each answer's group and divide by its standard deviation.
+
+    The generator's estimator, `generator_loop.rewards.advantages.group_advantages`, is another: its deviation is biased,
+    floored at 1e-4 and, unless asked otherwise, one for the whole batch; here it is unbiased and 1e-4 is added to it.
 
     Args:
         rewards: [N].
-        groups: [N], id of the question that each answer was sampled for.
+        groups: [N], id of the rollout prompt that each answer was sampled for.
         normalize_std: divide by the group's deviation (unbiased) + 1e-4; without it groups with clear answers weigh less.
-        usable: bool [N]; answers that are not take no part in any statistics and get advantage 0. Default: all are.
+        usable: bool [N]; answers that are not usable stay out of all statistics and get advantage 0; None uses all.
 
     Returns:
-        The advantages, 0 in a group of one answer.
+        The advantages; 0 in a group of one answer.
     """
     kept = torch.ones_like(rewards, dtype=torch.bool) if usable is None else usable
     _, member = groups.unique(return_inverse=True)
@@ -53,7 +56,7 @@ def group_advantages(
     deviation = (total(centred**2) / (count - 1).clamp_min(1)).sqrt()
     flat = deviation <= 1e-8
     values = centred / (deviation[member] + STD_FLOOR) if normalize_std else centred
-    return Advantages(values.masked_fill(flat[member], 0.0), num, int(flat.sum()))
+    return GRPOAdvantages(values.masked_fill(flat[member], 0.0), num, int(flat.sum()))
 
 
 def policy_loss(
@@ -71,13 +74,13 @@ def policy_loss(
 
     Args:
         log_probs: [M] of the policy, with gradient.
-        old: [M] of the policy that drew the answers.
+        old: [M] of the policy that sampled the answers.
         reference: [M] of the reference policy; None where `kl_coef` is 0.
         advantages: [N].
         owner: [M], the answer of each token.
         clip_range: the ratio to the old policy counts within 1 +- this only; raising it allows larger steps.
         kl_coef: weight of KL(policy || reference), estimated per token as exp(d) - d - 1 with d = reference - policy.
-        num_answers: answers of the whole optimiser step, over all parts and processes.
+        num_answers: answers of the whole optimiser step, over all micro-batches and processes.
 
     Returns:
         The scalar loss; "kl" and "clip_rate" (share of tokens outside the range), averaged as the loss is; "ratio_error", the

@@ -19,10 +19,10 @@ from reward_model.judge.engine import readouts
 from reward_model.judge.model import VideoJudge
 from reward_model.language.requests import score_request
 from reward_model.records import LevelReadout, RatedClip, VideoPair
-from reward_model.training.fit import FitSettings, fit
-from reward_model.training.methods.sft import lesson_loss
+from reward_model.training.fit import FitConfig, fit
+from reward_model.training.methods.sft import example_loss
 from reward_model.training.tasks.mixture import clip_planner
-from reward_model.training.tasks.supervised import ToClip, clip_lesson
+from reward_model.training.tasks.supervised import ToClip, clip_example
 
 MIN_SPREAD = 0.05
 """Floor of a rating's standard deviation in quality units, so that a sure judge still has a gradient."""
@@ -82,7 +82,7 @@ def refresh_levels(
         raise ValueError(f"a refresh needs pairs and anchors, got {len(pairs)} and {len(anchors)}")
     planner = clip_planner(judge)
     half = max(1, batch_size // 2)
-    settings = FitSettings(
+    config = FitConfig(
         num_steps=num_steps, learning_rate=learning_rate, batch_size=batch_size, warmup_steps=max(1, num_steps // 10)
     )
     was_training = judge.training
@@ -91,8 +91,8 @@ def refresh_levels(
     def loss(step: int) -> list[tuple[Tensor, Mapping[str, float]]]:
         """Return the loss of one step: ratings of anchors and order of pairs, half a batch each."""
         draw = random.Random(f"{seed}/{step}")
-        lessons = [clip_lesson(clip, planner, ["rate"]) for clip in draw.choices(anchors, k=half)]
-        anchor_loss, metrics = lesson_loss(judge, lessons, {"rate": 1.0})
+        examples = [clip_example(clip, planner, ["rate"]) for clip in draw.choices(anchors, k=half)]
+        anchor_loss, metrics = example_loss(judge, examples, {"rate": 1.0})
         chosen = draw.choices(pairs, k=half)
         first, second = (_overall(judge, planner, side, chosen) for side in ("first", "second"))
         probability = preference_probability(first, second)
@@ -103,7 +103,7 @@ def refresh_levels(
         return [(anchor_loss + pair_weight * fidelity, metrics)]
 
     with judge.use_role(role):
-        metrics = fit(judge.train_only(role), loss, settings, log_every=max(1, num_steps // 2))
+        metrics = fit(judge.train_only(role), loss, config, log_every=max(1, num_steps // 2))
     judge.train(was_training)
     return metrics
 

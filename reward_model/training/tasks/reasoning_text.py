@@ -1,4 +1,4 @@
-"""Turns what is known of a clip into the text that a judge learns to say about it."""
+"""Writes the reasoning that a judge learns to say about a clip from its caption, faults and qualities."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ NO_FAULT = "none"
 
 
 def reasoning(caption: str, faults: Mapping[str, Sequence[str]], quality: Mapping[str, float]) -> str:
-    """Return the chain of thought of a reasoned answer: what is seen, then each dimension's level and faults.
+    """Return the chain of thought of a reasoned answer: the caption, then each dimension's level and faults.
 
     The level comes first, so that the answer's numbers follow a judgement that is already spoken.
 
     Args:
-        caption: what the clip shows.
+        caption: of the clip's content.
         faults: dimension -> names of its faults, none for a clean one.
         quality: dimension -> [0, 1].
 

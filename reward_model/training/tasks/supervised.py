@@ -1,6 +1,6 @@
-"""What a judge is taught: rate a clip, match it with prompts, describe it, reason about it, ask about it, compare two.
+"""Supervised tasks: rate a clip, match it with prompts, describe it, reason about it, answer a question, compare two.
 
-K = 5 rating levels. Every task yields a `Lesson`; lessons of one clip share its prefix.
+K = 5 rating levels. Every task yields an `SFTExample`; the tasks of one clip share its prefix.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ TIE_MARGIN = 0.05
 """Pairs whose overall quality differs by less are taught as ties."""
 
 CLOSED = (("yes", "no"), ("Yes", "No"))
-"""What a question without listed options may be answered by."""
+"""Answers of a question without listed options."""
 
 ToClip = Callable[[Video | Path], Clip]
-"""Reads a video and plans the frames that the judge sees of it."""
+"""Function that reads a video and plans the frames that the judge sees of it."""
 
 
 @dataclass(frozen=True)
-class Lesson:
+class SFTExample:
     """A request and, per branch, the answer text and its weight; `qualities` holds the label where a level answers."""
 
     request: JudgeRequest
@@ -55,13 +55,13 @@ def soft_level(quality: Tensor) -> Tensor:
     return (1 - (place - torch.arange(len(LEVELS), device=quality.device)).abs()).clamp_min(0)
 
 
-def clip_lesson(
+def clip_example(
     rated: RatedClip, to_clip: ToClip, kinds: Sequence[str], *, scores: Mapping[str, float] | None = None
-) -> Lesson:
-    """Return the lesson of one rated clip.
+) -> SFTExample:
+    """Return the supervised example of one rated clip.
 
     Args:
-        rated: the clip; "describe" and "reason" read `facts["caption"]` (what it shows) and `facts["faults"]`
+        rated: the clip; "describe" and "reason" read `facts["caption"]` (of what it shows) and `facts["faults"]`
             (dimension -> fault names), "match" reads `facts["matches"]` (prompt -> text alignment in [0, 1]).
         to_clip: plans the frames.
         kinds: of "rate", "match", "describe", "reason".
@@ -75,46 +75,47 @@ def clip_lesson(
     """
     clip = to_clip(rated.video)
     spoken = rated if scores is None else dataclasses.replace(rated, quality=scores)
-    parts = [_PART[kind](spoken if kind == "reason" else rated, clip) for kind in kinds]
-    prefixes = {request.prefix for request, *_ in parts}
+    tasks = [_TASKS[kind](spoken if kind == "reason" else rated, clip) for kind in kinds]
+    prefixes = {request.prefix for request, *_ in tasks}
     if len(prefixes) != 1:
-        raise ValueError(f"lessons of one clip must share their prefix, got {len(prefixes)} different ones")
-    return Lesson(
-        request=JudgeRequest(parts[0][0].clips, parts[0][0].prefix, tuple(b for r, *_ in parts for b in r.branches)),
-        answers=tuple(a for _, answers, _ in parts for a in answers),
-        qualities=tuple(q for _, _, qualities in parts for q in qualities),
-        kinds=tuple(kind for kind, (r, *_) in zip(kinds, parts, strict=True) for _ in r.branches),
+        raise ValueError(f"tasks of one clip must share their prefix, got {len(prefixes)} different ones")
+    return SFTExample(
+        request=JudgeRequest(tasks[0][0].clips, tasks[0][0].prefix, tuple(b for r, *_ in tasks for b in r.branches)),
+        answers=tuple(a for _, answers, _ in tasks for a in answers),
+        qualities=tuple(q for _, _, qualities in tasks for q in qualities),
+        kinds=tuple(kind for kind, (r, *_) in zip(kinds, tasks, strict=True) for _ in r.branches),
     )
 
 
-_Part = tuple[JudgeRequest, tuple[str, ...], tuple[float | None, ...]]
+_Task = tuple[JudgeRequest, tuple[str, ...], tuple[float | None, ...]]
+"""Request, answer of each branch, and its label where a level answers."""
 
 
-def _rate(rated: RatedClip, clip: Clip) -> _Part:
+def _rate(rated: RatedClip, clip: Clip) -> _Task:
     names = tuple(rated.quality)
     request = score_request(clip, rated.prompt, names)
     qualities = tuple(float(rated.quality[name]) for name in names)
     return request, tuple(level_answer(q) for q in qualities), qualities
 
 
-def _match(rated: RatedClip, clip: Clip) -> _Part:
+def _match(rated: RatedClip, clip: Clip) -> _Task:
     matches = {str(prompt): float(quality) for prompt, quality in _fact(rated, "matches").items()}
     requests = [score_request(clip, prompt, ("text_alignment",)) for prompt in matches]
     whole = JudgeRequest((clip,), requests[0].prefix, tuple(branch for r in requests for branch in r.branches))
     return whole, tuple(level_answer(q) for q in matches.values()), tuple(matches.values())
 
 
-def _describe(rated: RatedClip, clip: Clip) -> _Part:
+def _describe(rated: RatedClip, clip: Clip) -> _Task:
     return describe_request(clip), (describe_answer(_fact(rated, "caption")),), (None,)
 
 
-def _reason(rated: RatedClip, clip: Clip) -> _Part:
+def _reason(rated: RatedClip, clip: Clip) -> _Task:
     thought = reasoning(_fact(rated, "caption"), _fact(rated, "faults"), rated.quality)
     answer = reason_answer(rated.quality, thought)
     return reason_request(clip, rated.prompt, tuple(rated.quality)), (answer,), (None,)
 
 
-_PART: Mapping[str, Callable[[RatedClip, Clip], _Part]] = {
+_TASKS: Mapping[str, Callable[[RatedClip, Clip], _Task]] = {
     "rate": _rate,
     "match": _match,
     "describe": _describe,
@@ -123,7 +124,7 @@ _PART: Mapping[str, Callable[[RatedClip, Clip], _Part]] = {
 
 
 def pair_of(first: RatedClip, second: RatedClip) -> VideoPair:
-    """Return the pair of two rated clips of one prompt, labelled in every dimension that both are rated on.
+    """Return the pair of two rated clips of one prompt, labelled in every dimension on which both are rated.
 
     Qualities that differ by less than `TIE_MARGIN` tie.
     """
@@ -134,11 +135,11 @@ def pair_of(first: RatedClip, second: RatedClip) -> VideoPair:
     return VideoPair(first.video, second.video, first.prompt, preference, source)
 
 
-def neighbours(examples: Sequence[object]) -> list[tuple[RatedClip, RatedClip]]:
-    """Return the pairs of rated clips that stand next to each other, share their prompt and are rated alike in something."""
+def neighbours(annotations: Sequence[object]) -> list[tuple[RatedClip, RatedClip]]:
+    """Return the pairs of adjacent rated clips that share their prompt and at least one rated dimension."""
     beside = [
         (a, b)
-        for a, b in zip(examples, examples[1:], strict=False)
+        for a, b in zip(annotations, annotations[1:], strict=False)
         if isinstance(a, RatedClip) and isinstance(b, RatedClip)
     ]
     return [(a, b) for a, b in beside if a.prompt == b.prompt and not a.quality.keys().isdisjoint(b.quality)]
@@ -150,24 +151,24 @@ def swapped(pair: VideoPair) -> VideoPair:
     return VideoPair(pair.second, pair.first, pair.prompt, preference, pair.source_id)
 
 
-def pair_lesson(pair: VideoPair, to_clip: ToClip) -> Lesson:
-    """Return the comparison of a pair's clips in every dimension that is labelled."""
+def pair_example(pair: VideoPair, to_clip: ToClip) -> SFTExample:
+    """Return the supervised example that compares a pair's clips in every labelled dimension."""
     clips = (to_clip(pair.first), to_clip(pair.second))
     requests = [compare_request(*clips, pair.prompt, name) for name in pair.preference]
     answers = tuple(preference_answer(p - 0.5) for p in pair.preference.values())
     whole = JudgeRequest(clips, requests[0].prefix, tuple(branch for r in requests for branch in r.branches))
-    return Lesson(whole, answers, (None,) * len(answers), ("compare",) * len(answers))
+    return SFTExample(whole, answers, (None,) * len(answers), ("compare",) * len(answers))
 
 
-def closed_lesson(question: VideoQuestion, to_clip: ToClip) -> Lesson:
-    """Return a question with listed answers."""
+def closed_example(question: VideoQuestion, to_clip: ToClip) -> SFTExample:
+    """Return the supervised example of a question with listed answers."""
     choices = choices_of(question)
     request = closed_request(to_clip(question.video), question.question, question.options or choices)
-    return Lesson(request, (f"{question.answer}{END}",), (None,), ("ask",))
+    return SFTExample(request, (f"{question.answer}{END}",), (None,), ("ask",))
 
 
 def choices_of(question: VideoQuestion) -> tuple[str, ...]:
-    """Return what may be answered: the letters of options such as "A. red", the options, or yes and no.
+    """Return the possible answers: the letters of options such as "A. red", the options, or yes and no.
 
     Args:
         question: with its right answer.
@@ -176,7 +177,7 @@ def choices_of(question: VideoQuestion) -> tuple[str, ...]:
         The choices, the right answer among them.
 
     Raises:
-        ValueError: the right answer is none of them, so that the question is an open one.
+        ValueError: The right answer is none of them: the question is an open one.
     """
     letters = tuple(option.partition(".")[0].strip() for option in question.options)
     for choices in (letters, question.options, *([] if question.options else CLOSED)):

@@ -12,9 +12,9 @@ ROOT = Path(__file__).resolve().parents[3]
 FLOORS = {
     "reward_model": (
         ("config", "files", "records"),
-        ("datasets", "language", "media", "rewards"),
+        ("language", "media", "rewards"),
         ("judge", "toy_world"),
-        ("evaluation", "scoring"),
+        ("datasets", "evaluation", "scoring"),
         ("video_reward",),
         ("hosts", "serving", "training"),
         ("commands",),

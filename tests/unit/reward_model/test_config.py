@@ -74,9 +74,113 @@ def test_a_saved_config_loads_to_an_equal_one(tmp_path: Path) -> None:
     assert load_config(Settings, tmp_path / "saved.yaml", variants=VARIANTS) == found
 
 
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    name: str = ""
+    width: int
+    paths: list[Sizes] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.width <= 0:
+            raise ValueError(f"width must be > 0, got {self.width}")
+        if self.width > 99:
+            raise ValueError("a layer this wide does not fit")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tower:
+    layers: dict[str, Layer]
+    first: Layer | None = None
+
+
+def load_tower(tmp_path: Path, text: str, *overrides: str) -> Tower:
+    path = tmp_path / "tower.yaml"
+    path.write_text(text)
+    return load_config(Tower, path, overrides)
+
+
+def test_one_entry_of_a_mapping_is_overridden_by_its_name_and_the_order_stays(tmp_path: Path) -> None:
+    text = "layers: {low: &low {width: 1, paths: [{width: 2}]}, high: *low}\n"
+    found = load_tower(tmp_path, text, "layers.low.width=5", "layers.high.paths=[]", "layers.top.width=7")
+    assert list(found.layers) == ["low", "high", "top"]
+    assert found.layers["low"] == Layer(width=5, paths=[Sizes(width=2)])
+    assert found.layers["high"] == Layer(width=1)
+
+
+TOWER = "layers: {low: {width: 1, paths: [{width: 2}]}}\n"
+
+
 @pytest.mark.parametrize(
     ("text", "overrides", "message"),
     [
+        (
+            "layers: [{name: low, width: 1}]\n",
+            (),
+            r"layers must be a mapping, got a list; .* 'low:' in place of '- name",
+        ),
+        ("layers: [1]\n", (), "layers must be a mapping, got a list$"),
+        ("layers: 3\n", (), "layers must be a mapping, got a single value"),
+        ("layers: {low: [1]}\n", (), r"layers\.low must be a mapping, got a list"),
+        ("layers: {low: 3}\n", (), r"layers\.low must be a mapping, got a single value"),
+        ("layers: {low: null}\n", (), r"layers\.low"),
+        ("layers: {low: {width: [1]}}\n", (), r"layers\.low\.width must be a single value, got a list"),
+        ("layers: {low: {width: {a: 1}}}\n", (), r"layers\.low\.width must be a single value, got a mapping"),
+        ("layers: {low: {width: 1, paths: {a: 1}}}\n", (), r"layers\.low\.paths must be a list, got a mapping"),
+        ("layers: {low: {width: 1, paths: [[1]]}}\n", (), r"layers\.low\.paths\[0\] must be a mapping, got a list"),
+        ("layers: {low: {width: 0}}\n", (), r"layers\.low\.width must be > 0, got 0"),
+        ("layers: {low: {width: 100}}\n", (), r"layers\.low: a layer this wide"),
+        ("layers: {low: {width: 1}}\nfirst: [1]\n", (), "first must be a mapping, got a list"),
+        ("layers: {low: {width: 1}}\nfirst: {width: 0}\n", (), r"first\.width must be > 0"),
+        ("layers: {low: {width: 1}}\n1: 2\n", (), "1"),
+        ("layers: {null: {width: 1}}\n", (), "layers"),
+        ("layers: {low: {width: '${nowhere}'}}\n", (), r"layers\.low\.width.*nowhere"),
+        ("3\n", (), "mapping of sections"),
+        ("a: 1\na: 2\n", (), "not valid YAML.*"),
+        (
+            TOWER,
+            ("layers.low.paths.0.width=3",),
+            r"low\.paths must be a list.*as a whole: layers\.low\.paths=\[\.\.\.\]",
+        ),
+        (TOWER, ("layers.low.paths[0].width=3",), r"layers\.low\.paths must be a list, got a mapping"),
+        (TOWER, ("layers.low.paths[0]=3",), r"layers\.low\.paths must be a list, got a mapping"),
+        (TOWER, ("layers.low.width.deep=3",), r"layers\.low\.width must be a single value, got a mapping"),
+        (TOWER, ("layers.low=3",), r"layers\.low must be a mapping, got a single value"),
+        (TOWER, ("layers=[]",), "layers must be a mapping, got a list"),
+        (TOWER, ("layers=null",), "layers"),
+        (TOWER, ("layers.low.width=",), r"layers\.low\.width"),
+        (TOWER, ("layers.low.widht=3",), r"layers\.low\.widht.*'width'"),
+        (TOWER, ("layers.low.width=[1",), r"layers\.low\.width=\[1.*not valid YAML"),
+        (TOWER, ("layers..width=3",), "'layers..width=3' must look like section.key=value"),
+        (TOWER, ("=3",), "'=3' must look like section.key=value"),
+        (TOWER, ("[=3",), "must look like section.key=value"),
+        (TOWER, ("layers.low[=3",), "must look like section.key=value"),
+        (TOWER, ("layers low=3",), "must look like section.key=value"),
+    ],
+)
+def test_every_malformed_setting_ends_in_one_error_with_file_and_key(
+    tmp_path: Path, text: str, overrides: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(ValueError, match=f"tower.yaml: .*{message}"):
+        load_tower(tmp_path, text, *overrides)
+
+
+def test_a_folder_and_a_binary_file_are_refused_by_their_name(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"{tmp_path.name}: must be a file"):
+        load_config(Tower, tmp_path)
+    (tmp_path / "tower.yaml").write_bytes(b"layers: \xff")
+    with pytest.raises(ValueError, match=r"tower\.yaml"):
+        load_config(Tower, tmp_path / "tower.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "message"),
+    [
+        ("seed: 1\nway: 3\n", (), "way must be a mapping with the key name, one of fast, slow"),
+        ("seed: 1\nway: [1]\n", (), "way must be a mapping"),
+        ("seed: 1\n", ("way=null",), "way must be a mapping"),
+        ("seed: 1\nway: {name: fast, speed: [1]}\n", (), r"way\.speed must be a single value, got a list"),
+        ("seed: 1\nstages: [1]\n", (), "stages must be a mapping"),
+        ("seed: 1\nstages: {one: 1}\n", (), r"stages\.one must be a mapping"),
         ("seed: 1\nsizes: {widht: 5}\n", (), r"sizes\.widht.*'width'"),
         ("seed: 1\nsizs: {width: 5}\n", (), r"sizs.*'sizes'"),
         ("seed: 1\n", ("sizes.width=wide",), r"sizes\.width.*wide"),
@@ -99,5 +203,5 @@ def test_a_wrong_setting_is_refused_by_its_full_name(
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="nowhere.yaml does not exist"):
+    with pytest.raises(ValueError, match=r"nowhere\.yaml: config file does not exist"):
         load_config(Settings, tmp_path / "nowhere.yaml")

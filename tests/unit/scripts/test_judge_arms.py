@@ -18,7 +18,7 @@ def arms(monkeypatch):
 
 def learned(arms, arm):
     """Return role -> (rewards, disturbance) of the arm's stages of GRPO."""
-    stages = arms.recipe_of(arm, 0, Path("unused")).stages[1:]
+    _, *stages = arms.recipe_of(arm, 0, Path("unused")).stages.values()
     return {stage.role: ([term.name for term in stage.rewards], stage.grpo.perturbation) for stage in stages}
 
 
@@ -37,7 +37,7 @@ def test_an_arm_changes_one_factor(arms):
 
 def test_another_variant_keeps_the_other_settings_and_cold_adapters_start_at_the_base(arms):
     settings = {
-        arm: next(s for s in arms.recipe_of(arm, 0, Path("unused")).stages if s.role == "generated")
+        arm: next(s for s in arms.recipe_of(arm, 0, Path("unused")).stages.values() if s.role == "generated")
         for arm in ("vq_insight", "temporal_released", "no_warm_up")
     }
     assert settings["vq_insight"].rewards[-1].settings == {"variant": "corrected", "alpha": 0.1}
@@ -47,7 +47,7 @@ def test_another_variant_keeps_the_other_settings_and_cold_adapters_start_at_the
 
 def test_a_run_goes_on_from_the_stages_that_another_finished_with_the_same_settings(arms, tmp_path):
     def finish(folder, config):
-        for number, stage in enumerate(config.stages):
+        for number, stage in enumerate(config.stages.values()):
             place = folder / "stages" / f"{number:02d}-{stage.name}"
             place.mkdir(parents=True)
             (place / "done.json").write_text(json.dumps({"stage": dataclasses.asdict(stage)}))
@@ -61,8 +61,8 @@ def test_a_run_goes_on_from_the_stages_that_another_finished_with_the_same_setti
     assert taken("whole", whole) == ["00-start", "01-warm_up", "02-generated", "03-comparator"]
     assert taken("no_temporal", arms.recipe_of("no_temporal", 0, tmp_path)) == ["00-start", "01-warm_up"]
     assert taken("vqathinker", arms.recipe_of("vqathinker", 0, tmp_path)) == []  # its start sees more answers
-    start, warm_up, *last = whole.stages
-    longer = dataclasses.replace(whole, stages=[start, dataclasses.replace(warm_up, num_held_out=8), *last])
+    warm_up = dataclasses.replace(whole.stages["warm_up"], num_held_out=8)
+    longer = dataclasses.replace(whole, stages=whole.stages | {"warm_up": warm_up})
     assert taken("longer", longer) == ["00-start"]  # what follows another warm-up is not the same stage
 
 

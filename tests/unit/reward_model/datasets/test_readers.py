@@ -69,7 +69,7 @@ def test_koniq_scores_are_read_from_the_column_on_the_long_scale(tmp_path):
     path = write_csv(tmp_path, "koniq10k_scores_and_distributions.csv", KONIQ_SCORES, row)
     (clip,) = read_koniq(path)
     assert clip.quality == {"overall": 0.75} and clip.facts == {}
-    with pytest.raises(ValueError, match="no row of split 'test'; is it a file without splits"):
+    with pytest.raises(ValueError, match="no record of split 'test'; is it a file without splits"):
         read_koniq(path, split="test")
 
 
@@ -161,12 +161,15 @@ def test_vqathinker_rows_become_clips(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"image": ["a.mp4", "b.mp4"], "conversations": turns(3)}, "row 1: 'image' must be one path"),
-        ({"image": [], "conversations": turns(3)}, "row 1: 'image' must be one path"),
-        ({"image": "a.mp4", "conversations": turns(3)[:1]}, "row 1: 'conversations' must be a question and an answer"),
-        ({"image": "a.mp4", "conversations": turns("good")}, "row 1: a rating must be a number, got 'good'"),
-        ({"image": "a.mp4", "conversations": turns(62.4)}, r"row 1: 62.4 is outside the scale \[1, 5\]"),
-        ({"image": "a.mp4", "conversations": turns("nan")}, "row 1: nan is outside the scale"),
+        ({"image": ["a.mp4", "b.mp4"], "conversations": turns(3)}, "record 1: 'image' must be one path"),
+        ({"image": [], "conversations": turns(3)}, "record 1: 'image' must be one path"),
+        (
+            {"image": "a.mp4", "conversations": turns(3)[:1]},
+            "record 1: 'conversations' must be a question and an answer",
+        ),
+        ({"image": "a.mp4", "conversations": turns("good")}, "record 1: a rating must be a number, got 'good'"),
+        ({"image": "a.mp4", "conversations": turns(62.4)}, r"record 1: 62.4 is outside the scale \[1, 5\]"),
+        ({"image": "a.mp4", "conversations": turns("nan")}, "record 1: nan is outside the scale"),
     ],
 )
 def test_a_bad_vqathinker_row_is_refused_with_its_place(tmp_path, row, message):
@@ -291,16 +294,16 @@ def test_both_ways_to_name_a_video_are_read(tmp_path, answer, expected):
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (row("regression", "3", path="a.mp4"), r"row 1: a rating needs its scale"),
-        (row("free-form", "3"), "row 1: 'path' must be text, got None"),
-        (row("regression", "3", solution="3"), "row 1: 'solution' must hold <answer>"),
-        (row("multi-dimension", "[1, 2]", path="a.mp4"), "row 1: a rating needs its scale"),
-        (row(None, "3", path="a.mp4"), "row 1: 'problem_type' must be text"),
-        (row("free-form", "x", image_list=["a", "b"]), "row 1: 'image_list' must hold one image"),
-        (row("free-form", "x", path="a.mp4", options="A"), "row 1: 'options' must be a list of texts"),
-        (pair("C"), "row 1: a pair needs a 'multiple choice' between A and B, got 'multiple choice' with 'C'"),
-        (pair("A") | {"problem_type": "regression"}, "row 1: a pair needs a 'multiple choice'"),
-        (pair("A") | {"path2": ""}, "row 1: 'path2' must be text"),
+        (row("regression", "3", path="a.mp4"), r"record 1: a rating needs its scale"),
+        (row("free-form", "3"), "record 1: 'path' must be text, got None"),
+        (row("regression", "3", solution="3"), "record 1: 'solution' must hold <answer>"),
+        (row("multi-dimension", "[1, 2]", path="a.mp4"), "record 1: a rating needs its scale"),
+        (row(None, "3", path="a.mp4"), "record 1: 'problem_type' must be text"),
+        (row("free-form", "x", image_list=["a", "b"]), "record 1: 'image_list' must hold one image"),
+        (row("free-form", "x", path="a.mp4", options="A"), "record 1: 'options' must be a list of texts"),
+        (pair("C"), "record 1: a pair needs a 'multiple choice' between A and B, got 'multiple choice' with 'C'"),
+        (pair("A") | {"problem_type": "regression"}, "record 1: a pair needs a 'multiple choice'"),
+        (pair("A") | {"path2": ""}, "record 1: 'path2' must be text"),
         (pair("A") | {"options": ["A. Video B is better"]}, "names another video than its letter"),
     ],
 )
@@ -354,9 +357,9 @@ def test_visionreward_is_read_from_parquet_as_published(tmp_path):
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (preference("A"), r"row 1: 'standard_answer' must be one of \['video1', 'video2', 'tie'\], got 'A'"),
-        (preference("tie", prompt=" "), "row 1: 'prompt' must be text"),
-        ({"prompt": "x", "standard_answer": "tie"}, "row 1: 'video1_path' must be text, got None"),
+        (preference("A"), r"record 1: 'standard_answer' must be one of \['video1', 'video2', 'tie'\], got 'A'"),
+        (preference("tie", prompt=" "), "record 1: 'prompt' must be text"),
+        ({"prompt": "x", "standard_answer": "tie"}, "record 1: 'video1_path' must be text, got None"),
     ],
 )
 def test_a_bad_visionreward_row_is_refused_with_its_place(tmp_path, bad, message):

@@ -13,7 +13,7 @@ from reward_model.media.intake import plan_clip
 from reward_model.media.motion_encoders import MotionConfig, build_encoder, encoder_of
 from reward_model.media.video_io import write_video
 from reward_model.records import DIMENSIONS, Video
-from reward_model.training.fit import FitSettings
+from reward_model.training.fit import FitConfig
 from reward_model.training.recipe import LoraConfig, RecipeConfig, StageConfig
 from reward_model.training.stages import run_recipe
 from reward_model.video_reward import VideoJudgeReward
@@ -139,21 +139,20 @@ def test_a_recipe_teaches_motion_tokens_that_scoring_uses(tmp_path):
     stock = build_judge()
     stock.save_pretrained(tmp_path / "base")
     stage = StageConfig(
-        name="score",
         role="natural",
         train_motion=True,
         data=[DataConfig(kind="moving_shapes")],
         tasks={"rate": 1.0},
         lora=LoraConfig(rank=2, alpha=4),
         num_held_out=4,
-        fit=FitSettings(num_steps=3, learning_rate=1e-2, batch_size=4, warmup_steps=0),
+        fit=FitConfig(num_steps=3, learning_rate=1e-2, batch_size=4, warmup_steps=0),
     )
     config = RecipeConfig(
         name="judge",
         base=str(tmp_path / "base"),
         output=str(tmp_path / "out"),
         motion=MotionConfig(),
-        stages=[stage],
+        stages={"score": stage},
         trained_on="noise",
     )
     judge = VideoJudge.from_pretrained(run_recipe(config), device="cpu")

@@ -13,7 +13,7 @@ from reward_model.media.trained_range import measure, unlike_training, widened
 from reward_model.records import Video
 from reward_model.toy_world import moving_shapes
 from reward_model.training import stages
-from reward_model.training.fit import FitSettings
+from reward_model.training.fit import FitConfig
 from reward_model.training.recipe import StageConfig
 from reward_model.training.tasks.mixture import open_mixture
 from reward_model.video_reward import TOY_JUDGE, VideoJudgeReward
@@ -89,7 +89,7 @@ def test_the_embedded_judges_know_the_clips_of_their_world(name):
 def test_training_notes_the_range_of_its_clips():
     judge, data = build_judge(), [DataConfig(kind="moving_shapes")]
     judge.configure(frame_policy={"mode": "all", "max_frames": 9})
-    fit = FitSettings(num_steps=1, learning_rate=1e-3, batch_size=2)
+    fit = FitConfig(num_steps=1, learning_rate=1e-3, batch_size=2)
     stage = StageConfig(name="one", data=data, tasks={"rate": 1.0}, fit=fit)
-    stages.draw_lessons(judge, open_mixture(data), stage, 0, 2)
+    stages.draw_examples(judge, open_mixture(data), stage, 0, 2)
     assert judge.config.trained_range == WORLD

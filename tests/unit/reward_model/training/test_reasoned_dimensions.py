@@ -13,8 +13,8 @@ from reward_model.judge.checkpoints.format import JudgeConfig
 from reward_model.records import DIMENSIONS
 from reward_model.rewards import RewardConfig
 from reward_model.training import stages
-from reward_model.training.fit import FitSettings
-from reward_model.training.methods.grpo import GrpoSettings
+from reward_model.training.fit import FitConfig
+from reward_model.training.methods.grpo import AnswerGRPOConfig
 from reward_model.training.recipe import StageConfig
 from reward_model.training.tasks.mixture import open_mixture
 from reward_model.video_reward import VideoJudgeReward
@@ -85,13 +85,13 @@ def test_what_is_reasoned_about_is_saved_and_a_malformed_list_refused(tmp_path):
 
 
 def test_training_notes_what_each_role_reasons_about():
-    judge, fit = build_judge(), FitSettings(num_steps=1, learning_rate=1e-3, batch_size=2)
+    judge, fit = build_judge(), FitConfig(num_steps=1, learning_rate=1e-3, batch_size=2)
     judge.configure(frame_policy={"mode": "all", "max_frames": 9})
     for role, images in ((None, False), ("warm_up", True)):
         data = [DataConfig(kind="moving_shapes", images=images)]
         for task in ("rate", "reason"):
             stage = StageConfig(name="one", data=data, tasks={task: 1.0}, fit=fit, role=role)
-            stages.draw_lessons(judge, open_mixture(data), stage, 0, 2)
+            stages.draw_examples(judge, open_mixture(data), stage, 0, 2)
             assert ((role or "") in judge.config.reasoned) == (task == "reason")
     assert judge.config.reasoned == {"": [DIMENSIONS], "warm_up": [("visual_quality",)]}
 
@@ -106,8 +106,8 @@ def test_a_grpo_stage_notes_what_its_role_reasons_about(tmp_path):
         data=[DataConfig(kind="moving_shapes", dimensions=["overall"])],
         tasks={"reason": 1.0},
         rewards=[RewardConfig(kind="reason", name="format")],
-        grpo=GrpoSettings(group_size=2, max_answer_tokens=2),
-        fit=FitSettings(num_steps=1, learning_rate=1e-3, batch_size=2),
+        grpo=AnswerGRPOConfig(group_size=2, max_answer_tokens=2),
+        fit=FitConfig(num_steps=1, learning_rate=1e-3, batch_size=2),
         num_held_out=0,
     )
     stages.run_stage(judge, stage, seed=0, log_file=tmp_path / "metrics.jsonl")

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from reward_model.training.fit import FitSettings, fit
+from reward_model.training.fit import FitConfig, fit
 from reward_model.training.selection import BestWeights, held_out_score
 
 ROOT = Path(__file__).parents[4]
@@ -23,12 +23,12 @@ output: {output}
 trained_on: nothing
 scratch: {{family: qwen2_5_vl, hidden: 32, layers: 1}}
 stages:
-  - name: first
+  first:
     data: [{{kind: moving_shapes}}]
     tasks: {{rate: 1.0}}
     fit: {{num_steps: 2, learning_rate: 1.0e-3, batch_size: 2}}
     num_held_out: 8
-  - name: second
+  second:
     data: [{{kind: moving_shapes}}]
     tasks: {{rate: 1.0}}
     role: natural
@@ -49,7 +49,7 @@ def walk(scores, *, every, patience, num_steps=100):
     weight = nn.Parameter(torch.zeros(1))
     given = iter(scores)
     best = BestWeights([weight], lambda: {"srcc_overall": next(given)}, every=every, patience=patience)
-    settings = FitSettings(num_steps=num_steps, learning_rate=1.0, batch_size=1, warmup_steps=0, weight_decay=0.0)
+    settings = FitConfig(num_steps=num_steps, learning_rate=1.0, batch_size=1, warmup_steps=0, weight_decay=0.0)
     last = fit([weight], lambda step: [(-weight.sum(), {})], settings, after_step=best.after_step, log_every=1000)
     trained = float(weight.detach())
     best.restore()

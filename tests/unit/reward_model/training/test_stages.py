@@ -1,4 +1,4 @@
-"""The judge's training: soft levels, the optimisation loop, lessons behind one prefix, stages that run once."""
+"""The judge's training: soft levels, the optimisation loop, examples behind one prefix, stages that run once."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ import math
 import pytest
 import torch
 
+from reward_model.config import load_config, save_config
 from reward_model.datasets.readers import DataConfig
 from reward_model.judge.engine.readouts import read_levels
 from reward_model.language.parsing import parse_reason
 from reward_model.language.requests import level_answer
 from reward_model.records import DIMENSIONS, Clip, FramePlan, LevelReadout, RatedClip, Video, VideoPair
 from reward_model.training import stages
-from reward_model.training.fit import FitSettings, fit, schedule
+from reward_model.training.fit import FitConfig, fit, schedule
 from reward_model.training.methods.refresh import fidelity_loss, preference_probability, refresh_levels
-from reward_model.training.methods.sft import lesson_loss
+from reward_model.training.methods.sft import example_loss
 from reward_model.training.recipe import LoraConfig, RecipeConfig, ScratchConfig, StageConfig
 from reward_model.training.tasks.mixture import open_mixture
-from reward_model.training.tasks.supervised import clip_lesson, neighbours, pair_lesson, pair_of, soft_level
+from reward_model.training.tasks.supervised import clip_example, neighbours, pair_example, pair_of, soft_level
 from tests.tiny_judge import build_judge
 
 
@@ -51,23 +52,23 @@ def test_soft_level_splits_between_neighbours_so_that_its_mean_is_the_label():
     torch.testing.assert_close(spread @ torch.linspace(0, 1, 5), labels)
 
 
-def test_lesson_loss_of_a_level_is_the_soft_cross_entropy_at_its_place():
+def test_example_loss_of_a_level_is_the_soft_cross_entropy_at_its_place():
     judge, clip = build_judge(), rated(quality=0.6)
-    lesson = clip_lesson(clip, to_clip, ["rate"])
-    loss, _ = lesson_loss(judge, [lesson], {"rate": 1.0})
-    logits = judge.next_token_logits([lesson.request])[0]
+    example = clip_example(clip, to_clip, ["rate"])
+    loss, _ = example_loss(judge, [example], {"rate": 1.0})
+    logits = judge.next_token_logits([example.request])[0]
     expected = -(logits.log_softmax(-1)[:, list(judge.level_ids)] * soft_level(torch.tensor(0.6))).sum(-1).mean()
     torch.testing.assert_close(loss, expected)
 
 
-def test_lesson_loss_of_text_is_the_mean_over_answers_of_their_mean_token_loss():
+def test_example_loss_of_text_is_the_mean_over_answers_of_their_mean_token_loss():
     judge = build_judge()
-    lessons = [clip_lesson(rated(seed), to_clip, ["describe", "reason"]) for seed in (0, 1)]
-    loss, metrics = lesson_loss(judge, lessons, {"describe": 1.0, "reason": 0.5})
+    examples = [clip_example(rated(seed), to_clip, ["describe", "reason"]) for seed in (0, 1)]
+    loss, metrics = example_loss(judge, examples, {"describe": 1.0, "reason": 0.5})
     means = {"describe": [], "reason": []}
-    for lesson in lessons:
-        found = judge.log_probs([lesson.request], [[[answer] for answer in lesson.answers]]).by_answer()
-        for kind, log_probs in zip(lesson.kinds, found, strict=True):
+    for example in examples:
+        found = judge.log_probs([example.request], [[[answer] for answer in example.answers]]).by_answer()
+        for kind, log_probs in zip(example.kinds, found, strict=True):
             means[kind].append(-log_probs.mean())
     expected = {kind: torch.stack(values).mean() for kind, values in means.items()}
     torch.testing.assert_close(loss, expected["describe"] + 0.5 * expected["reason"])
@@ -75,37 +76,37 @@ def test_lesson_loss_of_text_is_the_mean_over_answers_of_their_mean_token_loss()
 
 
 def test_all_tasks_of_a_clip_share_one_prefix():
-    lesson = clip_lesson(rated(), to_clip, ["rate", "describe", "reason"])
-    assert len(lesson.request.branches) == len(lesson.answers) == len(DIMENSIONS) + 2
-    assert lesson.kinds == ("rate",) * len(DIMENSIONS) + ("describe", "reason")
+    example = clip_example(rated(), to_clip, ["rate", "describe", "reason"])
+    assert len(example.request.branches) == len(example.answers) == len(DIMENSIONS) + 2
+    assert example.kinds == ("rate",) * len(DIMENSIONS) + ("describe", "reason")
     level = {name: level_answer(quality).strip() for name, quality in rated().quality.items()}
     assert (
         f"visual_quality: {level['visual_quality']}, blur. motion_quality: {level['motion_quality']}. "
-        in lesson.answers[-1]
+        in example.answers[-1]
     )
-    assert f" overall: {level['overall']}.</think>" in lesson.answers[-1]
+    assert f" overall: {level['overall']}.</think>" in example.answers[-1]
 
 
 def test_matches_are_alignment_questions_under_other_prompts():
     clip = rated()
     clip.facts["matches"] = {"a red circle": 1.0, "a blue circle": 0.3}
-    lesson = clip_lesson(clip, to_clip, ["rate", "match"])
-    assert lesson.kinds == ("rate",) * len(DIMENSIONS) + ("match",) * 2
-    assert lesson.answers[-2:] == (" excellent", " poor") and lesson.qualities[-2:] == (1.0, 0.3)
-    own = next(b for b in lesson.request.branches if "Text alignment" in b)
-    assert lesson.request.branches[-2] == own and "a blue circle" in lesson.request.branches[-1]
+    example = clip_example(clip, to_clip, ["rate", "match"])
+    assert example.kinds == ("rate",) * len(DIMENSIONS) + ("match",) * 2
+    assert example.answers[-2:] == (" excellent", " poor") and example.qualities[-2:] == (1.0, 0.3)
+    own = next(b for b in example.request.branches if "Text alignment" in b)
+    assert example.request.branches[-2] == own and "a blue circle" in example.request.branches[-1]
 
 
 def test_a_task_without_its_facts_is_refused():
     bare = RatedClip(video=rated().video, prompt=None, quality={"overall": 0.5}, source_id="x")
     with pytest.raises(ValueError, match="caption"):
-        clip_lesson(bare, to_clip, ["describe"])
+        clip_example(bare, to_clip, ["describe"])
 
 
 @pytest.mark.parametrize(("first", "second", "word"), [(0.9, 0.2, " A"), (0.2, 0.9, " B"), (0.5, 0.52, " neither")])
 def test_pairs_are_answered_by_the_better_clip_or_neither(first, second, word):
-    lesson = pair_lesson(pair_of(rated(0, first), rated(1, second)), to_clip)
-    assert lesson.answers == (word,) * len(DIMENSIONS)
+    example = pair_example(pair_of(rated(0, first), rated(1, second)), to_clip)
+    assert example.answers == (word,) * len(DIMENSIONS)
 
 
 def test_clips_that_share_a_prompt_but_no_dimension_make_no_pair():
@@ -119,15 +120,15 @@ def test_pairs_are_compared_in_each_dimension_that_both_are_rated_on():
     first, second = rated(0, 0.5), rated(1, 0.5)
     first.quality["visual_quality"], second.quality["motion_quality"] = 0.9, 0.9
     del second.quality["overall"]
-    lesson = pair_lesson(pair_of(first, second), to_clip)
-    assert lesson.answers == (" A", " B", " neither")
+    example = pair_example(pair_of(first, second), to_clip)
+    assert example.answers == (" A", " B", " neither")
     assert [
-        name in branch for name, branch in zip(("visual", "motion", "text"), lesson.request.branches, strict=True)
+        name in branch for name, branch in zip(("visual", "motion", "text"), example.request.branches, strict=True)
     ] == [True] * 3
 
 
 def test_rate_warms_up_linearly_and_falls_to_a_tenth():
-    settings = FitSettings(num_steps=100, learning_rate=1.0, batch_size=1, warmup_steps=10)
+    settings = FitConfig(num_steps=100, learning_rate=1.0, batch_size=1, warmup_steps=10)
     assert schedule(0, settings) == pytest.approx(0.1, rel=1e-3)
     assert schedule(10, settings) == pytest.approx(0.1 + 0.45 * (1 + math.cos(0.1 * math.pi)))
     assert schedule(99, settings) == pytest.approx(0.1, abs=1e-3)
@@ -135,7 +136,7 @@ def test_rate_warms_up_linearly_and_falls_to_a_tenth():
 
 def test_fit_finds_the_minimum_of_a_parabola():
     point = torch.nn.Parameter(torch.tensor([3.0]))
-    settings = FitSettings(num_steps=300, learning_rate=0.1, batch_size=1, warmup_steps=0, weight_decay=0.0)
+    settings = FitConfig(num_steps=300, learning_rate=0.1, batch_size=1, warmup_steps=0, weight_decay=0.0)
     last = fit([point], lambda step: [(((point - 1) ** 2).sum(), {})], settings)
     assert point.item() == pytest.approx(1.0, abs=1e-2) and last["step"] == 300
 
@@ -147,7 +148,7 @@ def test_fit_minimises_the_sum_of_a_losss_parts():
         yield (point**2).sum(), {"part": 1.0}
         yield ((point - 2) ** 2).sum(), {"part": 2.0}
 
-    settings = FitSettings(num_steps=300, learning_rate=0.1, batch_size=1, warmup_steps=0, weight_decay=0.0)
+    settings = FitConfig(num_steps=300, learning_rate=0.1, batch_size=1, warmup_steps=0, weight_decay=0.0)
     last = fit([point], parts, settings)
     assert point.item() == pytest.approx(1.0, abs=1e-2) and last["loss"] == pytest.approx(2.0, abs=1e-2)
     assert last["part"] == 2.0
@@ -155,7 +156,7 @@ def test_fit_minimises_the_sum_of_a_losss_parts():
 
 def test_fit_stops_at_a_loss_that_is_not_finite():
     point = torch.nn.Parameter(torch.ones(1))
-    settings = FitSettings(num_steps=3, learning_rate=0.1, batch_size=1)
+    settings = FitConfig(num_steps=3, learning_rate=0.1, batch_size=1)
     with pytest.raises(RuntimeError, match="not finite"):
         fit([point], lambda step: [((point * math.inf).sum(), {})], settings)
 
@@ -186,7 +187,12 @@ def test_a_refresh_turns_a_preference_round_and_leaves_the_base_alone():
 def recipe(output, stages):
     scratch = ScratchConfig(hidden=32, layers=1, patch_size=8)
     return RecipeConfig(
-        name="judge", output=str(output), scratch=scratch, stages=stages, trained_on="noise", num_sanity=3
+        name="judge",
+        output=str(output),
+        scratch=scratch,
+        stages={one.name: one for one in stages},
+        trained_on="noise",
+        num_sanity=3,
     )
 
 
@@ -198,7 +204,7 @@ def stage(name, role=None, tasks=None):
         tasks=tasks or {"rate": 1.0, "describe": 1.0, "reason": 1.0, "compare": 1.0},
         lora=LoraConfig(rank=4, alpha=8),
         num_held_out=6,
-        fit=FitSettings(num_steps=2, learning_rate=1e-3, matrix_learning_rate=1e-2, batch_size=4),
+        fit=FitConfig(num_steps=2, learning_rate=1e-3, matrix_learning_rate=1e-2, batch_size=4),
     )
 
 
@@ -240,7 +246,7 @@ def test_a_judge_that_grows_says_the_same_at_first_and_is_saved_grown(family, tm
 
     judge = build_judge(family)
     judge.configure(base="base")
-    requests = [clip_lesson(rated(), to_clip, ["describe"]).request]
+    requests = [clip_example(rated(), to_clip, ["describe"]).request]
     before = judge.next_token_logits(requests)[0]
     add_layers(judge, 2)
     torch.testing.assert_close(judge.next_token_logits(requests)[0], before)
@@ -264,7 +270,7 @@ def test_a_judge_with_roles_does_not_grow():
 
 def grpo_stage(num_steps=2, **changes):
     from reward_model.rewards import RewardConfig
-    from reward_model.training.methods.grpo import GrpoSettings
+    from reward_model.training.methods.grpo import AnswerGRPOConfig
 
     given = {
         "name": "learn",
@@ -274,13 +280,13 @@ def grpo_stage(num_steps=2, **changes):
         "tasks": {"reason": 0.5, "compare": 0.5},
         "lora": LoraConfig(rank=4, alpha=8),
         "num_held_out": 0,
-        "grpo": GrpoSettings(group_size=2, max_answer_tokens=4, perturbation="shuffle", num_perturbed=2),
+        "grpo": AnswerGRPOConfig(group_size=2, max_answer_tokens=4, perturbation="shuffle", num_perturbed=2),
         "rewards": [
             RewardConfig(kind="reason", name="format"),
             RewardConfig(kind="reason", name="temporal", weight=0.5),
             RewardConfig(kind="compare", name="choice"),
         ],
-        "fit": FitSettings(num_steps=num_steps, learning_rate=1e-2, batch_size=4, warmup_steps=0),
+        "fit": FitConfig(num_steps=num_steps, learning_rate=1e-2, batch_size=4, warmup_steps=0),
     }
     return StageConfig(**{**given, **changes})
 
@@ -325,7 +331,7 @@ def test_the_same_seed_trains_the_same_judge(tmp_path):
 
 
 def test_rendered_training_clips_come_in_pairs_of_one_prompt_and_often_show_something_else():
-    from reward_model.training.tasks.mixture import open_source
+    from reward_model.datasets.readers import open_source
 
     clips = open_source(DataConfig(kind="moving_shapes"))(0, 40)
     assert all(a.prompt == b.prompt for a, b in zip(clips[::2], clips[1::2], strict=True))
@@ -359,7 +365,7 @@ def test_a_recipe_on_a_stock_checkpoint_keeps_what_it_trains(role, tmp_path):
         name="judge",
         base=str(base),
         output=str(tmp_path / "out"),
-        stages=[stage("score", role=role, tasks={"rate": 1.0})],
+        stages={"score": stage("score", role=role, tasks={"rate": 1.0})},
         trained_on="noise",
         frame_policy=FramePolicy(mode="uniform", num_frames=4),
         max_pixels=4096,
@@ -380,44 +386,44 @@ def test_a_recipe_on_a_stock_checkpoint_keeps_what_it_trains(role, tmp_path):
 def test_a_base_does_not_learn_in_half_precision(tmp_path):
     with pytest.raises(ValueError, match="a base learns in float32"):
         RecipeConfig(
-            name="judge", base="x", output=str(tmp_path), stages=[stage("a")], trained_on="x", dtype="bfloat16"
+            name="judge", base="x", output=str(tmp_path), stages={"a": stage("a")}, trained_on="x", dtype="bfloat16"
         )
 
 
 @torch.no_grad()
 def test_reasoned_answers_can_be_taught_the_judges_own_levels():
     judge, data = build_judge(), [DataConfig(kind="moving_shapes")]
-    fit_settings = FitSettings(num_steps=1, learning_rate=1e-3, batch_size=4)
+    fit_settings = FitConfig(num_steps=1, learning_rate=1e-3, batch_size=4)
     stage = StageConfig(
         name="s", data=data, tasks={"rate": 1.0, "reason": 1.0}, task_share={"reason": 0.5}, fit=fit_settings
     )
     source = open_mixture(data)
-    taught = stages.draw_lessons(judge, source, stage, 0, 4)
-    own = stages.draw_lessons(judge, source, dataclasses.replace(stage, reasoned_scores="own"), 0, 4)
-    assert [lesson.kinds.count("reason") for lesson in own] == [1, 1, 0, 0]
-    for lesson, label, clip in zip(own[:2], taught, source(0, 4), strict=False):
-        levels = read_levels(judge.next_token_logits([lesson.request])[0][: len(DIMENSIONS)], judge.level_ids).quality
-        said, told = parse_reason(lesson.answers[-1]), parse_reason(label.answers[-1])
+    taught = stages.draw_examples(judge, source, stage, 0, 4)
+    own = stages.draw_examples(judge, source, dataclasses.replace(stage, reasoned_scores="own"), 0, 4)
+    assert [example.kinds.count("reason") for example in own] == [1, 1, 0, 0]
+    for example, label, clip in zip(own[:2], taught, source(0, 4), strict=False):
+        levels = read_levels(judge.next_token_logits([example.request])[0][: len(DIMENSIONS)], judge.level_ids).quality
+        said, told = parse_reason(example.answers[-1]), parse_reason(label.answers[-1])
         assert [said.quality[name] for name in DIMENSIONS] == pytest.approx(
             levels.tolist(), abs=0.0126
         )  # one decimal of 1-5
         assert [told.quality[name] for name in DIMENSIONS] == pytest.approx(
             [clip.quality[n] for n in DIMENSIONS], abs=0.0126
         )
-        assert lesson.qualities == label.qualities  # the levels are taught the labels either way
+        assert example.qualities == label.qualities  # the levels are taught the labels either way
 
 
 def test_supervised_stages_run_under_their_precision(monkeypatch, tmp_path):
     seen = []
-    plain = stages.lesson_loss
+    plain = stages.example_loss
 
-    def look(judge, lessons, weights):
+    def look(judge, examples, weights):
         seen.append(torch.is_autocast_enabled("cpu"))
-        return plain(judge, lessons, weights)
+        return plain(judge, examples, weights)
 
-    monkeypatch.setattr(stages, "lesson_loss", look)
+    monkeypatch.setattr(stages, "example_loss", look)
     for precision in ("no", "bf16"):
-        settings = FitSettings(num_steps=1, learning_rate=1e-3, batch_size=2, mixed_precision=precision)
+        settings = FitConfig(num_steps=1, learning_rate=1e-3, batch_size=2, mixed_precision=precision)
         stage = StageConfig(name="s", data=[DataConfig(kind="moving_shapes")], tasks={"rate": 1.0}, fit=settings)
         stages.run_stage(build_judge(), stage, seed=0, log_file=tmp_path / "log.jsonl")
     assert seen == [False, True]
@@ -430,3 +436,75 @@ def test_clips_are_rendered_in_full_precision_whatever_the_judge_runs_in():
         drawn = source(3, 8)
     for one, other in zip(expected, drawn, strict=True):
         assert torch.equal(one.video.frames, other.video.frames)
+
+
+RECIPE = """
+name: judge
+output: out
+trained_on: nothing
+scratch: {hidden: 32, layers: 1}
+stages:
+  see:
+    data: [{kind: moving_shapes}]
+    tasks: {rate: 1.0}
+    fit: {num_steps: 2, learning_rate: 1.0e-3, batch_size: 2}
+  score:
+    role: generated
+    data: [{kind: moving_shapes}]
+    tasks: {rate: 1.0}
+    fit: {num_steps: 2, learning_rate: 1.0e-3, batch_size: 2}
+"""
+
+
+def load_recipe(folder, *overrides, text=RECIPE):
+    path = folder / "recipe.yaml"
+    path.write_text(text)
+    return load_config(RecipeConfig, path, overrides)
+
+
+def test_one_stages_settings_are_overridden_by_its_name(tmp_path):
+    config = load_recipe(tmp_path, "stages.see.fit.num_steps=3", "stages.score.tasks.reason=0.5")
+    assert {name: (one.name, one.fit.num_steps) for name, one in config.stages.items()} == {
+        "see": ("see", 3),
+        "score": ("score", 2),
+    }
+    assert config.stages["score"].tasks == {"rate": 1.0, "reason": 0.5}
+
+
+def test_a_saved_recipe_loads_to_an_equal_one(tmp_path):
+    config = load_recipe(tmp_path)
+    save_config(config, tmp_path / "saved.yaml")
+    assert load_config(RecipeConfig, tmp_path / "saved.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["stages.0.fit.num_steps=3"], r"stages\.0"),
+        (["stages[0].fit.num_steps=3"], r"stages\.0"),
+        (["stages.see.fit.num_steps=-3"], r"stages\.see\.fit\.num_steps must be > 0, got -3"),
+        (["stages.see.tasks.rat=1"], r"stages\.see\.tasks must be of rate, .*, got 'rat'"),
+        (["stages.see.data=[{kind: manifest}]"], r"stages\.see\.data\[0\]\.path must be given"),
+        (["stages.see.lora.rank=0"], r"stages\.see\.lora\.rank and lora\.alpha must be >= 1"),
+        (["stages.see.name=look"], r"stages\.see\.name is 'look'; leave it out"),
+    ],
+)
+def test_a_refused_override_of_a_recipe_is_named_by_its_full_key(tmp_path, overrides, message):
+    with pytest.raises(ValueError, match=rf"recipe\.yaml: {message}"):
+        load_recipe(tmp_path, *overrides)
+
+
+def test_a_recipe_with_a_list_of_stages_is_told_how_to_write_them_now(tmp_path):
+    listed = RECIPE.replace("  see:\n", "  - name: see\n").replace("  score:\n", "  - name: score\n")
+    with pytest.raises(ValueError, match="stages must be a mapping, got a list; .* 'see:' in place of '- name: see'"):
+        load_recipe(tmp_path, text=listed)
+
+
+def test_a_stage_whose_replacement_was_killed_is_found_again_and_not_trained_anew(tmp_path, monkeypatch):
+    plan = [stage("see", tasks={"rate": 1.0})]
+    stages.run_recipe(recipe(tmp_path, plan))
+    place = tmp_path / "stages" / "00-see"
+    place.rename(place.with_name(".replaced-00-see"))
+    monkeypatch.setattr(stages, "run_stage", lambda *_, **__: pytest.fail("the stage was trained again"))
+    stages.run_recipe(recipe(tmp_path, plan))
+    assert (place / "done.json").exists()

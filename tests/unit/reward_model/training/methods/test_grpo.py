@@ -1,4 +1,4 @@
-"""GRPO of a tiny judge: answers are drawn, credited and learned from behind one encoding of each question."""
+"""GRPO of a tiny judge: answers are sampled, compared and learned from behind one encoding of each prompt."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ import torch
 from torch.testing import assert_close
 
 from reward_model.records import DIMENSIONS, Answer, Label, RatedClip, RewardValues, Video
-from reward_model.training.fit import FitSettings, fit
+from reward_model.training.fit import FitConfig, fit
 from reward_model.training.methods import grpo
 from reward_model.training.methods.grpo import (
-    Answered,
-    GrpoSettings,
-    GrpoSteps,
-    Rollout,
-    credit,
-    draw,
-    grpo_parts,
+    AnswerGroups,
+    AnswerGRPOConfig,
+    GRPOSteps,
+    LabelledAnswers,
+    answer_advantages,
+    grpo_micro_batches,
     reward_answers,
+    sample_answers,
 )
 from reward_model.training.methods.policy_loss import policy_loss
-from reward_model.training.tasks.rollout_prompts import ask, plan_questions
+from reward_model.training.tasks.rollout_prompts import build_prompt, plan_prompts
 from reward_model.training.tasks.supervised import pair_of
 from tests.tiny_judge import build_judge, forced_log_probs, make_clip
 
-SETTINGS = GrpoSettings(group_size=3, max_answer_tokens=6, kl_coef=0.04, questions_per_part=2)
+SETTINGS = AnswerGRPOConfig(group_size=3, max_answer_tokens=6, kl_coef=0.04, questions_per_part=2)
 
 
 def rated(seed, prompt="a red circle", quality=0.5):
@@ -57,50 +57,50 @@ def judge():
 
 def build_policy():
     """Return a judge with the role "policy" and a copy of it, "start"."""
-    found = build_judge()
-    found.add_role("policy", rank=4, alpha=8)
+    judge = build_judge()
+    judge.add_role("policy", rank=4, alpha=8)
     generator = torch.Generator().manual_seed(5)
-    for parameter in found._roles.parameters("policy"):
+    for parameter in judge._roles.parameters("policy"):
         parameter.data = 0.2 * torch.randn(parameter.shape, generator=generator)
-    found.add_role("start", copy_from="policy")
-    return found
+    judge.add_role("start", copy_from="policy")
+    return judge
 
 
-def questions_of(num=4):
+def prompts_of(num=4):
     clips = [rated(seed) for seed in range(num)]
-    planned = plan_questions(clips, {"reason": 0.5, "compare": 0.5})
-    return [ask(kind, chosen, to_clip, group=group) for group, (kind, chosen) in enumerate(planned)]
+    planned = plan_prompts(clips, {"reason": 0.5, "compare": 0.5})
+    return [build_prompt(kind, chosen, to_clip, group=group) for group, (kind, chosen) in enumerate(planned)]
 
 
-def rollout_of(judge, questions, num_samples=3):
+def answers_of(judge, prompts, num_samples=3):
     with judge.use_role("policy"):
-        return draw(judge, questions, SETTINGS, num_samples=num_samples, seed=1)
+        return sample_answers(judge, prompts, SETTINGS, num_samples=num_samples, seed=1)
 
 
 def test_questions_are_planned_by_shares_and_compare_clips_of_one_prompt():
     clips = [rated(0), rated(1), rated(2, prompt="other"), rated(3, prompt="other")]
-    planned = plan_questions(clips, {"reason": 0.75, "compare": 0.5})
+    planned = plan_prompts(clips, {"reason": 0.75, "compare": 0.5})
     assert [kind for kind, _ in planned] == ["reason"] * 3 + ["compare"] * 2
     assert [pair.source_id for kind, pair in planned if kind == "compare"] == ["clip 0|clip 1", "clip 2|clip 3"]
 
 
 def test_only_pairs_labelled_overall_are_asked_about():
     first, second = (dataclasses.replace(rated(seed), quality={"motion_quality": 0.1 + 0.5 * seed}) for seed in (0, 1))
-    assert plan_questions([first, second], {"compare": 0.5}) == []
+    assert plan_prompts([first, second], {"compare": 0.5}) == []
     with pytest.raises(ValueError, match="not labelled overall, only motion_quality"):
-        ask("compare", pair_of(first, second), to_clip, group=0)
+        build_prompt("compare", pair_of(first, second), to_clip, group=0)
 
 
 def test_labels_stand_on_the_scale_of_the_answers():
-    question = ask("reason", rated(0, quality=0.75), to_clip, group=0)
-    assert question.label.scores == dict.fromkeys(DIMENSIONS, 4.0)
-    pair = ask("compare", pair_of(rated(0, quality=0.2), rated(1, quality=0.9)), to_clip, group=1)
+    prompt = build_prompt("reason", rated(0, quality=0.75), to_clip, group=0)
+    assert prompt.label.scores == dict.fromkeys(DIMENSIONS, 4.0)
+    pair = build_prompt("compare", pair_of(rated(0, quality=0.2), rated(1, quality=0.9)), to_clip, group=1)
     assert pair.label.choice == "B"
 
 
 def test_answers_are_read_by_the_kind_of_their_question():
-    reason = ask("reason", rated(0), to_clip, group=0)
-    pair = ask("compare", pair_of(rated(0), rated(1)), to_clip, group=1)
+    reason = build_prompt("reason", rated(0), to_clip, group=0)
+    pair = build_prompt("compare", pair_of(rated(0), rated(1)), to_clip, group=1)
     scores = ",".join(f'"{name}":3.50' for name in DIMENSIONS)
     answer = reason.read(f"<think>so</think>\n<answer>{{{scores}}}</answer>", num_tokens=9, ended=True)
     assert answer.scores == dict.fromkeys(DIMENSIONS, "3.50") and not answer.fault
@@ -118,40 +118,40 @@ def test_answers_are_read_by_the_kind_of_their_question():
 
 
 def test_before_the_first_update_ratios_are_one_and_the_penalty_is_zero(judge):
-    rollout = rollout_of(judge, questions_of())
-    credited = credit(rollout, REWARDS, SETTINGS)
-    assert credited.advantages.abs().max() > 0
-    *_, (_, metrics) = grpo_parts(judge, rollout, credited, SETTINGS, role="policy", reference="start")
+    groups = answers_of(judge, prompts_of())
+    advantages = answer_advantages(groups, REWARDS, SETTINGS)
+    assert advantages.advantages.abs().max() > 0
+    *_, (_, metrics) = grpo_micro_batches(judge, groups, advantages, SETTINGS, role="policy", reference="start")
     assert metrics["ratio_error"] < 1e-5 and metrics["kl"] == 0 and metrics["entropy"] > 0
 
 
 def test_the_gradient_equals_that_of_one_whole_forward_per_answer(judge):
-    rollout = rollout_of(judge, questions_of())
-    credited = credit(rollout, REWARDS, SETTINGS)
+    groups = answers_of(judge, prompts_of())
+    advantages = answer_advantages(groups, REWARDS, SETTINGS)
     for parameter in judge._roles.parameters("policy"):  # away from the reference, so that the penalty counts
         parameter.data.mul_(1.05)
     policy = judge.train_only("policy")
-    parts = grpo_parts(judge, rollout, credited, SETTINGS, role="policy", reference="start")
-    mine = torch.autograd.grad(sum(loss for loss, _ in parts), policy)
+    micro_batches = grpo_micro_batches(judge, groups, advantages, SETTINGS, role="policy", reference="start")
+    mine = torch.autograd.grad(sum(loss for loss, _ in micro_batches), policy)
 
     def forced(role):
         with judge.use_role(role):
             return [
                 forced_log_probs(
-                    judge, question.request, question.request.branches[0], completion.tokens, judge.suppressed_ids
+                    judge, prompt.request, prompt.request.branches[0], completion.tokens, judge.suppressed_ids
                 )
-                for question, row in zip(rollout.questions, rollout.completions, strict=True)
-                for completion in row
+                for prompt, group in zip(groups.prompts, groups.completions, strict=True)
+                for completion in group
             ]
 
     now, before = forced("policy"), forced("start")
     owner = torch.cat([torch.full((len(values),), i) for i, values in enumerate(now)])
-    old = torch.cat([completion.log_probs for row in rollout.completions for completion in row])
+    old = torch.cat([completion.log_probs for group in groups.completions for completion in group])
     loss, _ = policy_loss(
         torch.cat(now),
         old,
         torch.cat(before).detach(),
-        credited.advantages,
+        advantages.advantages,
         owner,
         clip_range=SETTINGS.clip_range,
         kl_coef=SETTINGS.kl_coef,
@@ -162,31 +162,31 @@ def test_the_gradient_equals_that_of_one_whole_forward_per_answer(judge):
         assert (a - b).norm() <= 1e-5 * max(float(b.norm()), 1e-3)
 
 
-def test_parts_of_any_size_give_the_same_loss(judge):
-    rollout = rollout_of(judge, questions_of())
-    credited = credit(rollout, REWARDS, SETTINGS)
+def test_micro_batches_of_any_size_give_the_same_loss(judge):
+    groups = answers_of(judge, prompts_of())
+    advantages = answer_advantages(groups, REWARDS, SETTINGS)
     losses = []
     for size in (1, 2, 100):
         settings = dataclasses.replace(SETTINGS, questions_per_part=size)
-        parts = list(grpo_parts(judge, rollout, credited, settings, role="policy", reference="start"))
-        losses.append(sum(loss for loss, _ in parts))
-        assert len(parts) == -(-len(rollout.questions) // size)
+        micro_batches = list(grpo_micro_batches(judge, groups, advantages, settings, role="policy", reference="start"))
+        losses.append(sum(loss for loss, _ in micro_batches))
+        assert len(micro_batches) == -(-len(groups.prompts) // size)
     assert_close(losses[0], losses[1])
     assert_close(losses[0], losses[2])
 
 
 def test_an_update_raises_the_probability_of_better_answers(judge):
-    questions = questions_of()
-    rollout = rollout_of(judge, questions)
-    credited = credit(rollout, REWARDS, SETTINGS)
+    prompts = prompts_of()
+    groups = answers_of(judge, prompts)
+    advantages = answer_advantages(groups, REWARDS, SETTINGS)
     settings = dataclasses.replace(SETTINGS, kl_coef=0.0)
     policy = judge.train_only("policy")
 
     def gain():
-        *_, (loss, _) = grpo_parts(
+        *_, (loss, _) = grpo_micro_batches(
             judge,
-            rollout,
-            credited,
+            groups,
+            advantages,
             dataclasses.replace(settings, questions_per_part=99),
             role="policy",
             reference="start",
@@ -201,15 +201,17 @@ def test_an_update_raises_the_probability_of_better_answers(judge):
     assert gain() < before
 
 
-def test_answers_are_drawn_anew_every_num_updates_steps(judge, monkeypatch):
-    drawn = []
-    original = grpo.draw
-    monkeypatch.setattr(grpo, "draw", lambda *args, **kwargs: drawn.append(kwargs["seed"]) or original(*args, **kwargs))
+def test_answers_are_sampled_anew_every_num_updates_steps(judge, monkeypatch):
+    sampled = []
+    original = grpo.sample_answers
+    monkeypatch.setattr(
+        grpo, "sample_answers", lambda *args, **kwargs: sampled.append(kwargs["seed"]) or original(*args, **kwargs)
+    )
     settings = dataclasses.replace(SETTINGS, num_updates=2)
-    steps = GrpoSteps(judge, REWARDS, settings, role="policy", reference="start")
+    steps = GRPOSteps(judge, REWARDS, settings, role="policy", reference="start")
     for step in range(4):
-        list(steps.parts(questions_of(2), step, seed=100))
-    assert drawn == [100, 102]
+        list(steps.micro_batches(prompts_of(2), step, seed=100))
+    assert sampled == [100, 102]
 
 
 def test_disturbed_clips_are_answered_for_rewards_that_compare_with_them(judge):
@@ -220,38 +222,40 @@ def test_disturbed_clips_are_answered_for_rewards_that_compare_with_them(judge):
         return length_reward(answers, labels, groups)
 
     settings = dataclasses.replace(SETTINGS, perturbation="shuffle", num_perturbed=2)
-    steps = GrpoSteps(judge, {"reason": watching, "compare": length_reward}, settings, role="policy", reference="start")
-    list(steps.parts(questions_of(), 0, seed=0))
+    steps = GRPOSteps(judge, {"reason": watching, "compare": length_reward}, settings, role="policy", reference="start")
+    list(steps.micro_batches(prompts_of(), 0, seed=0))
     assert seen == {"groups": [0, 0, 1, 1], "answers": 6}
 
 
 def test_a_kind_without_reward_is_refused():
-    question = ask("compare", pair_of(rated(0), rated(1)), to_clip, group=0)
-    answered = Answered(("compare",), (question.label,), (0,), (question.read(" A", num_tokens=1, ended=True),))
+    prompt = build_prompt("compare", pair_of(rated(0), rated(1)), to_clip, group=0)
+    labelled = LabelledAnswers(("compare",), (prompt.label,), (0,), (prompt.read(" A", num_tokens=1, ended=True),))
     with pytest.raises(ValueError, match="'compare' are asked, but only reason have rewards"):
-        reward_answers({"reason": length_reward}, answered, None)
+        reward_answers({"reason": length_reward}, labelled, None)
 
 
-def credited_apart(*answers):
+def advantages_apart(*answers):
     label = Label(scores={"overall": 3.0})
-    answered = Answered(("reason",) * len(answers), (label,) * len(answers), (0,) * len(answers), answers)
+    labelled = LabelledAnswers(("reason",) * len(answers), (label,) * len(answers), (0,) * len(answers), answers)
     rewards = {
         "reason": lambda answers, *_, perturbed: RewardValues(torch.tensor([float(a.text) for a in answers]), {})
     }
-    return credit(Rollout((), (), answered), rewards, dataclasses.replace(SETTINGS, exclude_unparsed=True))
+    return answer_advantages(
+        AnswerGroups((), (), labelled), rewards, dataclasses.replace(SETTINGS, exclude_unparsed=True)
+    )
 
 
 def test_rewards_are_compared_among_readable_answers_and_readability_apart_where_that_is_asked_for():
     read, unread = (Answer("1", num_tokens=1), Answer("3", num_tokens=1)), Answer("100", num_tokens=1, fault="none")
-    found = credited_apart(*read, unread)
+    advantages = advantages_apart(*read, unread)
     # mean 2 and deviation sqrt(2) of the two that can be read: -+0.7071; readable 1, 1, 0 less 2/3
-    assert_close(found.advantages, torch.tensor([-0.7071 + 1 / 3, 0.7071 + 1 / 3, -2 / 3]), atol=1e-3, rtol=0)
-    assert found.num_answers == 3 and found.metrics["parse_rate"] == pytest.approx(2 / 3)
+    assert_close(advantages.advantages, torch.tensor([-0.7071 + 1 / 3, 0.7071 + 1 / 3, -2 / 3]), atol=1e-3, rtol=0)
+    assert advantages.num_answers == 3 and advantages.metrics["parse_rate"] == pytest.approx(2 / 3)
 
 
 def test_a_group_without_a_readable_answer_teaches_nothing():
     unread = [Answer(text, num_tokens=1, fault="none") for text in ("1", "3")]
-    assert credited_apart(*unread).advantages.tolist() == [0.0, 0.0]
+    assert advantages_apart(*unread).advantages.tolist() == [0.0, 0.0]
 
 
 @pytest.mark.parametrize(
@@ -259,7 +263,7 @@ def test_a_group_without_a_readable_answer_teaches_nothing():
 )
 def test_settings_out_of_range_are_refused(changes, said):
     with pytest.raises(ValueError, match=said):
-        GrpoSettings(**changes)
+        AnswerGRPOConfig(**changes)
 
 
 def spread_reward(answers, labels, groups, *, perturbed=None):
@@ -269,17 +273,17 @@ def spread_reward(answers, labels, groups, *, perturbed=None):
 
 
 def train_share(rank, world):
-    """Train two steps on one process's share of six questions; return the policy's weights and the last metrics."""
+    """Train two steps on one process's share of six prompts; return the policy's weights and the last metrics."""
     judge = build_policy()
     settings = dataclasses.replace(SETTINGS, normalize_std=False, questions_per_part=3)
     rewards = {"reason": spread_reward, "compare": spread_reward}
-    steps = GrpoSteps(judge, rewards, settings, role="policy", reference="start")
+    steps = GRPOSteps(judge, rewards, settings, role="policy", reference="start")
     policy = judge.train_only("policy")
 
     def loss(step):
-        return steps.parts(questions_of(6)[rank::world], step, seed=7)
+        return steps.micro_batches(prompts_of(6)[rank::world], step, seed=7)
 
-    fitted = FitSettings(num_steps=2, learning_rate=3e-3, batch_size=6, warmup_steps=0)
+    fitted = FitConfig(num_steps=2, learning_rate=3e-3, batch_size=6, warmup_steps=0)
     with judge.use_role("policy"):
         last = fit(policy, loss, fitted, log_every=2)
     numbers = {name: last[name] for name in ("reward", "parse_rate", "grad_norm", "answer_tokens")}
@@ -311,9 +315,9 @@ def test_two_processes_train_like_one_with_the_same_questions(tmp_path):
 
 def test_a_comparison_is_one_token_that_needs_no_end():
     judge = build_policy()
-    question = ask("compare", pair_of(rated(0), rated(1)), to_clip, group=0)
-    rollout = rollout_of(judge, [question, *questions_of(2)[:1]])
-    assert [len(completion.tokens) for completion in rollout.completions[0]] == [1, 1, 1]
-    assert max(len(completion.tokens) for completion in rollout.completions[1]) > 1
-    assert question.read(" A", num_tokens=1, ended=False).choice == "A"
-    assert question.read(" red", num_tokens=1, ended=False).fault
+    prompt = build_prompt("compare", pair_of(rated(0), rated(1)), to_clip, group=0)
+    groups = answers_of(judge, [prompt, *prompts_of(2)[:1]])
+    assert [len(completion.tokens) for completion in groups.completions[0]] == [1, 1, 1]
+    assert max(len(completion.tokens) for completion in groups.completions[1]) > 1
+    assert prompt.read(" A", num_tokens=1, ended=False).choice == "A"
+    assert prompt.read(" red", num_tokens=1, ended=False).fault

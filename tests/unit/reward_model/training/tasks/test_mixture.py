@@ -6,14 +6,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from reward_model.datasets.readers import DataConfig
+from reward_model.datasets.readers import DataConfig, open_source
+from reward_model.datasets.sources import is_held_out
 from reward_model.media.video_io import write_video
 from reward_model.records import RatedClip, VideoPair, VideoQuestion
-from reward_model.training.fit import FitSettings
+from reward_model.training.fit import FitConfig
 from reward_model.training.recipe import StageConfig
-from reward_model.training.stages import draw_lessons
-from reward_model.training.tasks.mixture import clip_planner, is_held_out, open_mixture, open_source
-from reward_model.training.tasks.supervised import choices_of, closed_lesson
+from reward_model.training.stages import draw_examples
+from reward_model.training.tasks.mixture import clip_planner, open_mixture
+from reward_model.training.tasks.supervised import choices_of, closed_example
 from tests.tiny_judge import build_judge
 
 NAMES = [f"clip{number}.mp4" for number in range(40)]
@@ -45,7 +46,7 @@ def visionreward(folder):
 
 
 def stage(data, tasks, **changes):
-    settings = FitSettings(num_steps=1, learning_rate=1e-3, batch_size=4)
+    settings = FitConfig(num_steps=1, learning_rate=1e-3, batch_size=4)
     return StageConfig(name="s", data=data, tasks=tasks, fit=settings, **changes)
 
 
@@ -53,10 +54,10 @@ def test_a_labelled_pair_takes_the_place_of_two_clips_and_is_compared_in_both_or
     source = open_mixture([visionreward(folder)])
     drawn = source(0, 8)
     assert len(drawn) == 4 and all(isinstance(example, VideoPair) for example in drawn)
-    lessons = draw_lessons(build_judge(), source, stage([visionreward(folder)], {"compare": 1.0}), 0, 8)
-    assert len(lessons) == 4  # half a comparison a clip: two pairs in both orders
+    examples = draw_examples(build_judge(), source, stage([visionreward(folder)], {"compare": 1.0}), 0, 8)
+    assert len(examples) == 4  # half a comparison a clip: two pairs in both orders
     opposite = {" A": " B", " B": " A", " neither": " neither"}
-    for one, other in (lessons[:2], lessons[2:]):
+    for one, other in (examples[:2], examples[2:]):
         assert other.answers == tuple(opposite[answer] for answer in one.answers)
 
 
@@ -100,9 +101,9 @@ def test_rows_of_video_r1_are_clips_pairs_and_questions_of_one_source(folder):
     kinds = {type(example) for example in open_source(data)(0, 100)}
     assert kinds == {RatedClip, VideoPair, VideoQuestion}
     asked = [example for example in open_source(data)(0, 100) if isinstance(example, VideoQuestion)]
-    lesson = closed_lesson(asked[0], clip_planner(build_judge()))
-    assert lesson.answers == ("B<|im_end|>",)
-    assert "Is it red?\nAnswer: A. yes / B. no" in lesson.request.branches[0]
+    example = closed_example(asked[0], clip_planner(build_judge()))
+    assert example.answers == ("B<|im_end|>",)
+    assert "Is it red?\nAnswer: A. yes / B. no" in example.request.branches[0]
 
 
 @pytest.mark.parametrize(
@@ -136,9 +137,9 @@ def test_an_image_is_a_clip_of_one_frame(tmp_path):
     clip = clip_planner(judge)(source(0, 1)[0].video)
     assert clip.frames.shape == (1, 3, 32, 40)
     torch.testing.assert_close(clip.frames[0, :, 5, 5] * 255, torch.tensor([200.0, 10, 10]), atol=2, rtol=0)
-    lessons = draw_lessons(judge, source, stage([data], {"rate": 1.0}), 0, 4)
-    assert [len(lesson.answers) for lesson in lessons] == [1] * 4
-    assert judge.next_token_logits([lessons[0].request])[0].shape[0] == 1
+    examples = draw_examples(judge, source, stage([data], {"rate": 1.0}), 0, 4)
+    assert [len(example.answers) for example in examples] == [1] * 4
+    assert judge.next_token_logits([examples[0].request])[0].shape[0] == 1
 
 
 @pytest.mark.parametrize(

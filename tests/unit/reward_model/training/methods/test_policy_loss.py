@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from reward_model.training.methods.policy_loss import group_advantages, policy_loss
+from reward_model.training.methods.policy_loss import grpo_advantages, policy_loss
 
 
 def test_advantages_are_standard_scores_inside_each_group():
     # group 7: 1, 2, 3 has mean 2 and unbiased deviation 1; group 4: 0, 4 has mean 2 and deviation sqrt(8)
-    found = group_advantages(torch.tensor([1.0, 0.0, 2.0, 4.0, 3.0]), torch.tensor([7, 4, 7, 4, 7]))
+    found = grpo_advantages(torch.tensor([1.0, 0.0, 2.0, 4.0, 3.0]), torch.tensor([7, 4, 7, 4, 7]))
     other = 2 / (math.sqrt(8) + 1e-4)
     one = 1 / (1 + 1e-4)
     assert_close(found.values, torch.tensor([-one, -other, 0.0, other, one]))
@@ -21,18 +21,18 @@ def test_advantages_are_standard_scores_inside_each_group():
 
 
 def test_without_the_deviation_advantages_keep_the_rewards_unit():
-    found = group_advantages(torch.tensor([1.0, 3.0]), torch.tensor([0, 0]), normalize_std=False)
+    found = grpo_advantages(torch.tensor([1.0, 3.0]), torch.tensor([0, 0]), normalize_std=False)
     assert_close(found.values, torch.tensor([-1.0, 1.0]))
 
 
 def test_a_group_of_equal_rewards_teaches_nothing_and_is_counted():
-    found = group_advantages(torch.tensor([0.3, 0.3, 1.0, 2.0]), torch.tensor([0, 0, 1, 1]))
+    found = grpo_advantages(torch.tensor([0.3, 0.3, 1.0, 2.0]), torch.tensor([0, 0, 1, 1]))
     assert found.values[:2].tolist() == [0.0, 0.0] and found.values[3] > 0
     assert (found.num_groups, found.num_flat) == (2, 1)
 
 
 def test_answers_that_are_not_usable_leave_the_others_statistics_alone():
-    found = group_advantages(
+    found = grpo_advantages(
         torch.tensor([1.0, 3.0, -9.0]), torch.tensor([0, 0, 0]), usable=torch.tensor([True, True, False])
     )
     value = 1 / (math.sqrt(2) + 1e-4)
@@ -40,7 +40,7 @@ def test_answers_that_are_not_usable_leave_the_others_statistics_alone():
 
 
 def test_a_group_of_one_answer_has_no_advantage():
-    assert group_advantages(torch.tensor([5.0]), torch.tensor([3])).values.tolist() == [0.0]
+    assert grpo_advantages(torch.tensor([5.0]), torch.tensor([3])).values.tolist() == [0.0]
 
 
 def loss_of(log_probs, old, advantages, owner, **changes):

@@ -194,12 +194,15 @@ class ScoreAssembler:
     def _overall(self, scores: Mapping[str, Tensor]) -> OverallScores:
         """Return the judge's own overall quality, or else the mean of each clip's available dimensions."""
         others = [name for name in self.dims if name != OVERALL]
-        quality, sources, reasons = [], [], []
+        quality: list[Tensor] = []
+        sources: list[tuple[str, ...]] = []
+        reasons: list[str] = []
         for index in range(self.num_clips):
             reason = self.reasons[OVERALL][index] if OVERALL in self.dims else ""
+            available = tuple(name for name in others if not self.reasons[name][index])
             if OVERALL in self.dims and (self.prompted[index] or self.overall_alone):
                 value, available = scores[OVERALL][index], (OVERALL,)
-            elif available := tuple(name for name in others if not self.reasons[name][index]):
+            elif available:
                 value = torch.stack([scores[name][index] for name in available]).mean()
             else:
                 value = torch.tensor(math.nan, device=self.device)

@@ -17,9 +17,9 @@ from reward_model.scoring.assemble import ScoreAssembler
 
 
 class ClipToScore(NamedTuple):
-    """A planned clip, or the reason why it is unreadable, with its index among the assembler's clips and its prompt."""
+    """A planned clip, or the reason why it is unreadable, with its place among the assembler's clips and its prompt."""
 
-    index: int
+    place: int
     clip: Clip | str
     prompt: str | None
 
@@ -90,17 +90,17 @@ def score_batch(
         num_samples: reasoned answers to average.
     """
     readable = [
-        (index, clip, prompt, asked)
-        for index, clip, prompt in batch
-        if (asked := assembler.add_clip(index, clip, prompt)) and isinstance(clip, Clip)
+        (place, clip, prompt, asked)
+        for place, clip, prompt in batch
+        if (asked := assembler.add_clip(place, clip, prompt)) and isinstance(clip, Clip)
     ]
     if not readable:
         return
     if readout == "level":
         requests = [score_request(clip, prompt, asked) for _, clip, prompt, asked in readable]
         logits = judge.next_token_logits(requests)
-        for (index, _, _, asked), branches in zip(readable, logits, strict=True):
-            assembler.add_levels(index, asked, readouts.read_levels(branches, judge.level_ids))
+        for (place, _, _, asked), branches in zip(readable, logits, strict=True):
+            assembler.add_levels(place, asked, readouts.read_levels(branches, judge.level_ids))
         return
     answers = judge.generate(
         [judge.style.reason_request(clip, prompt, assembler.named) for _, clip, prompt, _ in readable],
@@ -108,5 +108,5 @@ def score_batch(
         num_samples=num_samples,
         temperature=1.0 if num_samples > 1 else 0.0,
     )
-    for (index, _, _, asked), (texts,) in zip(readable, answers, strict=True):
-        assembler.add_answers(index, asked, texts, [judge.style.parse_reason(text, asked) for text in texts])
+    for (place, _, _, asked), (texts,) in zip(readable, answers, strict=True):
+        assembler.add_answers(place, asked, texts, [judge.style.parse_reason(text, asked) for text in texts])

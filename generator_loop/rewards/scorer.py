@@ -1,4 +1,4 @@
-"""What a clip is worth to the generator: the judge's dimensions and the user's own terms, weighted.
+"""The reward of a clip: the judge's dimensions and the user's own terms, weighted.
 
 Shape legend: B = prompts x group size, T pixel frames, C = 3 channels, H, W pixels.
 """
@@ -20,11 +20,11 @@ from reward_model import VideoJudgeClient
 if TYPE_CHECKING:
     from reward_model.records import RewardOutput
 
-Term = Callable[..., Any]
+RewardTerm = Callable[..., Any]
 """term(frames [B, T, C, H, W], prompts, fps=...) -> [B]."""
 
 
-class Judge(Protocol):
+class ScoringJudge(Protocol):
     """The part of `VideoJudgeReward` that scores."""
 
     def __call__(
@@ -39,7 +39,7 @@ class Judge(Protocol):
     ) -> RewardOutput: ...
 
 
-class ServedJudge:
+class RemoteJudge:
     """A judge that another process serves; it is shown clips of 8 bits a channel."""
 
     def __init__(self, url: str, *, token: str | None) -> None:
@@ -61,14 +61,14 @@ class ServedJudge:
         differentiable: bool = False,
         batch_size: int = 16,
     ) -> RewardOutput:
-        """Score clips; see `Judge`. ValueError where a gradient is asked for, RuntimeError where the server fails."""
+        """Score clips; see `ScoringJudge`. ValueError where a gradient is asked for, RuntimeError where the server fails."""
         shown = (videos.detach().clamp(0, 1) * 255).round().to(torch.uint8)
         return self._client.score(
             shown, prompts, fps=fps, weights=weights, differentiable=differentiable, batch_size=batch_size
         )
 
 
-def load_term(name: str) -> Term:
+def load_term(name: str) -> RewardTerm:
     """Import a reward given as `module:function`.
 
     Args:
@@ -96,24 +96,24 @@ def load_term(name: str) -> Term:
 class Scorer:
     """Weighted sum of the judge's dimensions and of further terms."""
 
-    judge: Judge
+    judge: ScoringJudge
     """Scores clips; its gradient reaches the pixels. The scores reported are its own."""
     weights: Mapping[str, float]
     """Dimension of the judge -> weight."""
-    terms: Mapping[str, tuple[Term, float]]
+    terms: Mapping[str, tuple[RewardTerm, float]]
     """Name -> (function, weight)."""
     fps: float
     """Frames per second of every clip."""
     batch_size: int
     """Clips per forward pass of the judge."""
-    others: Sequence[Judge] = ()
+    others: Sequence[ScoringJudge] = ()
     """Judges that are asked beside it."""
     pessimism: float = 0.0
     """c of the reward mean - c std over all judges."""
 
     @torch.no_grad()
     def score(self, rollout: Rollout) -> Scored:
-        """Score a rollout; a clip that any part could not score is not valid."""
+        """Score a rollout; a clip that lacks any of its scores is not valid."""
         texts = [prompt.text for prompt in rollout.prompts for _ in range(rollout.group_size)]
         outs = self._ask(rollout.frames, texts, batch_size=self.batch_size)
         rewards, scores = self._agreed(outs).detach().float().cpu(), dict(outs[0].scores)
@@ -131,8 +131,12 @@ class Scorer:
             disagreement=_spread(outs).float().cpu() if self.others else None,
         )
 
+    def sampled(self, samples: Rollout) -> tuple[Rollout, Scored]:
+        """Return the samples with their scores."""
+        return samples, self.score(samples)
+
     def differentiable(self, frames: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        """Return the judges' reward [N] of N clips with gradient to the frames; NaN where it could not be had."""
+        """Return the judges' reward [N] of N clips with gradient to the frames; NaN where it is unavailable."""
         texts = [prompt.text for prompt in prompts]
         return self._agreed(self._ask(frames, texts, differentiable=True))
 
@@ -170,7 +174,7 @@ def weighted(scores: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tens
 def transformed(
     scored: Scored, rollout: Rollout, transform: Literal["none", "shuffle", "negate"], *, draw: Draw
 ) -> Scored:
-    """Return the rewards of a control experiment: each group's rewards in random order, or all turned round."""
+    """Return the rewards of a control experiment: each group's rewards permuted, or all negated."""
     if transform == "none":
         return scored
     if transform == "negate":
@@ -180,5 +184,5 @@ def transformed(
         index * size + torch.randperm(size, generator=streams.generator(prompt.prompt_id, 0))
         for index, prompt in enumerate(rollout.prompts)
     ]
-    rows = torch.cat(order)
-    return dataclasses.replace(scored, rewards=scored.rewards[rows], valid=scored.valid[rows])
+    index = torch.cat(order)
+    return dataclasses.replace(scored, rewards=scored.rewards[index], valid=scored.valid[index])

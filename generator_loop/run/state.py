@@ -11,21 +11,19 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from generator_loop.adapters.base import OLD, POLICY, REFERENCE
 from generator_loop.config import JointConfig
-from generator_loop.evaluation.columns import INITIAL
-from generator_loop.evaluation.held_out import Evaluation
-from generator_loop.refresh.new_beats_old import Loser
+from generator_loop.evaluation.columns import INITIAL, Evaluation
 from generator_loop.refresh.refresh import adapter_tensors, load_adapter_tensors
 from generator_loop.run.build import read_config
 from generator_loop.run.session import Progress, Session
 from generator_loop.tracking import checkpoint
 from reward_model import VideoJudgeReward
 from reward_model.config import save_config
+from reward_model.files import write_json
 
 log = logging.getLogger(__name__)
 
@@ -63,23 +61,22 @@ def _writer(session: Session) -> Callable[[Path], None]:
             checkpoint.write_tensors(state / "judge.safetensors", adapter_tensors(session.judge))
         for name in (POLICY, OLD, REFERENCE):
             checkpoint.write_tensors(state / f"{name}.safetensors", session.generator.weights(name))
-        checkpoint.write_tensors(state / "optimizer.safetensors", session.updater.state())
+        checkpoint.write_tensors(state / "optimizer.safetensors", session.learner.updater.state())
         checkpoint.write_tensors(state / "rng.safetensors", {"torch": torch.get_rng_state()})
-        # the place keeps their order, in which the refresh takes them
-        losers = {f"{place:06d}.{key}": item.latents for place, (key, item) in enumerate(progress.losers.items())}
-        checkpoint.write_tensors(state / "losers.safetensors", losers)
+        if session.refresher is not None:
+            checkpoint.write_tensors(state / "pairs.safetensors", session.refresher.source.state())
         counters = {
             "round": progress.round,
             "iteration": progress.iteration,
             "seconds": session.round_seconds(),
-            "num_kept": progress.num_kept,
+            "num_kept": session.refresher.num_kept if session.refresher is not None else 0,
             "rounds": progress.rounds,
-            "before": _evaluation_json(progress.before),
-            "after": _evaluation_json(progress.after),
-            "first": progress.first,
+            "before": progress.before.to_json() if progress.before else None,
+            "after": progress.after.to_json() if progress.after else None,
+            "first": session.watch.first,
             "alarms": progress.alarms,
         }
-        checkpoint.write_json(state / "progress.json", counters)
+        write_json(state / "progress.json", counters)
         save_config(session.config, folder / "config.yaml")
 
     return write
@@ -102,30 +99,29 @@ def restore(session: Session) -> None:
     state = folder / "state"
     for name in (POLICY, OLD, REFERENCE):
         session.generator.set_weights(name, checkpoint.read_tensors(state / f"{name}.safetensors"))
-    session.updater.load_state(checkpoint.read_tensors(state / "optimizer.safetensors"))
+    session.learner.updater.load_state(checkpoint.read_tensors(state / "optimizer.safetensors"))
     if isinstance(session.judge, VideoJudgeReward):
         load_adapter_tensors(session.judge, checkpoint.read_tensors(state / "judge.safetensors"))
     torch.set_rng_state(checkpoint.read_tensors(state / "rng.safetensors")["torch"])
     saved = json.loads((state / "progress.json").read_text(encoding="utf-8"))
-    prompts = {prompt.prompt_id: prompt for prompt in session.train_prompts}
-    latents = checkpoint.read_tensors(state / "losers.safetensors")
     session.progress = Progress(
-        **{name: saved[name] for name in ("round", "iteration", "seconds", "num_kept", "rounds", "first", "alarms")},
-        before=_evaluation_from(saved["before"]),
-        after=_evaluation_from(saved["after"]),
-        losers={
-            int(key): Loser(prompts[int(key)], latents[name].to(session.generator.device))
-            for name in sorted(latents)
-            for key in [name.partition(".")[2]]
-        },
+        **{name: saved[name] for name in ("round", "iteration", "seconds", "rounds", "alarms")},
+        before=Evaluation.from_json(saved["before"]),
+        after=Evaluation.from_json(saved["after"]),
     )
+    session.watch.first = saved["first"]
+    if session.refresher is not None:
+        session.refresher.num_kept = saved["num_kept"]
+        observed = checkpoint.read_tensors(state / "pairs.safetensors")
+        device = session.generator.device
+        session.refresher.source.load_state({name: tensor.to(device) for name, tensor in observed.items()})
     session.log.rewind(session.step)
     session.bar.start_at(session.step)
     log.info("resumed from %s: round %d, iteration %d", folder, session.progress.round, session.progress.iteration)
 
 
 def ends(output: Path) -> tuple[Evaluation, Evaluation]:
-    """Return what a finished run measured before any update and at its end, clip by clip.
+    """Return a finished run's measurements before any update and at its end, clip by clip.
 
     Args:
         output: the run's folder.
@@ -138,14 +134,14 @@ def ends(output: Path) -> tuple[Evaluation, Evaluation]:
     """
     folder = checkpoint.latest(output / "checkpoints")
     saved = json.loads((folder / "state" / "progress.json").read_text(encoding="utf-8")) if folder else {}
-    before, after = (_evaluation_from(saved.get(name)) for name in ("before", "after"))
+    before, after = (Evaluation.from_json(saved.get(name)) for name in ("before", "after"))
     if before is None or after is None:
         raise ValueError(f"{output} holds no finished run")
     return before, after
 
 
 def _refuse_other_settings(config: JointConfig, path: Path) -> None:
-    """Refuse to continue a run with settings that change what it computes."""
+    """Refuse to continue a run with settings that change its results."""
     written = read_config(path, [])
     allowed = replace(
         written,
@@ -158,22 +154,3 @@ def _refuse_other_settings(config: JointConfig, path: Path) -> None:
             f"resume= continues the run of {path}, but these sections differ from it: {', '.join(changed)}; "
             "only loop.num_rounds and run.* but the seed may change"
         )
-
-
-def _evaluation_json(evaluation: Evaluation | None) -> dict[str, Any] | None:
-    if evaluation is None:
-        return None
-    columns = {
-        name: [value if value == value else None for value in column] for name, column in evaluation.columns.items()
-    }
-    return {"prompt_ids": list(evaluation.prompt_ids), "columns": columns}
-
-
-def _evaluation_from(saved: dict[str, Any] | None) -> Evaluation | None:
-    if saved is None:
-        return None
-    nan = float("nan")
-    columns = {
-        name: tuple(nan if value is None else value for value in column) for name, column in saved["columns"].items()
-    }
-    return Evaluation(tuple(saved["prompt_ids"]), columns)

@@ -49,7 +49,7 @@ def evaluate_ratings(
     batch_size: int = 16,
     progress: ProgressCallback | None = None,
 ) -> RatingTable:
-    """Score rated clips and set the scores against their labels.
+    """Score rated clips and measure the agreement with their labels.
 
     Args:
         reward: reward to evaluate.
@@ -88,7 +88,7 @@ def evaluate_pairs(
     batch_size: int = 16,
     progress: ProgressCallback | None = None,
 ) -> PairTable:
-    """Set preferences of a reward against labels.
+    """Measure the agreement of a reward's preferences with labels.
 
     Args:
         reward: reward to evaluate.
@@ -215,8 +215,8 @@ def pairs_by_label(clips: Sequence[RatedClip], *, min_gap: float, num: int, seed
     Args:
         clips: rated on overall.
         min_gap: smallest difference of overall quality.
-        num: most pairs, drawn at random.
-        seed: of the draw.
+        num: most pairs, chosen at random.
+        seed: of the choice and order.
 
     Returns:
         At most `num` pairs labelled on overall.

@@ -103,22 +103,22 @@ def calibrate(
     seed: int = 0,
     progress: ProgressCallback | None = None,
 ) -> Calibration:
-    """Learn what a judge's numbers mean on a set of clips.
+    """Calibrate a judge on a set of clips.
 
     Args:
         judge: reward that scores.
         rated_clips: the clips; labels in [0, 1] serve reliability and reference, and may be missing.
         comparator: reward that compares; None leaves comparisons out.
-        readout: how scores are read; a single greedy answer has no spread.
-        num_pairs: most pairs that are compared, drawn from those of one prompt.
+        readout: readout of the scores; a single greedy answer has no spread.
+        num_pairs: most pairs to compare, sampled from those of one prompt.
         min_gap: smallest difference of overall labels of a pair.
         num_bins: bins of each curve.
         batch_size: clips or pairs per call.
-        seed: of the draw of pairs.
+        seed: of the choice of pairs.
         progress: told after each call.
 
     Returns:
-        The calibration; it changes nothing of the judge.
+        The calibration; the judge stays unchanged.
 
     Raises:
         ValueError: no clips, or a dimension whose scores are all the same.

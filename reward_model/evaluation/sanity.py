@@ -1,9 +1,9 @@
-"""Does a judge react to what it should? Clips are damaged on purpose, and the scores must fall where the damage is.
+"""Sanity checks of a judge: clips are damaged on purpose, and the scores of the damaged dimension must fall.
 
-Every clip is its own control: what counts is the change of its score, whose mean comes with a bootstrap interval. Clips
-are damaged as the judge sees them, in the frames that its plan chooses.
+Every clip is its own control: a check measures the change of its score, whose mean has a bootstrap interval. Clips are
+damaged as the judge sees them, in the frames that its plan chooses.
 
-| damage | what is done | what must fall |
+| damage | change | must fall |
 |---|---|---|
 | prompt_swap | another clip's prompt | text alignment |
 | shuffle | frames in random order | motion quality |

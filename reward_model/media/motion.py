@@ -120,7 +120,7 @@ class TemporalDifferences:
         """
         check_clip(frames, fps)
         with torch.no_grad():
-            luma = torch.cat([self._luma(part) for part in frames.split(32)])  # [T, 1, h, w]
+            luma = torch.cat([self._luma(chunk) for chunk in frames.split(32)])  # [T, 1, h, w]
             rate = luma.new_tensor([math.log2(fps) / 8])
             spans = segments(len(frames), fps, self.segment_seconds)
             return torch.stack([torch.cat([*self._token(luma, start, stop), rate]) for start, stop in spans])
@@ -132,13 +132,13 @@ class TemporalDifferences:
         return F.interpolate(luma, size=[max(1, round(side * shrink)) for side in frames.shape[-2:]], mode="area")
 
     def _token(self, luma: Tensor, start: int, stop: int) -> list[Tensor]:
-        parts = [self._changes(luma, start, stop, lag) for lag in self.lags]
+        changes = [self._changes(luma, start, stop, lag) for lag in self.lags]
         inside = luma[start:stop]
-        level = self._blocks(inside)  # [n, g * g]
-        contrast = (self._blocks(inside**2) - level**2).clamp_min(0).sqrt()
+        brightness = self._blocks(inside)  # [n, g * g]
+        contrast = (self._blocks(inside**2) - brightness**2).clamp_min(0).sqrt()
         steps = luma[start : stop + 1].diff(dim=0).abs().mean((1, 2, 3))  # empty for a clip of one frame
         still = (steps < STILL).float().mean().nan_to_num()[None]
-        return [*parts, level.mean(0), level.std(0, unbiased=False), contrast.mean(0), still]
+        return [*changes, brightness.mean(0), brightness.std(0, unbiased=False), contrast.mean(0), still]
 
     def _changes(self, luma: Tensor, start: int, stop: int, lag: int) -> Tensor:
         """Return the statistics [3 * g * g] of changes that begin in a segment; zeros where there is none."""

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import torch
 
 from reward_model.records import DIMENSIONS, Clip, Comparison, FramePlan, RewardOutput
-from reward_model.scoring.json_rows import comparison_rows, output_rows, unexplained_row
+from reward_model.scoring.json_records import comparison_records, output_records, unexplained_record
 from reward_model.serving import wire
 from reward_model.serving.server.app import create_app
 from reward_model.serving.server.judge import Comparing, Question, Scoring, Work
@@ -46,7 +46,7 @@ class MeanJudge:
         num = len(frames)
         return Clip(frames, FramePlan(tuple(range(num)), (0.0,) * num, ("slow",) * num, video.fps))
 
-    def answer(self, work: Work, questions: Sequence[Question]) -> list[wire.Row]:
+    def answer(self, work: Work, questions: Sequence[Question]) -> list[wire.JsonRecord]:
         """Answer after `seconds`; fail for a batch with a clip that is black."""
         self.batches.append((work, len(questions)))
         time.sleep(self.seconds)
@@ -55,13 +55,13 @@ class MeanJudge:
             raise self.fail
         prompts = [question.prompt for question in questions]
         if isinstance(work, Scoring):
-            return output_rows(_output([found[0] for found in values], questions), prompts)
+            return output_records(_output([found[0] for found in values], questions), prompts)
         if isinstance(work, Comparing):
             margin = torch.tensor([first - second for first, second in values])
             good = ~margin.isnan()
             reasons = ["" if ok else "damaged: cut" for ok in good]
-            return comparison_rows(Comparison((1 + margin) / 2, margin * 0, margin, good, reasons, good), prompts)
-        return [unexplained_row("damaged: cut", prompt) for prompt in prompts]
+            return comparison_records(Comparison((1 + margin) / 2, margin * 0, margin, good, reasons, good), prompts)
+        return [unexplained_record("damaged: cut", prompt) for prompt in prompts]
 
 
 def _output(values: list[float], questions: Sequence[Question]) -> RewardOutput:

@@ -1,4 +1,4 @@
-"""How well reasoned answers name what is wrong with a clip: their labels against the known faults, by F1.
+"""Agreement of the faults named in reasoned answers with the known faults of the clips, by F1.
 
 Shapes: N clips.
 
@@ -14,10 +14,11 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from statistics import mean
 
-from reward_model.evaluation.benchmark import Progress, Reward
+from reward_model.dimensions import BY_NAME
+from reward_model.evaluation.benchmark import ProgressCallback, ScoringReward
 from reward_model.evaluation.tables import AttributionRow, AttributionTable
 from reward_model.language.parsing import parse_faults, parse_reason
-from reward_model.records import DIMENSIONS, ParsedAnswer, RatedClip
+from reward_model.records import ParsedAnswer, RatedClip
 
 Named = Mapping[str, AbstractSet[str]]
 """Dimension -> names of faults."""
@@ -26,12 +27,12 @@ RANDOM_SEED, NUM_SHUFFLES = 0, 20
 
 
 def evaluate_attributions(
-    reward: Reward, clips: Sequence[RatedClip], *, batch_size: int = 16, progress: Progress | None = None
+    reward: ScoringReward, clips: Sequence[RatedClip], *, batch_size: int = 16, progress: ProgressCallback | None = None
 ) -> AttributionTable:
-    """Ask for reasoned answers, and set the faults that they name against the known ones.
+    """Ask for reasoned answers and compare the faults that they name with the known ones.
 
     Args:
-        reward: what to evaluate.
+        reward: reward to evaluate.
         clips: with `facts["faults"]`, dimension -> names of faults, none for a clean clip.
         batch_size: clips per call.
         progress: told after each call.
@@ -54,10 +55,10 @@ def evaluate_attributions(
             progress(start + len(batch), len(clips))
     coverage = sum(one is not None for one in said) / len(said)
     rows = []
-    for dimension in DIMENSIONS:
-        asked = [row for row, faults in enumerate(truth) if dimension in faults]
-        known = [truth[row][dimension] for row in asked]
-        named = [(said[row] or {}).get(dimension, set()) for row in asked]
+    for dimension in BY_NAME:
+        asked = [index for index, faults in enumerate(truth) if dimension in faults]
+        known = [truth[index][dimension] for index in asked]
+        named = [(said[index] or {}).get(dimension, set()) for index in asked]
         if asked:
             figures = (coverage, *label_f1(named, known), _random_f1(named, known))
             rows.append(AttributionRow(dimension, len(asked), *figures))

@@ -1,6 +1,6 @@
-"""Honest tables: a reward against rated clips or labelled pairs, with coverage and a random row beside every figure.
+"""Tables of agreement between a reward and rated clips or labelled pairs, with coverage and a random baseline.
 
-A score that could not be had lowers the coverage; it leaves correlations and counts as wrong in pair accuracies.
+An unavailable score lowers the coverage; it is left out of correlations and counts as wrong in pair accuracies.
 """
 
 from __future__ import annotations
@@ -13,21 +13,22 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from reward_model.dimensions import BY_NAME, OVERALL
 from reward_model.evaluation import metrics
 from reward_model.evaluation.tables import PairRow, PairTable, RatingRow, RatingTable
-from reward_model.records import DIMENSIONS, Comparison, RatedClip, RewardOutput, Video, VideoPair
+from reward_model.records import Comparison, RatedClip, RewardOutput, Video, VideoPair
 from reward_model.toy_world import moving_shapes, oracle
 
 FloatArray = NDArray[np.float64]
 Readout = Literal["level", "reason"]
-Progress = Callable[[int, int], None]
+ProgressCallback = Callable[[int, int], None]
 """Called with the number of clips or pairs done and their total."""
 
 RANDOM_SEED = 0
 
 
-class Reward(Protocol):
-    """What is evaluated; `VideoJudgeReward` is one."""
+class ScoringReward(Protocol):
+    """A reward that scores and compares videos, such as `VideoJudgeReward`."""
 
     def __call__(
         self, videos: Sequence[Any], prompts: Sequence[str | None], *, readout: Readout, num_samples: int = 1
@@ -39,21 +40,21 @@ class Reward(Protocol):
 
 
 def evaluate_ratings(
-    reward: Reward,
+    reward: ScoringReward,
     clips: Sequence[RatedClip],
     *,
     readout: Readout = "level",
     num_samples: int = 1,
     min_gap: float = 0.05,
     batch_size: int = 16,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> RatingTable:
-    """Score rated clips and set the scores against their labels.
+    """Score rated clips and measure the agreement with their labels.
 
     Args:
-        reward: what to evaluate.
+        reward: reward to evaluate.
         clips: with quality in [0, 1] on some dimensions.
-        readout: how the judge is read.
+        readout: readout of the judge.
         num_samples: reasoned answers of each clip whose mean is the score; 1 is the greedy one.
         min_gap: smallest difference of quality, within a prompt, that makes a pair.
         batch_size: clips per call.
@@ -69,7 +70,7 @@ def evaluate_ratings(
         reward, clips, readout=readout, num_samples=num_samples, batch_size=batch_size, progress=progress
     )
     rows = []
-    for dimension in DIMENSIONS:
+    for dimension in BY_NAME:
         labelled = [index for index, clip in enumerate(clips) if dimension in clip.quality]
         if labelled and dimension in scores:
             truth = np.array([clips[index].quality[dimension] for index in labelled])
@@ -79,18 +80,18 @@ def evaluate_ratings(
 
 
 def evaluate_pairs(
-    reward: Reward,
+    reward: ScoringReward,
     pairs: Sequence[VideoPair],
     *,
     method: Literal["compare", "level", "reason"] = "compare",
     threshold: float = 0.0,
     batch_size: int = 16,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> PairTable:
-    """Set preferences of a reward against labels.
+    """Measure the agreement of a reward's preferences with labels.
 
     Args:
-        reward: what to evaluate.
+        reward: reward to evaluate.
         pairs: with preference on some dimensions.
         method: compare both clips in both orders (overall only), or subtract their scores by a readout.
         threshold: |margin| at or below which a pair is called a tie, frozen on other data.
@@ -115,7 +116,7 @@ def evaluate_pairs(
         margins = {dimension: values[0::2] - values[1::2] for dimension, values in scores.items()}
         consistent = math.nan
     rows = []
-    for dimension in DIMENSIONS:
+    for dimension in BY_NAME:
         labelled = [index for index, pair in enumerate(pairs) if dimension in pair.preference]
         if not labelled or dimension not in margins:
             continue
@@ -141,26 +142,26 @@ def evaluate_pairs(
 
 
 def score_clips(
-    reward: Reward,
+    reward: ScoringReward,
     clips: Sequence[RatedClip],
     *,
     readout: Readout = "level",
     num_samples: int = 1,
     batch_size: int = 16,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> tuple[dict[str, FloatArray], float]:
     """Score clips batch by batch.
 
     Args:
-        reward: what scores.
+        reward: reward that scores.
         clips: their videos and prompts.
-        readout: how the judge is read.
+        readout: readout of the judge.
         num_samples: see `evaluate_ratings`.
         batch_size: clips per call.
         progress: told after each call.
 
     Returns:
-        Dimension -> [N] quality, NaN where it could not be had, and the parse rate (NaN for levels).
+        Dimension -> [N] quality, NaN where unavailable, and the parse rate (NaN for levels).
 
     Raises:
         ValueError: if there are no clips.
@@ -178,7 +179,7 @@ def score_clips(
             scores.setdefault(dimension, []).extend(values.detach().float().cpu().tolist())
         if output.texts is not None:
             read = [plan is not None for plan in output.frame_plan]
-            parsed = [any(bool(flags[row]) for flags in output.valid.values()) for row in range(len(batch))]
+            parsed = [any(bool(flags[index]) for flags in output.valid.values()) for index in range(len(batch))]
             num_answers += sum(read)
             num_parsed += sum(ok and seen for ok, seen in zip(parsed, read, strict=True))
         if progress:
@@ -214,22 +215,22 @@ def pairs_by_label(clips: Sequence[RatedClip], *, min_gap: float, num: int, seed
     Args:
         clips: rated on overall.
         min_gap: smallest difference of overall quality.
-        num: most pairs, drawn at random.
-        seed: of the draw.
+        num: most pairs, chosen at random.
+        seed: of the choice and order.
 
     Returns:
         At most `num` pairs labelled on overall.
     """
-    quality = [clip.quality.get("overall", math.nan) for clip in clips]
+    quality = [clip.quality.get(OVERALL, math.nan) for clip in clips]
     better, worse = metrics.pairs_within_groups(quality, [clip.prompt for clip in clips], min_gap=min_gap)
     rng = random.Random(seed)
     pairs = []
-    for row in rng.sample(range(len(better)), min(num, len(better))):
-        first, second, label = clips[better[row]], clips[worse[row]], 1.0
+    for index in rng.sample(range(len(better)), min(num, len(better))):
+        first, second, label = clips[better[index]], clips[worse[index]], 1.0
         if rng.random() < 0.5:
             first, second, label = second, first, 0.0
         name = f"{first.source_id}|{second.source_id}"
-        pairs.append(VideoPair(first.video, second.video, first.prompt, {"overall": label}, name))
+        pairs.append(VideoPair(first.video, second.video, first.prompt, {OVERALL: label}, name))
     return pairs
 
 
@@ -266,7 +267,7 @@ def _rating_row(
 
 
 def _compare(
-    reward: Reward, pairs: Sequence[VideoPair], batch_size: int, progress: Progress | None
+    reward: ScoringReward, pairs: Sequence[VideoPair], batch_size: int, progress: ProgressCallback | None
 ) -> tuple[dict[str, FloatArray], float]:
     """Return overall -> [N] margins and the share of pairs with one winner in both orders."""
     margins: list[float] = []
@@ -281,4 +282,4 @@ def _compare(
         consistent += [c for c, ok in zip(output.consistent.tolist(), valid, strict=True) if ok]
         if progress:
             progress(start + len(batch), len(pairs))
-    return {"overall": np.array(margins)}, float(np.mean(consistent)) if consistent else math.nan
+    return {OVERALL: np.array(margins)}, float(np.mean(consistent)) if consistent else math.nan

@@ -1,4 +1,4 @@
-"""What a judge's numbers are worth: constants for z scores, reliability of its uncertainty, and a reference table.
+"""Calibration of a judge: constants for z scores, reliability of its uncertainty, and a reference table.
 
 Shapes: N clips, P pairs.
 """
@@ -12,11 +12,12 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from reward_model.evaluation.benchmark import Progress, Readout, Reward, pairs_by_label
+from reward_model.dimensions import OVERALL, in_order
+from reward_model.evaluation.benchmark import ProgressCallback, Readout, ScoringReward, pairs_by_label
 from reward_model.evaluation.reference import DamageRow, ReferenceRow, reference_rows
 from reward_model.evaluation.reliability import ChoiceCurve, SpreadCurve, choice_curve, spread_curve
 from reward_model.evaluation.tables import format_rows, nulls
-from reward_model.records import DIMENSIONS, RatedClip, VideoPair
+from reward_model.records import RatedClip, VideoPair
 
 FloatArray = NDArray[np.float64]
 
@@ -41,7 +42,7 @@ class Constants:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was learned of a judge on a set of clips.
+    """Calibration of a judge on a set of clips.
 
     Attributes:
         constants: per dimension that has scores.
@@ -58,7 +59,7 @@ class Calibration:
     damage: tuple[DamageRow, ...] = ()
 
     def for_config(self) -> dict[str, dict[str, float]]:
-        """Return what a judge's configuration keeps: dimension -> {"mean", "std"} of its quality."""
+        """Return the constants for the judge's configuration: dimension -> {"mean", "std"} of its quality."""
         return {row.dimension: {"mean": row.mean, "std": row.std} for row in self.constants}
 
     def to_json(self) -> dict[str, object]:
@@ -90,34 +91,34 @@ class Calibration:
 
 
 def calibrate(
-    judge: Reward,
+    judge: ScoringReward,
     rated_clips: Sequence[RatedClip],
     *,
-    comparator: Reward | None = None,
+    comparator: ScoringReward | None = None,
     readout: Readout = "level",
     num_pairs: int = 500,
     min_gap: float = 0.1,
     num_bins: int = 10,
     batch_size: int = 16,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Calibration:
-    """Learn what a judge's numbers mean on a set of clips.
+    """Calibrate a judge on a set of clips.
 
     Args:
-        judge: what scores.
+        judge: reward that scores.
         rated_clips: the clips; labels in [0, 1] serve reliability and reference, and may be missing.
-        comparator: what compares; None leaves it out.
-        readout: how scores are read; a single greedy answer has no spread.
-        num_pairs: most pairs that are compared, drawn from those of one prompt.
+        comparator: reward that compares; None leaves comparisons out.
+        readout: readout of the scores; a single greedy answer has no spread.
+        num_pairs: most pairs to compare, sampled from those of one prompt.
         min_gap: smallest difference of overall labels of a pair.
         num_bins: bins of each curve.
         batch_size: clips or pairs per call.
-        seed: of the draw of pairs.
+        seed: of the choice of pairs.
         progress: told after each call.
 
     Returns:
-        The calibration; it changes nothing of the judge.
+        The calibration; the judge stays unchanged.
 
     Raises:
         ValueError: no clips, or a dimension whose scores are all the same.
@@ -128,15 +129,15 @@ def calibrate(
     total = len(rated_clips) + len(pairs)
     scores, spreads = _read(judge, rated_clips, readout, batch_size, progress, total)
     constants, reference, reliability = [], list[ReferenceRow](), {}
-    for name in (dimension for dimension in DIMENSIONS if dimension in scores):
+    for name in in_order(scores):
         labels = np.array([clip.quality.get(name, math.nan) for clip in rated_clips])
-        found = scores[name][np.isfinite(scores[name])]
-        if len(found) < 2:
+        known = scores[name][np.isfinite(scores[name])]
+        if len(known) < 2:
             continue
-        if np.ptp(found) == 0:
-            raise ValueError(f"all {len(found)} scores of {name} are {found[0]:g}; z scores need clips that differ")
-        std = float(found.std(ddof=1))
-        constants.append(Constants(name, len(found), len(found) / len(rated_clips), float(found.mean()), std))
+        if np.ptp(known) == 0:
+            raise ValueError(f"all {len(known)} scores of {name} are {known[0]:g}; z scores need clips that differ")
+        std = float(known.std(ddof=1))
+        constants.append(Constants(name, len(known), len(known) / len(rated_clips), float(known.mean()), std))
         reference += reference_rows(name, scores[name], labels)
         if np.isfinite(labels).any():
             reliability[name] = spread_curve(spreads[name], scores[name] - labels, num_bins=num_bins)
@@ -147,11 +148,11 @@ def calibrate(
 
 
 def _read(
-    judge: Reward,
+    judge: ScoringReward,
     clips: Sequence[RatedClip],
     readout: Readout,
     batch_size: int,
-    progress: Progress | None,
+    progress: ProgressCallback | None,
     total: int,
 ) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
     """Return dimension -> [N] scores and spreads, NaN where there is none."""
@@ -169,11 +170,11 @@ def _read(
 
 
 def _choices(
-    comparator: Reward,
+    comparator: ScoringReward,
     pairs: Sequence[VideoPair],
     num_bins: int,
     batch_size: int,
-    progress: Progress | None,
+    progress: ProgressCallback | None,
     total: int,
 ) -> ChoiceCurve:
     """Return the curve of P(first is better | one is better), as no labelled pair is a tie."""
@@ -186,7 +187,7 @@ def _choices(
         stated += (output.p_first / (1 - output.p_tie)).tolist()
         if progress:
             progress(total - len(pairs) + start + len(batch), total)
-    return choice_curve(stated, [pair.preference["overall"] for pair in pairs], num_bins=num_bins)
+    return choice_curve(stated, [pair.preference[OVERALL] for pair in pairs], num_bins=num_bins)
 
 
 def _constants_row(row: Constants) -> dict[str, object]:

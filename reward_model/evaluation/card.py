@@ -1,6 +1,6 @@
-"""The model card of a judge: what it is, what it was trained on, how far it agrees with labels, how it is loaded.
+"""Model card of a judge: its description, training data, agreement with labels, and loading code.
 
-It is made from the judge's folder and from facts that are handed in, so that it can be made again at any time.
+The card is made from the judge's folder and from given facts, so it can be made again at any time.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LIMITS = (
 
 @dataclass(frozen=True, kw_only=True)
 class CardFacts:
-    """What a card says beyond the judge's own folder."""
+    """Facts of a card that the judge's own folder lacks."""
 
     name: str
     """Title, and the hub id in the lines that load the judge."""
@@ -37,7 +37,7 @@ class CardFacts:
     tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     """Title -> rows of an evaluation, as `evaluation.tables.to_json` has them."""
     stages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Training stages, oldest first: name -> {"stage": its recipe, "metrics": what it reached}."""
+    """Training stages, oldest first: name -> {"stage": its recipe, "metrics": its results}."""
     notes: str = ""
     """A paragraph of the author's."""
 
@@ -57,7 +57,7 @@ def model_card(config: JudgeConfig, roles: Sequence[str], facts: CardFacts) -> s
     Args:
         config: of the judge.
         roles: its adapters.
-        facts: what else is known.
+        facts: further facts.
 
     Returns:
         Base, roles, the lines that load it, dimensions with their constants, training, agreement and limits.
@@ -80,7 +80,7 @@ def read_tables(file: str | Path) -> dict[str, Sequence[Mapping[str, Any]]]:
     """Read evaluation tables from JSON: one table, as `video-judge eval --json` prints it, or several by their titles.
 
     Args:
-        file: the JSON file; what is in it beside tables is left out.
+        file: the JSON file; everything but tables is ignored.
 
     Returns:
         Title -> rows; a single table is called by the file's name.
@@ -90,14 +90,14 @@ def read_tables(file: str | Path) -> dict[str, Sequence[Mapping[str, Any]]]:
     """
     content = json.loads(Path(file).read_text(encoding="utf-8"))
     named = {Path(file).stem.replace("_", " "): content} if "rows" in content else content
-    found = {title: table["rows"] for title, table in named.items() if isinstance(table, dict) and "rows" in table}
-    if not found:
+    tables = {title: table["rows"] for title, table in named.items() if isinstance(table, dict) and "rows" in table}
+    if not tables:
         raise ValueError(f"{file} holds no table with rows, as `video-judge eval --json` prints one")
-    return found
+    return tables
 
 
 def base_of(config: JudgeConfig) -> tuple[str, str | None]:
-    """Return hub id and revision of the base that a judge was made from; "" where it was trained from scratch or is local."""
+    """Return hub id and revision of a judge's base; "" for one that was trained from scratch or is local."""
     if config.base in (BASE_FOLDER, SAME_FOLDER):
         return config.origin.get("base") or "", config.origin.get("revision")
     return ("", None) if Path(config.base).is_absolute() else (config.base, config.revision)
@@ -189,14 +189,14 @@ def _training(config: JudgeConfig, facts: CardFacts) -> str:
     lines.append(f"It sees frames by the policy {shown}, between {config.min_pixels} and {config.max_pixels} pixels.")
     if facts.stages:
         lines += ["", "| stage | trains | steps | held-out agreement |", "|---|---|---|---|"]
-        lines += [_stage_row(name, found) for name, found in facts.stages.items()]
+        lines += [_stage_line(name, entry) for name, entry in facts.stages.items()]
     elif config.lineage:
         lines += ["", f"Stages, oldest first: {', '.join(config.lineage)}."]
     return "\n".join([*lines, ""])
 
 
-def _stage_row(name: str, found: Mapping[str, Any]) -> str:
-    stage, metrics = found["stage"], found["metrics"]
+def _stage_line(name: str, entry: Mapping[str, Any]) -> str:
+    stage, metrics = entry["stage"], entry["metrics"]
     agreement = [f"{key.replace('_', ' ')} {value:.3f}" for key, value in metrics.items() if _is_agreement(key, value)]
     role = f"role `{stage['role']}`" if stage.get("role") else "base"
     return f"| {name} | {role} | {metrics.get('step', '-')} | {', '.join(agreement) or '-'} |"

@@ -12,7 +12,7 @@ from reward_model.judge.model import VideoJudge
 
 
 class HubApi(Protocol):
-    """What is used of `huggingface_hub.HfApi`."""
+    """The methods of `huggingface_hub.HfApi` that are used here."""
 
     def create_repo(self, repo_id: str, *, private: bool, exist_ok: bool) -> Any:
         """Create a repository, or leave the one that is there."""

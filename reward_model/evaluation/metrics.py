@@ -1,7 +1,7 @@
 """Agreement between predicted and true quality: rank and linear correlation, pair accuracy, bootstrap intervals.
 
 Everything is plain numpy on one-dimensional arrays of equal length N. A missing value (NaN) is never dropped in silence:
-the correlations return NaN when one is present, and `drop_missing` removes such rows and says how many there were. An
+the correlations return NaN when one is present, and `drop_missing` removes such cases and counts them. An
 undefined value, such as the correlation of a constant, is NaN too.
 """
 
@@ -18,7 +18,7 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Complete:
-    """Rows for which both arrays have a value, and how many rows had to go."""
+    """Cases in which both arrays have a value, and the number of the others."""
 
     prediction: FloatArray
     target: FloatArray
@@ -63,14 +63,14 @@ class Interval:
 
 
 def drop_missing(prediction: ArrayLike, target: ArrayLike) -> Complete:
-    """Keep the rows in which both arrays are finite.
+    """Keep the cases in which both arrays are finite.
 
     Args:
         prediction: [N], any unit.
         target: [N], any unit.
 
     Returns:
-        The kept rows, the mask that chose them and the number of dropped rows.
+        The kept cases, the mask that chose them and the number of dropped cases.
     """
     x, y = _pair(prediction, target)
     keep = np.isfinite(x) & np.isfinite(y)
@@ -135,7 +135,7 @@ def krcc(prediction: ArrayLike, target: ArrayLike) -> float:
     if len(x) < 2 or not (np.isfinite(x).all() and np.isfinite(y).all()):
         return float("nan")
     agreement = untied_x = untied_y = 0.0
-    # Row by row, so that memory stays linear in N.
+    # One case at a time, so that memory stays linear in N.
     for i in range(len(x) - 1):
         sign_x, sign_y = np.sign(x[i + 1 :] - x[i]), np.sign(y[i + 1 :] - y[i])
         agreement += sign_x @ sign_y
@@ -270,7 +270,7 @@ def pairs_within_groups(
     """Index all pairs of one group (for instance one prompt) whose targets differ by at least `min_gap`.
 
     Args:
-        target: [N], true quality; a row with NaN joins no pair.
+        target: [N], true quality; a case with NaN joins no pair.
         groups: N hashable group names.
         min_gap: smallest difference in the target's unit.
 
@@ -299,7 +299,7 @@ def bootstrap_interval(
     level: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """Percentile bootstrap of a statistic, resampling whole groups of rows with replacement.
+    """Percentile bootstrap of a statistic, resampling whole groups of cases with replacement.
 
     Args:
         statistic: takes as many arrays as there are samples and returns a number, for instance `np.mean` or `srcc`.

@@ -1,4 +1,4 @@
-"""What a score means: the labels that go with a judge's scores, and its scores of known damage.
+"""Reference tables of a judge's scores: labels at score quantiles, and scores of known damage.
 
 Shapes: N clips.
 """
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from reward_model.evaluation.benchmark import Reward, score_clips
+from reward_model.evaluation.benchmark import ScoringReward, score_clips
 from reward_model.media.distortions import SEVERITIES
 from reward_model.records import RatedClip
 from reward_model.toy_world import moving_shapes as world
@@ -54,12 +54,12 @@ class DamageRow:
 
 
 def reference_rows(dimension: str, scores: FloatArray, labels: FloatArray) -> list[ReferenceRow]:
-    """Return one row a quantile of the scores.
+    """Return one table row for each quantile of the scores.
 
     Args:
         dimension: its name.
         scores: [N], at least two different ones; NaN where there is none.
-        labels: [N], quality in [0, 1]; NaN where it is not known.
+        labels: [N], quality in [0, 1]; NaN where unknown.
 
     Returns:
         Rows, lowest quantile first.
@@ -87,12 +87,12 @@ def reference_rows(dimension: str, scores: FloatArray, labels: FloatArray) -> li
     return rows
 
 
-def damage_rows(reward: Reward, *, num: int, seed: int, batch_size: int = 16) -> tuple[DamageRow, ...]:
+def damage_rows(reward: ScoringReward, *, num: int, seed: int, batch_size: int = 16) -> tuple[DamageRow, ...]:
     """Score moving shapes with one fault of known size each: defects at five severities, and wrong attributes.
 
     Args:
-        reward: what scores.
-        num: clips a row.
+        reward: reward that scores.
+        num: clips of each row.
         seed: equal seeds give equal clips.
         batch_size: clips per call.
 
@@ -120,7 +120,9 @@ def _make(rng: random.Random, generator: torch.Generator, damage: Mapping[str, f
     return world.rate(world.render(shown, generator=generator), asked, shown, damage, generator, "known damage")
 
 
-def _damage_row(reward: Reward, clips: Sequence[RatedClip], dimension: str, fault: str, batch_size: int) -> DamageRow:
+def _damage_row(
+    reward: ScoringReward, clips: Sequence[RatedClip], dimension: str, fault: str, batch_size: int
+) -> DamageRow:
     scores = score_clips(reward, clips, batch_size=batch_size)[0][dimension]
     scores = scores[np.isfinite(scores)]
     row = DamageRow(dimension, fault, len(scores), float("nan"), float("nan"), float("nan"), float("nan"))

@@ -1,6 +1,6 @@
-"""Is a stated uncertainty right? Reliability curves of a score's spread and of a preference's probability.
+"""Reliability curves of stated uncertainty: of a score's spread and of a preference's probability.
 
-A curve parts the cases into bins by what was stated and sets beside it what was found. Its error is the mean gap,
+A curve groups the cases into bins by the stated value and compares it with the observed one. Its error is the mean gap,
 weighted by the cases of each bin. Everything is plain numpy on arrays of equal length N; cases with a NaN are left out.
 """
 
@@ -33,7 +33,7 @@ class SpreadCurve:
     """Reliability of a score's spread, in units of the score; NaN where there are no cases.
 
     `calibration_error` is the weighted mean of |spread - error| over the bins. `scale` times the spread has the size of
-    the errors on average. `srcc` says whether larger spreads go with larger absolute errors.
+    the errors on average. `srcc` is the rank correlation of spreads and absolute errors.
     """
 
     num: int
@@ -66,7 +66,7 @@ class ChoiceCurve:
 
 
 def spread_curve(spread: ArrayLike, error: ArrayLike, *, num_bins: int = 10) -> SpreadCurve:
-    """Set stated spreads beside the errors that were made.
+    """Compare stated spreads with the actual errors.
 
     Args:
         spread: [N], stated standard deviations, >= 0.
@@ -81,16 +81,16 @@ def spread_curve(spread: ArrayLike, error: ArrayLike, *, num_bins: int = 10) -> 
     """
     s, e = _complete(spread, error)
     bins = []
-    for rows in np.array_split(np.argsort(s, kind="stable"), num_bins):
-        if len(rows):
-            size = np.abs(e[rows])
+    for cases in np.array_split(np.argsort(s, kind="stable"), num_bins):
+        if len(cases):
+            size = np.abs(e[cases])
             bins.append(
                 SpreadBin(
-                    num=len(rows),
-                    low=float(s[rows].min()),
-                    high=float(s[rows].max()),
-                    spread=_root_mean_square(s[rows]),
-                    error=_root_mean_square(e[rows]),
+                    num=len(cases),
+                    low=float(s[cases].min()),
+                    high=float(s[cases].max()),
+                    spread=_root_mean_square(s[cases]),
+                    error=_root_mean_square(e[cases]),
                     absolute_error=float(size.mean()),
                 )
             )
@@ -101,7 +101,7 @@ def spread_curve(spread: ArrayLike, error: ArrayLike, *, num_bins: int = 10) -> 
 
 
 def choice_curve(probability: ArrayLike, first_better: ArrayLike, *, num_bins: int = 10) -> ChoiceCurve:
-    """Set stated probabilities beside what was true.
+    """Compare stated probabilities with the true preferences.
 
     Args:
         probability: [N], P(first is better) in [0, 1].
@@ -118,15 +118,15 @@ def choice_curve(probability: ArrayLike, first_better: ArrayLike, *, num_bins: i
     place = np.minimum((p * num_bins).astype(int), num_bins - 1)
     bins = []
     for index in range(num_bins):
-        rows = place == index
-        if rows.any():
+        cases = place == index
+        if cases.any():
             bins.append(
                 ChoiceBin(
-                    num=int(rows.sum()),
+                    num=int(cases.sum()),
                     low=index / num_bins,
                     high=(index + 1) / num_bins,
-                    probability=float(p[rows].mean()),
-                    share=float(truth[rows].mean()),
+                    probability=float(p[cases].mean()),
+                    share=float(truth[cases].mean()),
                 )
             )
     if not bins:

@@ -1,9 +1,9 @@
-"""Does a judge react to what it should? Clips are damaged on purpose, and the scores must fall where the damage is.
+"""Sanity checks of a judge: clips are damaged on purpose, and the scores of the damaged dimension must fall.
 
-Every clip is its own control: what counts is the change of its score, whose mean comes with a bootstrap interval. Clips
-are damaged as the judge sees them, in the frames that its plan chooses.
+Every clip is its own control: a check measures the change of its score, whose mean has a bootstrap interval. Clips are
+damaged as the judge sees them, in the frames that its plan chooses.
 
-| damage | what is done | what must fall |
+| damage | change | must fall |
 |---|---|---|
 | prompt_swap | another clip's prompt | text alignment |
 | shuffle | frames in random order | motion quality |
@@ -27,14 +27,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from reward_model.evaluation.benchmark import Progress, Reward
+from reward_model.dimensions import BY_NAME, needs_prompt
+from reward_model.evaluation.benchmark import ProgressCallback, ScoringReward
 from reward_model.evaluation.metrics import Interval, bootstrap_interval
 from reward_model.evaluation.tables import format_rows, nulls
 from reward_model.media import distortions
 from reward_model.media.frame_sampling import FramePolicy
 from reward_model.media.perturbations import perturb
 from reward_model.media.video_io import read_video
-from reward_model.records import DIMENSIONS, RatedClip, RewardOutput, Video, VideoError
+from reward_model.records import RatedClip, RewardOutput, Video, VideoError
 from reward_model.toy_world import moving_shapes as world
 
 DIRECTION = re.compile(
@@ -104,7 +105,7 @@ class SanityRow:
 
 @dataclass(frozen=True)
 class SanityTable:
-    """One row a check; `num_unread` clips could not be read."""
+    """One row for each check; `num_unread` clips were unreadable."""
 
     rows: tuple[SanityRow, ...]
     num_unread: int
@@ -131,20 +132,20 @@ class SanityTable:
 
 
 def sanity(
-    judge: Reward,
+    judge: ScoringReward,
     clips: Sequence[RatedClip],
     *,
     policy: FramePolicy | None = None,
     allow_damaged: bool = False,
     batch_size: int = 16,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> SanityTable:
-    """Damage clips and see whether the scores fall as they must.
+    """Damage clips and test whether the scores fall as they must.
 
     Args:
-        judge: what scores.
-        clips: good ones that fit their prompts say most; labels are not used.
+        judge: reward that scores.
+        clips: good clips that fit their prompts are the most informative; labels are not used.
         policy: the judge's frame plan, by which files are read; None reads all frames.
         allow_damaged: see `read_video`.
         batch_size: clips per call.
@@ -161,37 +162,37 @@ def sanity(
         raise ValueError("there are no clips to damage")
     asked = [clip.prompt for clip in clips]
     swapped = _swap_prompts(asked, random.Random(seed))
-    found = {trial: _Found(len(clips)) for trial in TRIALS}
+    outcomes = {trial: _Outcome(len(clips)) for trial in TRIALS}
     num_unread = 0
     for start in range(0, len(clips), batch_size):
-        rows = range(start, min(start + batch_size, len(clips)))
-        read = {row: _read(clips[row].video, policy, allow_damaged) for row in rows}
-        videos = {row: video for row, video in read.items() if video is not None}
+        indices = range(start, min(start + batch_size, len(clips)))
+        read = {index: _read(clips[index].video, policy, allow_damaged) for index in indices}
+        videos = {index: video for index, video in read.items() if video is not None}
         num_unread += len(read) - len(videos)
         for trial, damage in TRIALS.items() if videos else ():
-            shown = [damage(video, _generator(seed, row)) for row, video in videos.items()]
+            shown = [damage(video, _generator(seed, index)) for index, video in videos.items()]
             prompts = swapped if trial == "prompt_swap" else asked
-            found[trial].put(list(videos), judge(shown, [prompts[row] for row in videos], readout="level"))
+            outcomes[trial].add(list(videos), judge(shown, [prompts[index] for index in videos], readout="level"))
         if progress:
-            progress(rows.stop, len(clips))
+            progress(indices.stop, len(clips))
     named = np.array([bool(DIRECTION.search(prompt or "")) for prompt in asked])
     fits = {"prompt_swap": np.array([new is not None for new in swapped]), "reverse": named}
-    return SanityTable(tuple(_row(check, found, fits) for check in CHECKS), num_unread)
+    return SanityTable(tuple(_sanity_row(check, outcomes, fits) for check in CHECKS), num_unread)
 
 
-class _Found:
-    """What one trial found: scores, dimension -> [N], NaN where there is none, and [N] numbers of warnings."""
+class _Outcome:
+    """Outcome of one trial: scores, dimension -> [N], NaN where unavailable, and [N] numbers of warnings."""
 
     def __init__(self, num_clips: int) -> None:
-        self.scores = {dimension: np.full(num_clips, np.nan) for dimension in DIMENSIONS}
+        self.scores = {dimension: np.full(num_clips, np.nan) for dimension in BY_NAME}
         self.warnings = np.zeros(num_clips, int)
 
-    def put(self, rows: list[int], output: RewardOutput) -> None:
-        """Enter what the judge says of the clips numbered `rows`."""
+    def add(self, indices: list[int], output: RewardOutput) -> None:
+        """Record the judge's scores and warnings of the clips numbered `indices`."""
         for dimension, values in output.scores.items():
-            self.scores[dimension][rows] = values.tolist()
+            self.scores[dimension][indices] = values.tolist()
         if output.warnings:
-            self.warnings[rows] = [len(found) for found in output.warnings]
+            self.warnings[indices] = [len(warnings) for warnings in output.warnings]
 
 
 def clean_shapes(num: int, *, seed: int) -> list[RatedClip]:
@@ -200,9 +201,9 @@ def clean_shapes(num: int, *, seed: int) -> list[RatedClip]:
     return world.sample_rated(num, seed=seed, scenes=held_out, clean_share=1.0, match_share=1.0)
 
 
-def _generator(seed: int, row: int) -> torch.Generator:
-    """Return a clip's own stream, whatever batch it is in."""
-    return torch.Generator().manual_seed(seed * 1_000_003 + row)
+def _generator(seed: int, index: int) -> torch.Generator:
+    """Return the clip's own stream, the same in any batch."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + index)
 
 
 def _swap_prompts(prompts: Sequence[str | None], rng: random.Random) -> list[str | None]:
@@ -220,11 +221,11 @@ def _read(video: Video | Path, policy: FramePolicy | None, allow_damaged: bool) 
         return None
 
 
-def _row(check: Check, found: Mapping[str, _Found], fits: Mapping[str, NDArray[np.bool_]]) -> SanityRow:
-    as_it_is, damaged = found["as_it_is"], found[check.damage]
+def _sanity_row(check: Check, outcomes: Mapping[str, _Outcome], fits: Mapping[str, NDArray[np.bool_]]) -> SanityRow:
+    as_it_is, damaged = outcomes["as_it_is"], outcomes[check.damage]
     before, after = as_it_is.scores[check.dimension], damaged.scores[check.dimension]
     both = np.isfinite(before) & np.isfinite(after)
-    if check.dimension == "text_alignment":
+    if needs_prompt(check.dimension):
         both &= fits.get(check.damage, np.ones_like(both))
     before, change = before[both], (after - before)[both]
     enough, nan = len(change) >= MIN_CLIPS, float("nan")
@@ -283,4 +284,4 @@ TRIALS: dict[str, Damage] = {
     "half_fps": _retime(0.5),
     "double_fps": _retime(2.0),
 }
-"""Name -> what is done to the frames."""
+"""Name -> damage to the frames."""

@@ -12,7 +12,7 @@ class RatingRow:
     """Agreement on one dimension over rated clips; NaN where undefined.
 
     `coverage` is the share of labelled clips with a score. `pair_accuracy` is taken within prompts, on `num_pairs`
-    pairs whose labels differ by at least the gap; `pair_random` is what random scores reach on the same pairs.
+    pairs whose labels differ by at least the gap; `pair_random` is the accuracy of random scores on the same pairs.
     """
 
     dimension: str
@@ -32,7 +32,7 @@ class RatingRow:
 
 @dataclass(frozen=True)
 class RatingTable:
-    """One row a dimension; `parse_rate` is the share of reasoned answers that could be read (NaN for levels)."""
+    """One row for each dimension; `parse_rate` is the share of well-formed reasoned answers (NaN for levels)."""
 
     rows: tuple[RatingRow, ...]
     parse_rate: float
@@ -43,7 +43,7 @@ class PairRow:
     """Agreement on one dimension over labelled pairs; NaN where undefined.
 
     `accuracy` drops labelled ties. `with_ties` uses the frozen threshold; `oracle_accuracy` and `oracle_threshold` the
-    threshold that is best on these labels, an upper bound. The `random_` values are what random scores reach.
+    threshold that is best on these labels, an upper bound. The `random_` values are those of random scores.
     `consistency` is the share of pairs with the same winner in both orders (comparator only).
     """
 
@@ -61,16 +61,16 @@ class PairRow:
 
 @dataclass(frozen=True)
 class PairTable:
-    """One row a dimension."""
+    """One row for each dimension."""
 
     rows: tuple[PairRow, ...]
 
 
 @dataclass(frozen=True)
 class AttributionRow:
-    """How well the named faults of one dimension agree with the known ones, micro-averaged; NaN where undefined.
+    """Agreement of the named faults of one dimension with the known ones, micro-averaged; NaN where undefined.
 
-    `coverage` is the share of answers that could be read; `random_f1` is that of the same answers given to other clips.
+    `coverage` is the share of well-formed answers; `random_f1` is that of the same answers given to other clips.
     """
 
     dimension: str
@@ -84,7 +84,7 @@ class AttributionRow:
 
 @dataclass(frozen=True)
 class AttributionTable:
-    """One row a dimension."""
+    """One row for each dimension."""
 
     rows: tuple[AttributionRow, ...]
 

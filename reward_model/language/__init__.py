@@ -1,1 +1,1 @@
-"""What the judge is asked and what it answered, as text."""
+"""The judge's prompts and answers as text."""

@@ -1,8 +1,8 @@
-"""How a judge is asked for a reasoned answer or a comparison, and how its answer is read: this project's way, or another's.
+"""Prompt styles: forms of the questions for reasoned answers and comparisons, and parsers of the answers.
 
-A judge that was trained elsewhere answers best when it is asked in the form that it knows: its system turn, the place of the
-question, its answer's keys and scale. That form is kept here. The sentences are this project's own; who has the authors'
-exact ones can put them into `wording` of judge_config.json.
+A judge that was trained elsewhere answers best when it is asked in the form of its training: its system turn, the place of
+the question, its answer's keys and scale. A style keeps that form. The sentences are this project's own; the authors' exact
+ones can be put into `wording` of judge_config.json.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields, replace
 from statistics import fmean
 from typing import Protocol
 
+from reward_model.dimensions import OVERALL
 from reward_model.language import parsing
 from reward_model.language.requests import END, askable, compare_request, quote, reason_request
 from reward_model.records import Clip, JudgeRequest, ParsedAnswer, ParseFailure
@@ -39,7 +40,7 @@ class Style(Protocol):
 
 
 class OwnStyle:
-    """The prompts and answers of `language.prompts` and `language.parsing`."""
+    """The prompts and answers of `language.requests` and `language.parsing`."""
 
     def reason_request(self, clip: Clip, prompt: str | None, dimensions: Sequence[str]) -> JudgeRequest:
         """Return the question for a reasoned answer that rates these dimensions (text alignment only with a prompt)."""
@@ -81,7 +82,7 @@ class OtherStyle:
     scale: tuple[float, float]
 
     def reason_request(self, clip: Clip, prompt: str | None, dimensions: Sequence[str]) -> JudgeRequest:
-        """Return the style's one question, whatever is asked; a judge that only compares has none (ValueError)."""
+        """Return the style's only question, whatever the dimensions; a judge that only compares has none (ValueError)."""
         if not self.wording.question:
             raise ValueError("this judge was trained to compare, not to score; use compare or rank")
         return JudgeRequest((clip,), (self._system(), 0), (f"{self._ask(self.wording.question, prompt)}{_ASSISTANT}",))
@@ -99,7 +100,7 @@ class OtherStyle:
         if outside:
             return ParseFailure(f"a score is outside [{low}, {high}]: {outside[0]}", text)
         quality = {self.keys[key]: (score - low) / (high - low) for key, score in scores.items()}
-        quality["overall"] = fmean(quality.values())
+        quality[OVERALL] = fmean(quality.values())
         missing = [name for name in dimensions if name not in quality]
         if missing:
             return ParseFailure(f"no score for {missing[0]}", text)
@@ -122,15 +123,15 @@ class OtherStyle:
         return f"{given}{question}"
 
     def _scores(self, block: str) -> dict[str, float] | str:
-        """Return key -> score as the block states it, or what is wrong with it."""
+        """Return key -> score as the block states it, or the fault of the block."""
         content = block.strip().removeprefix("{").removesuffix("}").strip()
         if tuple(self.keys) == ("",):
             return {"": float(content)} if re.fullmatch(_NUMBER, content) else "answer is not a number"
         pairs = [_PAIR.fullmatch(part) for part in content.split(",")]
-        found = [(pair[1], float(pair[2])) for pair in pairs if pair]
-        if len(found) < len(pairs) or sorted(key for key, _ in found) != sorted(self.keys):
+        scores = [(pair[1], float(pair[2])) for pair in pairs if pair]
+        if len(scores) < len(pairs) or sorted(key for key, _ in scores) != sorted(self.keys):
             return f"answer is not a number for each of {', '.join(self.keys)}"
-        return dict(found)
+        return dict(scores)
 
 
 _ASSISTANT = f"{END}\n<|im_start|>assistant\n"

@@ -1,7 +1,7 @@
-"""What FFmpeg may be handed: video containers, whose headers promise no more than a clip can hold.
+"""Checks of video containers before FFmpeg opens them: their kind, and the size of the index that they declare.
 
-FFmpeg builds its index of an MP4 from counts that the file states, before anybody can ask how many frames there are; a
-file of two kilobytes can make it fill gigabytes that way. So those counts are read first.
+FFmpeg builds its index of an MP4 from counts in the file, before the caller can ask for the number of frames; a file of two
+kilobytes can make it fill gigabytes that way. So those counts are read first.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _TS_PACKET = 188
 
 _FOLDERS = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"edts", b"moof", b"traf", b"mvex", b"udta")
 _SAMPLES = {b"stsz": 8, b"stz2": 8, b"trun": 4}  # codespell:ignore trun
-"""Where the number of samples stands in a box's content."""
+"""Offset of the number of samples in a box's content."""
 _EDITS = {b"elst": 4}
 
 
@@ -39,7 +39,7 @@ def is_container(data: bytes) -> bool:
 
 
 def check_index(source: str | Path | bytes) -> None:
-    """Refuse a file whose header is out of proportion; one that is no MP4 has none of the kind.
+    """Refuse an MP4 whose header declares an oversized index; other containers have no such header.
 
     Args:
         source: path of a file that is not empty, or a whole file's bytes.

@@ -1,6 +1,6 @@
 """Interchangeable decoders: each returns the wanted frames of one video as upright 8-bit RGB pictures [H, W, C].
 
-PyAV carries its own FFmpeg and tells of damage; decord and torchcodec are optional and see missing frames only.
+PyAV carries its own FFmpeg and reports damage; decord and torchcodec are optional and see missing frames only.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from einops import rearrange
 from numpy.typing import NDArray
 
 from reward_model.media.containers import check_index
@@ -36,7 +37,7 @@ STRICT = {"err_detect": "crccheck+bitstream+buffer+explode"}
 
 @dataclass(frozen=True)
 class Target:
-    """What to decode: frame numbers, how many frames the file should hold, sizes (width, height) as stored and kept."""
+    """Frames to decode: their numbers, the number of frames in the file, sizes (width, height) as stored and kept."""
 
     wanted: frozenset[int]
     num_frames: int
@@ -55,7 +56,8 @@ def open_video(source: Source) -> Iterator[tuple[InputContainer, VideoStream]]:
         The open container and its first video stream.
 
     Raises:
-        VideoError: if the file's header is out of proportion, if FFmpeg cannot read it, now or while the context is open, or there is no video in it.
+        VideoError: the file's header declares an oversized index, FFmpeg cannot read it, now or while the context is open, or it
+            holds no video.
     """
     import av
     from av.stream import Disposition
@@ -84,7 +86,7 @@ def decode_pyav(source: Source, target: Target, *, allow_damaged: bool) -> Pictu
 
     Args:
         source: path or bytes.
-        target: what to keep.
+        target: frames to keep.
         allow_damaged: carry on past errors and keep damaged frames; a lost frame shifts the numbers after it.
 
     Returns:
@@ -152,9 +154,9 @@ def decode_torchcodec(source: Source, target: Target, *, allow_damaged: bool) ->
     except (RuntimeError, ValueError, IndexError) as error:
         raise VideoError(f"damaged or not readable by torchcodec: {_first_line(error)}") from error
     if target.size != target.stored_size:
-        planar = pictures.permute(0, 3, 1, 2).float()
+        planar = rearrange(pictures, "n h w c -> n c h w").float()
         planar = torch.nn.functional.interpolate(planar, target.size[::-1], mode="bilinear", antialias=True)
-        pictures = planar.round().to(torch.uint8).permute(0, 2, 3, 1)
+        pictures = rearrange(planar.round().to(torch.uint8), "n c h w -> n h w c")
     return dict(zip(wanted, pictures.numpy(), strict=True))
 
 

@@ -1,4 +1,4 @@
-"""Known damage to any clip, at named severities: what streaming, cameras and video generators do to pixels.
+"""Known damage to any clip, at named severities, as streaming, cameras and video generators cause it.
 
 Each defect runs from severity 0, which returns the clip untouched, to 4; fractions lie between the named ones. Lengths
 are fractions of the frame's shorter side unless a defect says pixels.
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from reward_model.media.video_io import encode_video, read_video
@@ -51,10 +52,10 @@ def distort(frames: Tensor, name: str, severity: float | str, *, generator: torc
     """
     if name not in DEFECTS:
         raise ValueError(f"defect must be one of {', '.join(DEFECTS)}, got {name!r}")
-    level = severity_number(severity)
-    if level == 0:
+    degree = severity_number(severity)
+    if degree == 0:
         return frames
-    return DEFECTS[name].damage(frames, amount_at(name, level), generator).clamp(0, 1)
+    return DEFECTS[name].damage(frames, amount_at(name, degree), generator).clamp(0, 1)
 
 
 def severity_number(severity: float | str) -> float:
@@ -78,11 +79,11 @@ def severity_number(severity: float | str) -> float:
     return float(severity)
 
 
-def amount_at(name: str, level: float) -> float:
+def amount_at(name: str, severity: float) -> float:
     """Return the amount of a defect at a severity in [0, 4], linear between the named ones."""
     amounts = DEFECTS[name].amounts
-    low = min(int(level), len(amounts) - 2)
-    return amounts[low] + (level - low) * (amounts[low + 1] - amounts[low])
+    low = min(int(severity), len(amounts) - 2)
+    return amounts[low] + (severity - low) * (amounts[low + 1] - amounts[low])
 
 
 def downscale(frames: Tensor, factor: float, generator: torch.Generator) -> Tensor:
@@ -99,10 +100,10 @@ def blur(frames: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
     offsets = torch.arange(-radius, radius + 1, dtype=frames.dtype)
     kernel = torch.exp(-(offsets**2) / (2 * sigma**2))
     kernel = (kernel / kernel.sum()).view(1, 1, 1, -1)
-    planes = frames.flatten(0, 1)[:, None]  # [T C, 1, H, W]
+    planes = rearrange(frames, "t c h w -> (t c) 1 h w")
     planes = F.conv2d(F.pad(planes, (radius, radius, 0, 0), mode="replicate"), kernel)
     planes = F.conv2d(F.pad(planes, (0, 0, radius, radius), mode="replicate"), kernel.transpose(2, 3))
-    return planes.view(frames.shape)
+    return rearrange(planes, "(t c) 1 h w -> t c h w", c=frames.shape[1])
 
 
 def noise(frames: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
@@ -142,7 +143,9 @@ def warp(frames: Tensor, shift: float, generator: torch.Generator) -> Tensor:
     knots = torch.randn(num, 2, 5, 5, generator=generator) * shift * 2
     field = F.interpolate(knots, size=(height, width), mode="bicubic", align_corners=True)
     grid = F.affine_grid(torch.eye(2, 3).repeat(num, 1, 1), list(frames.shape), align_corners=False)
-    return F.grid_sample(frames, grid + field.permute(0, 2, 3, 1), padding_mode="border", align_corners=False)
+    return F.grid_sample(
+        frames, grid + rearrange(field, "t xy h w -> t h w xy"), padding_mode="border", align_corners=False
+    )
 
 
 def stutter(frames: Tensor, chance: float, generator: torch.Generator) -> Tensor:

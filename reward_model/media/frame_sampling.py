@@ -1,4 +1,4 @@
-"""Which frames of a clip the judge sees: one deterministic planner for training and inference.
+"""Frame sampling: one deterministic planner of the frames that the judge sees, for training and inference.
 
 A plan names index, time and kind of each chosen frame, and travels with the clip to the judge's output. Arithmetic on
 indices is exact, so one clip gets one plan on every machine.
@@ -23,7 +23,7 @@ Mode = Literal["uniform", "fps", "all", "slowfast"]
 
 @dataclass(frozen=True, kw_only=True)
 class FramePolicy:
-    """How to choose frames. Fields that a mode does not name below have no effect on it."""
+    """Rule for choosing frames. Fields that a mode does not name below have no effect on it."""
 
     mode: Mode = "uniform"
     """uniform: `num_frames` over the whole clip; fps: `fps` frames a second within `min_frames..max_frames`; all: every
@@ -94,12 +94,12 @@ def plan_frames(
 
     At a constant rate frames lie evenly by index, first and last included, rounding half to even as Qwen does. At a
     variable rate (`times` off the even grid by more than half a frame) they lie evenly in time, and each is the frame
-    that is on the screen at its moment; a frozen picture may thus be chosen more than once.
+    on screen at its moment; a frozen picture may thus be chosen more than once.
 
     Args:
         num_frames: T, frames of the source, >= 1.
         fps: mean rate of the source in Hz, > 0.
-        policy: how to choose; None takes every frame.
+        policy: rule for choosing; None takes every frame.
         times: T ascending seconds at which the frames appear; None: index / fps.
 
     Returns:
@@ -136,7 +136,7 @@ def take(video: Video, policy: FramePolicy | None) -> Clip:
 
     Args:
         video: frames [T, C, H, W] with their rate.
-        policy: how to choose; None takes every frame.
+        policy: rule for choosing; None takes every frame.
 
     Returns:
         Clip of N frames with its plan.

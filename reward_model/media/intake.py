@@ -1,4 +1,4 @@
-"""Turns whatever a caller holds (tensors, PIL frames, paths, bytes) into planned clips.
+"""Conversion of a caller's videos (tensors, PIL frames, paths, bytes) into planned clips.
 
 Shapes: B videos, T frames, C = 3, H, W pixels; a layout string names the axes of a tensor, e.g. "BTCHW".
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from reward_model.media.frame_sampling import FramePolicy, take
@@ -32,7 +33,7 @@ MOTION_SIDE = 256
 """Pixels of the longer side of the frames that a motion encoder gets from a file."""
 
 RANGE_SLACK = 1e-3
-"""How far outside [0, 1] a float pixel may lie: bicubic resizes overshoot, [-1, 1] inputs do not hide in this."""
+"""Tolerance of float pixels outside [0, 1]: bicubic resizes overshoot by less, inputs in [-1, 1] by more."""
 
 
 def to_clips(
@@ -49,21 +50,21 @@ def to_clips(
     Args:
         videos: a tensor of all videos, or a sequence of tensors, PIL lists, paths, bytes or `Video` records.
             Tensors are RGB, float in [0, 1] or uint8 in 0..255; gradients pass through float tensors.
-        policy: which frames to keep.
+        policy: rule for choosing frames.
         fps: frame rate in Hz of tensors and PIL lists, one for all or one each; files carry their own.
         layout: axes of a batched tensor; for a sequence of tensors the "B" is dropped.
         allow_damaged: accept files whose sampled frames the decoder marks damaged.
         motion: encoder whose features of all frames, without gradient, go with each clip.
 
     Returns:
-        A list of B items: `Clip`, or a string that says what is wrong with that file.
+        A list of B items: `Clip`, or a string with the reason why that file is unreadable.
 
     Raises:
         ValueError: a tensor without fps, of the wrong rank, channel count, range or layout.
-        TypeError: an item of a kind that is not a video.
+        TypeError: an item that is no video.
     """
-    how = partial(_to_clip, policy=policy, allow_damaged=allow_damaged, motion=motion)
-    return [how(*item) for item in _items(videos, fps, layout)]
+    to_clip = partial(_to_clip, policy=policy, allow_damaged=allow_damaged, motion=motion)
+    return [to_clip(*item) for item in _items(videos, fps, layout)]
 
 
 def clips_ahead(
@@ -77,13 +78,13 @@ def clips_ahead(
     allow_damaged: bool = False,
     motion: MotionEncoder | None = None,
 ) -> tuple[int, Iterator[list[Clip | str]]]:
-    """Plan videos `num` at a time, where asked for reading the next files in a thread while the caller works on these.
+    """Plan videos `num` at a time; with `read_ahead`, a thread reads the next files while the caller works on these.
 
     Args:
         videos: as in `to_clips`.
         num: videos at a time.
-        read_ahead: use a thread. It pays where the caller waits for a GPU; where it computes itself, both threads contend
-            for the interpreter (measured: a third slower).
+        read_ahead: use a thread. It pays if the caller waits for a GPU; if the caller computes on the CPU, both threads
+            contend for the interpreter (measured: a third slower).
         policy: see `to_clips`.
         fps: see `to_clips`.
         layout: see `to_clips`.
@@ -91,29 +92,29 @@ def clips_ahead(
         motion: see `to_clips`.
 
     Returns:
-        B, and what yields the items of `to_clips`, `num` of them at a time; errors of a video come with its items.
+        B, and an iterator over the items of `to_clips`, `num` at a time; it raises a video's errors at its items.
 
     Raises:
         ValueError: numbers of videos and rates differ, or a batched tensor of the wrong layout.
     """
     items = _items(videos, fps, layout)
-    parts = [items[start : start + num] for start in range(0, len(items), num)]
-    how = partial(_to_clip, policy=policy, allow_damaged=allow_damaged, motion=motion)
+    chunks = [items[start : start + num] for start in range(0, len(items), num)]
+    to_clip = partial(_to_clip, policy=policy, allow_damaged=allow_damaged, motion=motion)
 
-    def plan(part: Sequence[_Item]) -> list[Clip | str]:
-        """Return the clips of one part, or why there are none."""
-        return [how(*item) for item in part]
+    def plan(chunk: Sequence[_Item]) -> list[Clip | str]:
+        """Return the clips of one chunk, or the reasons why they are unreadable."""
+        return [to_clip(*item) for item in chunk]
 
     if not read_ahead or not all(isinstance(item, (str, Path, bytes)) for item, _, _ in items):
-        return len(items), map(plan, parts)  # gradients stay with the caller's thread
-    return len(items), _ahead(plan, parts)
+        return len(items), map(plan, chunks)  # gradients stay with the caller's thread
+    return len(items), _ahead(plan, chunks)
 
 
-def _ahead(plan: Callable[[Sequence[_Item]], list[Clip | str]], parts: Sequence[Sequence[_Item]]) -> Iterator[list]:
+def _ahead(plan: Callable[[Sequence[_Item]], list[Clip | str]], chunks: Sequence[Sequence[_Item]]) -> Iterator[list]:
     with ThreadPoolExecutor(1) as reader:
         reading = None
-        for part in parts:
-            coming = reader.submit(plan, part)
+        for chunk in chunks:
+            coming = reader.submit(plan, chunk)
             if reading is not None:
                 yield reading.result()
             reading = coming
@@ -168,7 +169,7 @@ def _split_batch(videos: Tensor, layout: str) -> list[Tensor]:
         raise ValueError(f"layout must name each of B, T, C, H, W once, got {layout!r}")
     if videos.ndim != 5:
         raise ValueError(f"videos must have the 5 axes {layout}, got shape {tuple(videos.shape)}")
-    return list(videos.permute(*(layout.index(axis) for axis in "BTCHW")))
+    return list(rearrange(videos, f"{' '.join(layout)} -> B T C H W"))
 
 
 def _to_clip(
@@ -197,12 +198,12 @@ def _as_frames(item: Any, layout: str) -> Tensor:
     if isinstance(item, Tensor):
         if item.ndim != 4 or sorted(layout) != sorted("TCHW"):
             raise ValueError(f"each video must have the axes {layout}, got shape {tuple(item.shape)}")
-        frames = item.permute(*(layout.index(axis) for axis in "TCHW"))
+        frames = rearrange(item, f"{' '.join(layout)} -> T C H W")
     elif isinstance(item, Sequence) and item and all(hasattr(frame, "convert") for frame in item):
         import numpy
 
-        frames = torch.stack([torch.from_numpy(numpy.array(frame.convert("RGB"))) for frame in item])
-        frames = frames.permute(0, 3, 1, 2)  # [T, C, H, W]
+        pictures = [torch.from_numpy(numpy.array(frame.convert("RGB"))) for frame in item]
+        frames = rearrange(pictures, "T H W C -> T C H W")
     else:
         raise TypeError(f"a video is a tensor, a list of PIL images, a path or bytes, got {type(item).__name__}")
     if frames.shape[1] != 3:

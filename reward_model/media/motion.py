@@ -1,4 +1,4 @@
-"""Motion features of dense clips: what frame rate, stutter and flicker do, which a judge's few frames cannot show.
+"""Motion features of dense clips: effects of frame rate, stutter and flicker, which a judge's few frames cannot show.
 
 An encoder turns all frames of a clip, at their native rate, into one token for each second. It is frozen: its features
 are computed once and kept on disk. `TemporalDifferences` needs no weights; `slowfast.SlowFastR50` needs a checkpoint.
@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 RANGE_SLACK = 1e-3
-"""How far outside [0, 1] a pixel may lie, for resizes that overshoot."""
+"""Tolerance of pixels outside [0, 1], for resizes that overshoot."""
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue (ITU-R BT.601)."""
@@ -33,11 +33,11 @@ STILL = 1 / 255
 
 
 class MotionEncoder(Protocol):
-    """What computes motion features; frozen, without gradient, the same for the same clip on every call."""
+    """Encoder of motion features; frozen, without gradient, deterministic."""
 
     @property
     def name(self) -> str:
-        """What it is, settings included."""
+        """Name of the encoder, settings included."""
 
     @property
     def weights_hash(self) -> str:
@@ -61,7 +61,7 @@ class MotionEncoder(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class TemporalDifferences:
-    """How luma changes from frame to frame in blocks of the picture; deterministic, without weights.
+    """Changes of luma from frame to frame in blocks of the picture; deterministic, without weights.
 
     A token holds, for its segment of the clip,
     - for each lag and block: the square root of the mean absolute change, so that small changes count; the standard
@@ -92,7 +92,7 @@ class TemporalDifferences:
 
     @property
     def name(self) -> str:
-        """What it is."""
+        """Name of the encoder."""
         return "temporal_differences"
 
     @property
@@ -120,7 +120,7 @@ class TemporalDifferences:
         """
         check_clip(frames, fps)
         with torch.no_grad():
-            luma = torch.cat([self._luma(part) for part in frames.split(32)])  # [T, 1, h, w]
+            luma = torch.cat([self._luma(chunk) for chunk in frames.split(32)])  # [T, 1, h, w]
             rate = luma.new_tensor([math.log2(fps) / 8])
             spans = segments(len(frames), fps, self.segment_seconds)
             return torch.stack([torch.cat([*self._token(luma, start, stop), rate]) for start, stop in spans])
@@ -132,13 +132,13 @@ class TemporalDifferences:
         return F.interpolate(luma, size=[max(1, round(side * shrink)) for side in frames.shape[-2:]], mode="area")
 
     def _token(self, luma: Tensor, start: int, stop: int) -> list[Tensor]:
-        parts = [self._changes(luma, start, stop, lag) for lag in self.lags]
+        changes = [self._changes(luma, start, stop, lag) for lag in self.lags]
         inside = luma[start:stop]
-        level = self._blocks(inside)  # [n, g * g]
-        contrast = (self._blocks(inside**2) - level**2).clamp_min(0).sqrt()
+        brightness = self._blocks(inside)  # [n, g * g]
+        contrast = (self._blocks(inside**2) - brightness**2).clamp_min(0).sqrt()
         steps = luma[start : stop + 1].diff(dim=0).abs().mean((1, 2, 3))  # empty for a clip of one frame
         still = (steps < STILL).float().mean().nan_to_num()[None]
-        return [*parts, level.mean(0), level.std(0, unbiased=False), contrast.mean(0), still]
+        return [*changes, brightness.mean(0), brightness.std(0, unbiased=False), contrast.mean(0), still]
 
     def _changes(self, luma: Tensor, start: int, stop: int, lag: int) -> Tensor:
         """Return the statistics [3 * g * g] of changes that begin in a segment; zeros where there is none."""
@@ -205,15 +205,15 @@ def clip_key(encoder: MotionEncoder, frames: Tensor, fps: float) -> str:
 
 
 def segments(num_frames: int, fps: float, seconds: float = 1.0) -> list[tuple[int, int]]:
-    """Cut a clip into even parts of about `seconds`, one at least and none of them empty.
+    """Cut a clip into even segments of about `seconds`, at least one and none of them empty.
 
     Args:
         num_frames: T, >= 1.
         fps: rate in Hz, > 0.
-        seconds: wanted length of a part.
+        seconds: wanted length of a segment.
 
     Returns:
-        First frame and the one after the last of each part; together they cover the clip.
+        First frame and the one after the last of each segment; together they cover the clip.
     """
     count = min(max(1, round(num_frames / (fps * seconds))), num_frames)
     bounds = [step * num_frames // count for step in range(count + 1)]
@@ -221,7 +221,7 @@ def segments(num_frames: int, fps: float, seconds: float = 1.0) -> list[tuple[in
 
 
 def check_clip(frames: Tensor, fps: float) -> None:
-    """Refuse what is no clip: raises ValueError unless frames are float RGB [T, 3, H, W] in [0, 1] and fps > 0 Hz."""
+    """Refuse invalid clips: ValueError unless frames are float RGB [T, 3, H, W] in [0, 1] and fps > 0 Hz."""
     if frames.ndim != 4 or frames.shape[1] != 3 or 0 in frames.shape:
         raise ValueError(f"frames must be non-empty RGB [T, 3, H, W], got shape {tuple(frames.shape)}")
     if not frames.is_floating_point():

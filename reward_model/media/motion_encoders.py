@@ -1,4 +1,4 @@
-"""Which motion encoder a judge is shown the features of: the choice by name, in recipes and saved judges."""
+"""Choice of a judge's motion encoder by name, in recipes and saved judges."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from reward_model.media.slowfast import SlowFastR50
 
 @dataclass(frozen=True, kw_only=True)
 class MotionConfig:
-    """Which motion encoder a judge is shown the features of, and where they are kept."""
+    """A judge's motion encoder and the folder of its features."""
 
     encoder: Literal["temporal_differences", "slowfast_r50"] = "temporal_differences"
-    """temporal_differences needs no weights; slowfast_r50 a local checkpoint."""
+    """temporal_differences needs no weights; slowfast_r50 needs a local checkpoint."""
     path: str = ""
     """slowfast_r50 only: its checkpoint."""
     segment_seconds: float = 1.0
@@ -25,7 +25,7 @@ class MotionConfig:
     """Folder of computed features, by content; empty computes them each time."""
 
     def __post_init__(self) -> None:
-        """Check that a checkpoint is named where it is needed, and only there."""
+        """Check that slowfast_r50, and no other encoder, has a checkpoint."""
         if (self.encoder == "slowfast_r50") != bool(self.path):
             raise ValueError(f"motion.path names the checkpoint of slowfast_r50, got {self.path!r} for {self.encoder}")
 

@@ -1,18 +1,17 @@
-"""Temporal damage to planned frames, for rewards that ask whether order matters: six perturbations as index maps.
+"""Temporal damage to planned frames, for rewards that test whether order matters: six perturbations as index maps.
 
-A map names for each position the frame that stands there, or `BLANK`. What the six do to T frames (in brackets the
-strength, which is fixed by the recipe and not a setting):
+A map names the frame at each position, or `BLANK`. Their effect on T frames, with a strength that is fixed by the recipe:
 
 | name | frames moved | strength |
 |---|---|---|
 | shuffle | anywhere | strong: T / 3 places on average; no order is left |
-| local_shuffle | within windows of 4 | mild: 1.3 places on average in a full window, never more than 3 |
+| local_shuffle | within blocks of 4 | mild: 1.3 places on average in a full block, never more than 3 |
 | reverse | to the mirrored place | T / 2 places on average, but neighbours stay neighbours: often invisible |
 | jitter | by -1, 0 or 1 | mild: a third of the frames stay, frames repeat and are missed |
 | duplicate | 1 to 3 copies of one, as many others missing | mild: one stutter and some jumps |
 | blank | none; 1 to 3 are lost | strong but brief: flashes |
 
-None is the identity where T >= 2. One frame has no order: it comes back as it is.
+None is the identity for T >= 2. One frame has no order: it comes back as it is.
 
 Source: VQAThinker (arXiv 2508.06051), `apply_temporal_perturbation` in train/src/open-r1-multimodal/src/open_r1/
 vlm_modules/internvl_module.py of clh124/VQAThinker at ee47a40, whose maps may be the identity.
@@ -33,7 +32,7 @@ IndexMap = Callable[[int, torch.Generator], Tensor]
 BLANK = -1
 """Stands in a map for a frame that is lost."""
 
-WINDOW = 4
+BLOCK = 4
 """Frames that `local_shuffle` mixes with one another."""
 
 MOST = 3
@@ -41,7 +40,7 @@ MOST = 3
 
 BLACK = (0.0, 0.0, 0.0)
 MEAN_GREY = (0.485, 0.456, 0.406)
-"""ImageNet's mean colour: what VQAThinker's code shows, because it blanks after normalisation."""
+"""ImageNet's mean colour, which VQAThinker's code shows, because it blanks after normalisation."""
 
 
 def perturb(
@@ -53,7 +52,7 @@ def perturb(
         frames: float RGB [T, C, H, W] in [0, 1].
         name: a key of `PERTURBATIONS`.
         generator: source of all randomness, on the CPU.
-        blank_colour: RGB in [0, 1] of lost frames; `MEAN_GREY` is what the released code does.
+        blank_colour: RGB in [0, 1] of lost frames; the released code shows `MEAN_GREY`.
 
     Returns:
         Frames of the same shape; a new tensor.
@@ -72,17 +71,17 @@ def perturb(
 
 def shuffle(num_frames: int, generator: torch.Generator) -> Tensor:
     """Return any order but the true one, each with equal chance."""
-    order = torch.arange(num_frames)
-    found = order
-    while num_frames > 1 and torch.equal(found, order):
-        found = torch.randperm(num_frames, generator=generator)
-    return found
+    identity = torch.arange(num_frames)
+    order = identity
+    while num_frames > 1 and torch.equal(order, identity):
+        order = torch.randperm(num_frames, generator=generator)
+    return order
 
 
 def local_shuffle(num_frames: int, generator: torch.Generator) -> Tensor:
-    """Return an order that is shuffled inside windows of `WINDOW` frames, the last one shorter."""
-    starts = range(0, num_frames, WINDOW)
-    return torch.cat([start + shuffle(min(WINDOW, num_frames - start), generator) for start in starts])
+    """Return an order that is shuffled inside blocks of `BLOCK` frames, the last one shorter."""
+    starts = range(0, num_frames, BLOCK)
+    return torch.cat([start + shuffle(min(BLOCK, num_frames - start), generator) for start in starts])
 
 
 def reverse(num_frames: int, generator: torch.Generator) -> Tensor:
@@ -92,18 +91,18 @@ def reverse(num_frames: int, generator: torch.Generator) -> Tensor:
 
 def jitter(num_frames: int, generator: torch.Generator) -> Tensor:
     """Return each frame's own place moved by -1, 0 or 1 with equal chance, clamped to the clip."""
-    order = torch.arange(num_frames)
-    found = order
-    while num_frames > 1 and torch.equal(found, order):
-        found = (order + torch.randint(-1, 2, (num_frames,), generator=generator)).clamp(0, num_frames - 1)
-    return found
+    identity = torch.arange(num_frames)
+    order = identity
+    while num_frames > 1 and torch.equal(order, identity):
+        order = (identity + torch.randint(-1, 2, (num_frames,), generator=generator)).clamp(0, num_frames - 1)
+    return order
 
 
 def duplicate(num_frames: int, generator: torch.Generator) -> Tensor:
     """Return an order where one frame's copies, 1 to `MOST`, stand together at a random place and others are missing."""
     count = _count(num_frames, generator)
-    chosen = _draw(num_frames, generator)
-    place = _draw(num_frames + 1, generator)
+    chosen = _random_below(num_frames, generator)
+    place = _random_below(num_frames + 1, generator)
     others = torch.tensor([index for index in range(num_frames) if index != chosen], dtype=torch.int64)
     missing = set(others[torch.randperm(len(others), generator=generator)[:count]].tolist())
     order = [*range(place), *[chosen] * count, *range(place, num_frames)]
@@ -112,18 +111,18 @@ def duplicate(num_frames: int, generator: torch.Generator) -> Tensor:
 
 def blank(num_frames: int, generator: torch.Generator) -> Tensor:
     """Return the true order with 1 to `MOST` frames lost, never all of them."""
-    found = torch.arange(num_frames)
-    found[torch.randperm(num_frames, generator=generator)[: _count(num_frames, generator)]] = BLANK
-    return found
+    order = torch.arange(num_frames)
+    order[torch.randperm(num_frames, generator=generator)[: _count(num_frames, generator)]] = BLANK
+    return order
 
 
 def _count(num_frames: int, generator: torch.Generator) -> int:
-    """Draw how many frames are struck, with equal chance; one frame at least remains."""
+    """Return a random number of frames to change, all with equal chance; at least one frame remains."""
     most = min(MOST, num_frames - 1)
-    return 1 + _draw(most, generator) if most else 0
+    return 1 + _random_below(most, generator) if most else 0
 
 
-def _draw(high: int, generator: torch.Generator) -> int:
+def _random_below(high: int, generator: torch.Generator) -> int:
     return int(torch.randint(high, (), generator=generator))
 
 

@@ -1,8 +1,8 @@
-"""SlowFast-R50 8x8 as a frozen motion encoder, in its own few lines, with the names of the public checkpoint.
+"""SlowFast-R50 8x8 as a frozen motion encoder, with the module names of the public checkpoint.
 
-Two residual networks see one clip: the slow one few frames and many channels, the fast one all frames and few channels;
-after the stem and after each stage but the last, the slow one is handed what the fast one found. Their global means are
-the features.
+Two residual networks see one clip: the slow one has few frames and many channels, the fast one all frames and few channels;
+after the stem and after each stage but the last, the fast features are added to the slow pathway's channels. Their global
+means are the features.
 
 Source: Feichtenhofer et al., SlowFast Networks (arXiv 1812.03982), table 1 with T x tau = 8 x 8, alpha 4, beta 1/8;
 module names and details (fusion kernel 7, no temporal stride) as in pytorchvideo/models/{slowfast,resnet,stem}.py of
@@ -73,8 +73,8 @@ class SlowFast(nn.Module):
 class SlowFastR50:
     """A frozen SlowFast-R50 as `motion.MotionEncoder`: one token of 2048 slow and 256 fast features for each second.
 
-    A second is seen through the 32 frames from its start on, at the clip's own rate, so that rate and stutter show;
-    where the clip ends before, its last frame stands. Frames keep their shape (the released code squeezes them into a
+    Each token covers the 32 frames from the start of its second, at the clip's own rate, so that rate and stutter show; past
+    the end of the clip, its last frame is repeated. Frames keep their shape (the released code squeezes them into a
     square); the shorter side becomes `size` pixels.
     """
 
@@ -104,7 +104,7 @@ class SlowFastR50:
 
     @property
     def name(self) -> str:
-        """What it is, with the size of frames."""
+        """Name of the encoder, with the size of frames."""
         return f"slowfast_r50_{self._size}"
 
     @property
@@ -177,11 +177,11 @@ def read_weights(path: str | Path | None) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(str(path))
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"SlowFastR50: {path} holds no plain tensors ({first}); {hint}") from error
-    state = found.get("model_state", found) if isinstance(found, dict) else found
+    state = loaded.get("model_state", loaded) if isinstance(loaded, dict) else loaded
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"SlowFastR50: {path} holds no tensors by name; {hint}")
     return dict(state)
@@ -207,12 +207,12 @@ def _check_names(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], pa
         )
     wrong = [name for name in sorted(wanted) if weights[name].shape != wanted[name].shape]
     if wrong:
-        found, expected = tuple(weights[wrong[0]].shape), tuple(wanted[wrong[0]].shape)
-        raise ValueError(f"SlowFastR50: {path}: {wrong[0]!r} has shape {found}, expected {expected}")
+        shape, expected = tuple(weights[wrong[0]].shape), tuple(wanted[wrong[0]].shape)
+        raise ValueError(f"SlowFastR50: {path}: {wrong[0]!r} has shape {shape}, expected {expected}")
 
 
 def _stage(number: int) -> _Pathways:
-    """Return stage `number` (0 to 3) of both pathways; the slow one takes in what was fused before it."""
+    """Return stage `number` (0 to 3) of both pathways; the slow one includes the channels fused before it."""
     width_in, width_out = SLOW_WIDTHS[number], SLOW_WIDTHS[number + 1]
     stride = 1 if number == 0 else 2
     slow = _Stage(width_in + width_in // 4, width_out, DEPTHS[number], reach=SLOW_REACH[number], stride=stride)
@@ -281,7 +281,7 @@ class _Stage(nn.Module):
 
 
 class _Fusion(nn.Module):
-    """Hands the fast pathway's features, one frame in `ALPHA`, to the slow one at twice the channels."""
+    """Fusion of the fast pathway's features, one frame in `ALPHA`, into the slow pathway at twice the channels."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

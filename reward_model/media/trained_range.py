@@ -1,7 +1,7 @@
-"""Which clips a judge was trained on: frame rate, number of frames and size, and what lies outside of them.
+"""Training range of a judge: bounds of frame rate, number of frames and frame size, and the check of clips against them.
 
-All three are of the clip as the judge is handed it: the rate at which the planned frames follow one another, how many
-there are, and how many pixels each has before the judge's own resize.
+All three describe the planned clip: the rate of its frames, their number, and the pixels of each before the judge's own
+resize.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Range = Mapping[str, Sequence[float]]
 """Name of `CLIP_MEASURES` -> [lowest, highest]."""
 
 SLACK = 0.02
-"""How far outside a clip may be, as a share of the bound: containers round time stamps."""
+"""Tolerance outside the range, as a share of the bound: containers round time stamps."""
 
 WORDS = {"fps": "judged frames a second", "frames": "judged frames", "pixels": "pixels a frame"}
 
@@ -27,26 +27,26 @@ def measure(clip: Clip) -> dict[str, float]:
 
 
 def unlike_training(clip: Clip, trained: Range) -> tuple[str, ...]:
-    """Say in what a clip is unlike the clips of training.
+    """List the properties of a clip that lie outside the judge's training range.
 
     Args:
-        clip: as the judge is handed it.
-        trained: the judge's range; a measure that it does not name is not looked at.
+        clip: planned clip.
+        trained: the judge's range; a measure that it does not name is not checked.
 
     Returns:
         One phrase for each measure that is out of range.
     """
-    found = []
+    outside = []
     for name, value in measure(clip).items():
         low, high = trained.get(name, (value, value))
         if not low * (1 - SLACK) <= value <= high * (1 + SLACK):
             known = f"{low:g}" if low == high else f"{low:g} to {high:g}"
-            found.append(f"{value:.4g} {WORDS[name]} (trained with {known})")
-    return tuple(found)
+            outside.append(f"{value:.4g} {WORDS[name]} (trained with {known})")
+    return tuple(outside)
 
 
 def widened(trained: Range, clip: Clip) -> dict[str, list[float]]:
-    """Return the range that holds a clip as well; a single frame has no rate and leaves the range as it is."""
+    """Return the range widened to include a clip; a single frame has no rate and leaves the range unchanged."""
     if len(clip.plan.indices) < 2:
         return {name: list(bounds) for name, bounds in trained.items()}
     values = measure(clip)

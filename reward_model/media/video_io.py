@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from reward_model.media.decoders import DECODERS, Source, Target, open_video
@@ -36,7 +37,7 @@ MIN_HEVC_SIDE = 64
 
 @dataclass(frozen=True, kw_only=True)
 class MediaLimits:
-    """What a single input may cost; beyond it the file is refused with the reason."""
+    """Limits on a single input; a file beyond them is refused with the reason."""
 
     max_frame_pixels: int = 2**25
     """Pixels of one source frame; 2**25 admits 8K."""
@@ -48,7 +49,7 @@ class MediaLimits:
 
 @dataclass(frozen=True)
 class _Header:
-    """What is known before decoding: size (width, height), mean rate in Hz, and when each of the T frames appears."""
+    """Facts known before decoding: size (width, height), mean rate in Hz, and the time of each of the T frames."""
 
     size: tuple[int, int]
     fps: float
@@ -68,7 +69,7 @@ def read_video(
 
     Args:
         source: path of a file, or the file's bytes.
-        policy: which frames to keep; None keeps all.
+        policy: rule for choosing frames; None keeps all.
         max_side: shrink frames whose longer side is above this many pixels, while decoding.
         allow_damaged: accept clips that the decoder marks as damaged; frames that are lost leave the plan.
         decoder: "pyav", "decord" or "torchcodec". The last two see missing frames but not damaged ones.
@@ -109,8 +110,8 @@ def read_video(
             kinds=tuple(plan.kinds[position] for position in kept),
             fps=plan.fps,
         )
-    stacked = torch.from_numpy(np.stack([pictures[index] for index in plan.indices]))  # [N, H, W, C]
-    frames = stacked.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+    stacked = torch.from_numpy(np.stack([pictures[index] for index in plan.indices]))
+    frames = rearrange(stacked, "n h w c -> n c h w").to(torch.float32, memory_format=torch.contiguous_format).div_(255)
     name = "bytes" if isinstance(source, bytes) else str(source)
     return Video(frames=frames, fps=plan.fps, times=plan.times, source=name), plan
 
@@ -146,7 +147,7 @@ def encode_video(frames: Tensor, fps: float, *, codec: str = "h264", crf: int = 
     least = MIN_HEVC_SIDE if codec == "hevc" else 2
     right, bottom = (max(least, side + side % 2) - side for side in (width, height))
     pixels = torch.nn.functional.pad(pixels, (0, right, 0, bottom), mode="replicate")
-    pictures = pixels.clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+    pictures = rearrange(pixels.clamp(0, 1).mul(255).round().to(torch.uint8), "t c h w -> t h w c").contiguous().numpy()
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
         # One thread: the bytes should not depend on the number of cores.

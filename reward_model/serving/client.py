@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from torch import Tensor
 
 from reward_model.records import Comparison, Explanation, RewardOutput, Video, VideoError
-from reward_model.scoring.json_rows import Row
+from reward_model.scoring.json_records import JsonRecord
 from reward_model.serving import wire
 
 VideoLike = Tensor | str | Path | bytes | Video
@@ -177,7 +177,7 @@ class VideoJudgeClient:
         prompts: str | Sequence[str | None] | None,
         settings: Mapping[str, object],
         batch_size: int,
-    ) -> list[Row]:
+    ) -> list[JsonRecord]:
         """Return the rows of lists of videos that run side by side, a request at a time."""
         num = len(next(iter(videos.values())))
         if num == 0 or batch_size < 1:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from reward_model.records import LEVELS, Comparison, Explanation, FramePlan, RewardOutput
-from reward_model.scoring.json_rows import Row
+from reward_model.scoring.json_records import JsonRecord
 
 DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32)
 """What frames may be made of."""
@@ -82,8 +82,8 @@ def decode_frames(text: str) -> Tensor:
     return frames
 
 
-def reward_output(rows: Sequence[Row]) -> RewardOutput:
-    """Return the record of B >= 1 rows; the inverse of `rows.output_rows`, on the CPU."""
+def reward_output(rows: Sequence[JsonRecord]) -> RewardOutput:
+    """Return the record of B >= 1 rows; the inverse of `rows.output_records`, on the CPU."""
     names = list(rows[0]["scores"])
     texts = [row["text"] for row in rows]
     return RewardOutput(
@@ -103,8 +103,8 @@ def reward_output(rows: Sequence[Row]) -> RewardOutput:
     )
 
 
-def comparison(rows: Sequence[Row]) -> Comparison:
-    """Return the record of B rows; the inverse of `rows.comparison_rows`, on the CPU."""
+def comparison(rows: Sequence[JsonRecord]) -> Comparison:
+    """Return the record of B rows; the inverse of `rows.comparison_records`, on the CPU."""
     return Comparison(
         p_first=_column(row["p_first"] for row in rows),
         p_tie=_column(row["p_tie"] for row in rows),
@@ -115,8 +115,8 @@ def comparison(rows: Sequence[Row]) -> Comparison:
     )
 
 
-def explanation(row: Row) -> Explanation:
-    """Return the record of a row with a text; the inverse of `rows.explanation_row`, on the CPU."""
+def explanation(row: JsonRecord) -> Explanation:
+    """Return the record of a row with a text; the inverse of `rows.explanation_record`, on the CPU."""
     return Explanation(
         text=row["text"],
         quality={name: math.nan if value is None else value for name, value in row["scores"].items()},
@@ -135,7 +135,7 @@ def _column(values: Any) -> Tensor:
     return torch.tensor([math.nan if value is None else value for value in values], dtype=torch.float32)
 
 
-def _columns(rows: Sequence[Row], key: str) -> dict[str, Tensor]:
+def _columns(rows: Sequence[JsonRecord], key: str) -> dict[str, Tensor]:
     return {name: _column(row[key][name] for row in rows) for name in rows[0][key]}
 
 

@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from reward_model.records import Clip
-from reward_model.scoring.json_rows import Row
+from reward_model.scoring.json_records import JsonRecord
 from reward_model.serving.server import schema
 from reward_model.serving.server.batcher import Batcher
 from reward_model.serving.server.guard import HEALTH, Guard
@@ -62,7 +62,7 @@ class Judge(Protocol):
     def read(self, video: SentVideo) -> Clip | str:
         """Return the clip, or why there is none; ValueError for what is no video."""
 
-    def answer(self, work: Work, questions: Sequence[Question]) -> list[Row]:
+    def answer(self, work: Work, questions: Sequence[Question]) -> list[JsonRecord]:
         """Return one row a question; ValueError for settings that the judge refuses."""
 
 
@@ -74,7 +74,7 @@ class Desk:
         self._readers = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="reader")
         # decoded clips are large: one batch with the judge, one behind it, one being read
         self._room = asyncio.Semaphore(3 * settings.batch_size)
-        self.batcher: Batcher[Work, Question, Row] = Batcher(
+        self.batcher: Batcher[Work, Question, JsonRecord] = Batcher(
             judge.answer,
             batch_size=settings.batch_size,
             max_wait=settings.max_wait_ms / 1000,
@@ -92,7 +92,7 @@ class Desk:
             self.batcher.close()
             self._readers.shutdown()
 
-    async def answer(self, work: Work, items: Sequence[Item]) -> list[Row]:
+    async def answer(self, work: Work, items: Sequence[Item]) -> list[JsonRecord]:
         """Return one row an item.
 
         Args:
@@ -117,7 +117,7 @@ class Desk:
             self._metrics.result(row["valid"])
         return rows
 
-    async def _ask(self, work: Work, videos: Sequence[tuple[str, SentVideo]], prompt: str | None) -> Row:
+    async def _ask(self, work: Work, videos: Sequence[tuple[str, SentVideo]], prompt: str | None) -> JsonRecord:
         async with self._room:
             clips = [await self._read(name, video) for name, video in videos]
             return await self.batcher.ask(work, Question(tuple(clips), prompt))
@@ -179,7 +179,7 @@ def create_app(judge: Judge, settings: ServerSettings, *, token: str | None = No
         return {"results": await desk.answer(Comparing(body.swap), items)}
 
     @app.post("/explain", response_model=schema.Reasons, responses=PROBLEMS)
-    async def explain(body: schema.ExplainBody) -> Row:
+    async def explain(body: schema.ExplainBody) -> JsonRecord:
         """Say why a video scores as it does."""
         return (await desk.answer(Explaining(), [([("video", body.video)], body.prompt)]))[0]
 

@@ -15,8 +15,14 @@ from reward_model.media.video_io import MediaLimits
 from reward_model.records import Clip, RewardOutput, VideoError
 from reward_model.scoring.compare import compare_clips
 from reward_model.scoring.explain import explain_clip
-from reward_model.scoring.json_rows import Row, comparison_rows, explanation_row, output_rows, unexplained_row
-from reward_model.scoring.score import open_sheet, score_rows
+from reward_model.scoring.json_records import (
+    JsonRecord,
+    comparison_records,
+    explanation_record,
+    output_records,
+    unexplained_record,
+)
+from reward_model.scoring.score import ClipToScore, open_assembler, score_batch
 from reward_model.serving import wire
 from reward_model.serving.server.schema import FileVideo, FramesVideo
 from reward_model.serving.server.settings import ServerSettings
@@ -117,7 +123,7 @@ class ServedJudge:
         _check_size(0, clip.plan.times[-1], settings)
         return clip
 
-    def answer(self, work: Work, questions: Sequence[Question]) -> list[Row]:
+    def answer(self, work: Work, questions: Sequence[Question]) -> list[JsonRecord]:
         """Answer questions of one kind together.
 
         Args:
@@ -133,24 +139,24 @@ class ServedJudge:
         prompts = [question.prompt for question in questions]
         first = [question.clips[0] for question in questions]
         if isinstance(work, Scoring):
-            return output_rows(self._score(first, prompts, work), prompts)
+            return output_records(self._score(first, prompts, work), prompts)
         if isinstance(work, Comparing):
             second = [question.clips[1] for question in questions]
             found = compare_clips(
                 self._judge, self._comparator, first, second, prompts, swap=work.swap, batch_size=len(first)
             )
-            return comparison_rows(found, prompts)
+            return comparison_records(found, prompts)
         with self._judge.use_role(self._role):
             return [
-                unexplained_row(clip, prompt)
+                unexplained_record(clip, prompt)
                 if isinstance(clip, str)
-                else explanation_row(explain_clip(self._judge, clip, prompt), prompt)
+                else explanation_record(explain_clip(self._judge, clip, prompt), prompt)
                 for clip, prompt in zip(first, prompts, strict=True)
             ]
 
     def _score(self, clips: Sequence[Clip | str], prompts: Sequence[str | None], work: Scoring) -> RewardOutput:
         weights = None if work.weights is None else dict(work.weights)
-        sheet = open_sheet(
+        assembler = open_assembler(
             self._judge,
             self._role,
             len(clips),
@@ -159,10 +165,10 @@ class ServedJudge:
             readout=work.readout,
             num_samples=work.num_samples,
         )
-        entries = [(row, clip, prompt) for row, (clip, prompt) in enumerate(zip(clips, prompts, strict=True))]
+        batch = [ClipToScore(index, *given) for index, given in enumerate(zip(clips, prompts, strict=True))]
         with torch.no_grad(), self._judge.use_role(self._role):
-            score_rows(self._judge, sheet, entries, work.readout, work.num_samples)
-        return sheet.output(weights, work.normalize)
+            score_batch(self._judge, assembler, batch, work.readout, work.num_samples)
+        return assembler.output(weights, work.normalize)
 
 
 def _check_size(num_frames: int, seconds: float, settings: ServerSettings) -> None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+
+from reward_model.dimensions import BY_NAME
 
 MAX_FPS = 1000.0
 MAX_SAMPLES = 16
 
 Prompt = Annotated[str, Field(max_length=4096)]
-Dimension = Literal["visual_quality", "motion_quality", "text_alignment", "overall"]
+if TYPE_CHECKING:
+    DimensionName = str
+else:
+    DimensionName = Literal[tuple(BY_NAME)]
 
 
 class Strict(BaseModel):
@@ -53,8 +58,8 @@ class ScoreBody(Strict):
 
     videos: list[Video] = Field(min_length=1)
     prompts: Prompts = None
-    dimensions: list[Dimension] | None = Field(None, min_length=1, description="null: all of the judge's")
-    weights: dict[Dimension, Annotated[float, Field(allow_inf_nan=False)]] | None = Field(
+    dimensions: list[DimensionName] | None = Field(None, min_length=1, description="null: all of the judge's")
+    weights: dict[DimensionName, Annotated[float, Field(allow_inf_nan=False)]] | None = Field(
         None, min_length=1, description="dimension to its weight in the reward; null makes the reward the overall score"
     )
     readout: Literal["level", "reason"] = Field("level", description="one forward pass, or a reasoned answer")

@@ -13,7 +13,7 @@ from typing import Any
 
 HOME = "reward_model.hosts"
 
-__path__: list[str] = []  # a package without files of its own: its modules come from the finder below
+__path__ = []  # a package without files of its own: its modules come from the finder below
 
 
 class _AliasLoader(importlib.abc.Loader):

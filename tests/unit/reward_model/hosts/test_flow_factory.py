@@ -88,7 +88,7 @@ def test_flow_factory_hears_of_wrong_settings_and_samples(mute):
     for prompts in (PROMPTS[:1], PROMPTS[:2]):
         with pytest.raises(ValueError, match="two or more videos of one prompt"):
             process(Groupwise, samples_of(clips(len(prompts)), prompts), judge="toy", fps=FPS)
-    with pytest.raises(RuntimeError, match="3 of 3 rewards could not be had"):
+    with pytest.raises(RuntimeError, match="3 of 3 rewards are unavailable"):
         process(Pointwise, samples_of(clips(), PROMPTS), judge=mute, fps=FPS)
     with pytest.raises(RuntimeError, match="does not compare"):
         process(Groupwise, samples_of(clips(), PROMPTS[:1] * 3), judge=mute, fps=FPS)

@@ -69,9 +69,7 @@ def test_eight_threads_of_flow_grpo_get_what_one_gets(judge):
 
 
 def test_flow_grpo_is_stopped_where_a_reward_is_missing(mute):
-    with pytest.raises(
-        RuntimeError, match="3 of 3 rewards could not be had: video 0: only 0.* on the five level words"
-    ):
+    with pytest.raises(RuntimeError, match="3 of 3 rewards are unavailable: video 0: only 0.* on the five level words"):
         reward_factory(mute, fps=FPS)("cpu")(clips(), PROMPTS, {})
 
 

@@ -118,5 +118,5 @@ def test_settings_that_contradict_each_other_are_refused(judge):
         video_reward(judge, video="completion")
     with pytest.raises(ValueError, match="folder goes with video='completion'"):
         video_reward(judge, folder="clips")
-    with pytest.raises(ValueError, match="no column 'video' .* there are clip, completion, "):
+    with pytest.raises(ValueError, match="no column 'video' .* the columns are clip, completion, "):
         call(video_reward(judge), ["a"], clip=["a.mp4"])

@@ -10,20 +10,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from reward_model.dimensions import BY_NAME
+
 if TYPE_CHECKING:
     from torch import Tensor
 
-DIMENSIONS = ("visual_quality", "motion_quality", "text_alignment", "overall")
-"""The four rated dimensions, in the order in which the judge is asked for them."""
+DIMENSIONS = tuple(BY_NAME)
+"""Names of the rated dimensions, in the order in which the judge is asked for them."""
 
 NO_PROMPT = "no prompt"
-"""Reason of a text alignment that nobody can have."""
+"""Reason reported when a dimension that needs a prompt, such as text alignment, is requested without one."""
 
 LEVELS = ("bad", "poor", "fair", "good", "excellent")
 """The five rating words, worst first; level k stands for quality k / 4."""
 
 CLIP_MEASURES = ("fps", "frames", "pixels")
-"""What a trained range bounds: Hz of the frames that the judge sees, their number, and pixels of a frame as it comes."""
+"""Bounds of a trained range: Hz of the frames that the judge sees, their number, and pixels of a source frame."""
 
 
 class VideoError(ValueError):
@@ -46,7 +48,7 @@ class Video:
 
 @dataclass(frozen=True)
 class FramePlan:
-    """Which frames the judge sees: `indices` into the source, `times` in seconds, `kinds` in {"slow", "fast"}.
+    """Frames that the judge sees: `indices` into the source, `times` in seconds, `kinds` in {"slow", "fast"}.
 
     `fps` is the rate in Hz at which the chosen frames follow one another.
     """
@@ -59,7 +61,7 @@ class FramePlan:
 
 @dataclass(frozen=True)
 class Clip:
-    """What the judge is handed: planned frames, float32 RGB [T, C, H, W] in [0, 1], and the plan that chose them.
+    """Input of the judge for one video: planned frames, float32 RGB [T, C, H, W] in [0, 1], and the plan that chose them.
 
     `motion` [N, F] holds features of all frames by a motion encoder, for judges that were trained with them.
     """
@@ -73,7 +75,7 @@ class Clip:
 class JudgeRequest:
     """One prefix shared by several branches.
 
-    `prefix` is text with an int wherever clip number i stands; each of `branches` continues the same prefix.
+    `prefix` is text, with the int i in place of clip number i; each of `branches` continues the same prefix.
     """
 
     clips: tuple[Clip, ...]
@@ -85,8 +87,8 @@ class JudgeRequest:
 class RatedClip:
     """A clip with known quality: `quality` maps a dimension to [0, 1] (higher is better); missing means unknown.
 
-    `source_id` names the clip's origin, by which splits are made. `facts` holds what is known of its making
-    (defect, severity, scene), for explanations and tables.
+    `source_id` names the clip's origin, by which splits are made. `facts` describes how it was
+    made (defect, severity, scene), for explanations and tables.
     """
 
     video: Video | Path
@@ -109,9 +111,9 @@ class VideoPair:
 
 @dataclass(frozen=True)
 class VideoQuestion:
-    """A question about one image or video with its right answer; `options` is empty where the answer is free.
+    """A question about one image or video with its right answer; `options` is empty for free-form answers.
 
-    `kind` is the data's own word for it, `source_id` names the clip's origin.
+    `kind` is the data set's own word for the type of question, `source_id` names the clip's origin.
     """
 
     video: Video | Path
@@ -122,13 +124,13 @@ class VideoQuestion:
     source_id: str
 
 
-Example = RatedClip | VideoPair | VideoQuestion
-"""What a source draws: a rated clip, a labelled pair, or a question with its answer."""
+Annotation = RatedClip | VideoPair | VideoQuestion
+"""A rated clip, a labelled pair, or a question with its answer: one item of labelled data."""
 
 
 @dataclass(frozen=True)
 class ParsedAnswer:
-    """A reasoned answer that could be read: `quality` per dimension in [0, 1] and the reasoning text."""
+    """A well-formed reasoned answer: `quality` per dimension in [0, 1] and the reasoning text."""
 
     quality: Mapping[str, float]
     reasoning: str
@@ -136,7 +138,7 @@ class ParsedAnswer:
 
 @dataclass(frozen=True)
 class ParseFailure:
-    """A reasoned answer that could not be read, with the reason and the text as it came."""
+    """A malformed reasoned answer, with the reason and the generated text."""
 
     reason: str
     text: str
@@ -146,9 +148,9 @@ class ParseFailure:
 class Answer:
     """One sampled answer as the rewards of GRPO see it.
 
-    `text` is the whole completion without its end token and `num_tokens` its length with it. `scores` maps a dimension to
-    the number as it stands in the text (on the scale 1 to 5), `choice` is the chosen word of a closed question ("A", "B",
-    "neither", "yes", "no"); what could not be read is left out and `fault` says why (empty: well-formed).
+    `text` is the whole completion without its end token and `num_tokens` its length including that token. `scores` maps a
+    dimension to its number as written in the text (on the scale 1 to 5), `choice` is the chosen word of a closed question
+    ("A", "B", "neither", "yes", "no"). A malformed answer has neither, and `fault` gives the reason (empty: well-formed).
     """
 
     text: str
@@ -160,7 +162,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Label:
-    """What is known of the clip behind an answer: dimension -> mean opinion on the scale 1 to 5, or the right `choice`."""
+    """Labels of the clip behind an answer: dimension -> mean opinion on the scale 1 to 5, or the right `choice`."""
 
     scores: Mapping[str, float] = field(default_factory=dict)
     choice: str = ""
@@ -168,7 +170,7 @@ class Label:
 
 @dataclass(frozen=True)
 class RewardValues:
-    """Rewards of N answers: `values` [N] in float32 and the parts that they are made of, name -> [N], unweighted."""
+    """Rewards of N answers: `values` [N] in float32 and the terms that they are made of, name -> [N], unweighted."""
 
     values: Tensor
     breakdown: Mapping[str, Tensor]
@@ -176,7 +178,7 @@ class RewardValues:
 
 @dataclass(frozen=True)
 class LevelReadout:
-    """Level readout of one question for N inputs.
+    """Level readout of one question for N inputs; the readout of a single input lacks the axis N.
 
     `quality` [N] in [0, 1] keeps its gradient; `level_probs` [N, K]; `std` [N] is the rating spread in quality units,
     not a certainty; `mass` [N] is the probability that the model puts on the five words.
@@ -189,11 +191,29 @@ class LevelReadout:
 
 
 @dataclass(frozen=True)
+class PreferenceReadout:
+    """Readout of N comparisons, in one order of the clips.
+
+    `p_first`, `p_second`, `p_tie` [N] are probabilities over the three answer words; `mass` [N] is the probability that the
+    model puts on these words.
+    """
+
+    p_first: Tensor
+    p_second: Tensor
+    p_tie: Tensor
+    mass: Tensor
+
+    def swapped(self) -> PreferenceReadout:
+        """Return the same readout with the clips of each pair exchanged."""
+        return PreferenceReadout(self.p_second, self.p_first, self.p_tie, self.mass)
+
+
+@dataclass(frozen=True)
 class RewardOutput:
-    """What `VideoJudgeReward` returns for B videos; see DESIGN vocabulary.
+    """Scores of B videos, as `VideoJudgeReward` returns them.
 
     Attributes:
-        rewards: [B], overall unless weights were given; NaN where it could not be had.
+        rewards: [B], overall unless weights were given; NaN where unavailable.
         scores: dimension -> [B]; NaN where invalid.
         std: dimension -> [B], rating spread (NaN for a greedy reasoned answer).
         level_probs: dimension -> [B, K] (empty for the reasoned readout).
@@ -202,8 +222,8 @@ class RewardOutput:
         reasons: dimension -> B strings, empty where valid.
         texts: B reasoned answers, or None.
         frame_plan: B plans, None where the clip could not be read.
-        overall_from: per video, the dimensions whose mean is `overall` where it was not asked of the judge.
-        warnings: per video, in what it is unlike the clips of the judge's training; () where nobody looked.
+        overall_from: per video, the dimensions whose mean is `overall` if the judge was not asked for it.
+        warnings: per video, its properties outside the judge's training range; () if they were not checked.
     """
 
     rewards: Tensor
@@ -223,7 +243,7 @@ class RewardOutput:
 class Ranking:
     """Outcome of `rank` for N videos: `order` holds their places in the group, best first.
 
-    A video that could not be read is not in it and has its reason in `reasons` [N] ("" otherwise).
+    An unreadable video is missing from it and has its reason in `reasons` [N] ("" otherwise).
     """
 
     order: tuple[int, ...]
@@ -249,15 +269,15 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What `VideoJudgeReward.explain` returns.
+    """Explanation of one video's scores, as `VideoJudgeReward.explain` returns it.
 
     Attributes:
         text: the reasoned answer as generated.
-        quality: dimension -> [0, 1] as the reasoned answer states it, NaN where it could not be read.
+        quality: dimension -> [0, 1] as the reasoned answer states it, NaN if it is malformed.
         levels: dimension -> most probable level word of the level readout.
         labels: dimension -> faults that the reasoning names for it.
         saliency: dimension -> [T], share of each judged frame in the pixel gradient of the level score; sums to 1.
-        reason: empty, or why the reasoned answer could not be read.
+        reason: empty, or why the reasoned answer is malformed.
     """
 
     text: str

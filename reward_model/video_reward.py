@@ -27,8 +27,8 @@ from reward_model.records import (
 from reward_model.scoring.compare import compare_clips, rank_clips
 from reward_model.scoring.explain import explain_clip
 from reward_model.scoring.loss import pixel_loss
-from reward_model.scoring.score import open_sheet, score_rows
-from reward_model.scoring.video_align import align_rows
+from reward_model.scoring.score import ClipToScore, open_assembler, score_batch
+from reward_model.scoring.video_align import align_scores
 
 if TYPE_CHECKING:
     from reward_model.media.intake import VideoLike
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 TOY_JUDGE = Path(__file__).parent / "assets" / "toy_judge"
 """The embedded judge of the moving-shapes world; `from_pretrained("toy")` loads it."""
 
-WINDOW = 4
-"""Batches that are planned at a time, so that clips of like size go into one batch."""
+BATCHES_AHEAD = 4
+"""Batches that are planned at a time, so that clips of similar size share a batch."""
 
 
 class VideoJudgeReward(nn.Module):
@@ -54,7 +54,7 @@ class VideoJudgeReward(nn.Module):
             judge: the judge; its weights are shared, not copied.
             role: adapter that scores ("natural", "generated", ...); None for the base without adapter.
             allow_damaged: judge files whose sampled frames the decoder marks as damaged, or that are shorter than they
-                say, by the frames that there are; they are refused otherwise.
+                say, by the available frames; they are refused otherwise.
 
         Raises:
             ValueError: the judge has adapters but none of that name.
@@ -117,7 +117,7 @@ class VideoJudgeReward(nn.Module):
 
     @property
     def frame_policy(self) -> FramePolicy:
-        """Which frames the judge was trained to see."""
+        """Frame policy that the judge was trained with."""
         return FramePolicy.from_dict(self.judge.config.frame_policy)
 
     def forward(
@@ -143,24 +143,24 @@ class VideoJudgeReward(nn.Module):
             prompts: the generation prompts, one each (one string serves all); None where there is none.
             fps: frame rate in Hz; required for tensors and PIL lists.
             layout: axes of tensors.
-            dimensions: what to score; None for all of the judge's.
+            dimensions: dimensions to score; None for all of the judge's.
             weights: dimension -> weight of `rewards`; None makes `rewards` the overall score.
             readout: "level" (one forward pass, deterministic, differentiable) or "reason" (think/answer text).
-            num_samples: reason only: 1 is the greedy answer; several are drawn at temperature 1 behind one prefix, their mean
+            num_samples: reason only: 1 is the greedy answer; several are sampled at temperature 1 behind one prefix, their mean
                 is the score and their deviation its `std`.
             normalize: "unit" quality in [0, 1], "raw" 1..5, "z" standardised by the judge's calibration constants.
             differentiable: keep the graph from scores to pixels (level readout only).
             batch_size: clips per forward pass.
 
         Returns:
-            `RewardOutput`; a score that could not be had is NaN with its reason, never a number.
+            `RewardOutput`; an unavailable score is NaN with its reason, never a number.
 
         Raises:
             ValueError: wrong shapes, ranges, unknown dimensions, weights or readout, missing fps or constants.
         """
-        num, windows = clips_ahead(
+        num, chunks = clips_ahead(
             videos,
-            WINDOW * batch_size,
+            BATCHES_AHEAD * batch_size,
             read_ahead=self.judge.device.type != "cpu",
             policy=self.frame_policy,
             fps=fps,
@@ -168,7 +168,7 @@ class VideoJudgeReward(nn.Module):
             allow_damaged=self.allow_damaged,
             motion=self._motion,
         )
-        sheet = open_sheet(
+        assembler = open_assembler(
             self.judge,
             self.role,
             num,
@@ -180,14 +180,14 @@ class VideoJudgeReward(nn.Module):
         )
         texts = _one_prompt_each(prompts, num)
         done = 0
-        for clips in windows:
-            rows = [(row, clip, texts[row]) for row, clip in enumerate(clips, start=done)]
+        for clips in chunks:
+            planned = [ClipToScore(index, clip, texts[index]) for index, clip in enumerate(clips, start=done)]
             done += len(clips)
-            rows.sort(key=lambda item: _size(item[1]))  # clips of like size pad each other least
+            planned.sort(key=lambda item: _size(item.clip))  # clips of similar size need the least padding
             with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()), self.judge.use_role(self.role):
-                for start in range(0, len(rows), batch_size):
-                    score_rows(self.judge, sheet, rows[start : start + batch_size], readout, num_samples)
-        return sheet.output(weights, normalize)
+                for start in range(0, len(planned), batch_size):
+                    score_batch(self.judge, assembler, planned[start : start + batch_size], readout, num_samples)
+        return assembler.output(weights, normalize)
 
     def _clips(
         self, videos: Tensor | Sequence[VideoLike], fps: float | Sequence[float] | None, layout: str
@@ -208,7 +208,7 @@ class VideoJudgeReward(nn.Module):
         layout: str = "BTCHW",
         batch_size: int = 16,
     ) -> Comparison:
-        """Say which of two videos is better overall, with the role this view has (use the comparator).
+        """Compare pairs of videos overall, with the role of this view (use the comparator).
 
         Args:
             a: B first videos, as in a call.
@@ -262,7 +262,7 @@ class VideoJudgeReward(nn.Module):
     def explain(
         self, video: VideoLike, prompt: str | None = None, *, fps: float | None = None, layout: str = "TCHW"
     ) -> Explanation:
-        """Explain one video's scores: reasoned text, named faults, levels, and which frames the score hangs on.
+        """Explain one video's scores: reasoned text, named faults, levels, and the frames that the score depends on.
 
         Args:
             video: one video, as an item of a call.
@@ -302,7 +302,7 @@ class VideoJudgeReward(nn.Module):
             use_norm: z scores by the calibration constants; otherwise raw 1..5, of a score head its own numbers.
 
         Returns:
-            B dicts with VQ, MQ, TA and Overall = VQ + MQ + TA; NaN where a score could not be had.
+            B dicts with VQ, MQ, TA and Overall = VQ + MQ + TA; NaN where a score is unavailable.
 
         Raises:
             ValueError: fps and num_frames together, or what a call refuses.
@@ -318,7 +318,7 @@ class VideoJudgeReward(nn.Module):
             policy = FramePolicy(mode="uniform", num_frames=num_frames)
         clips = self._plan(list(video_paths), policy)
         texts = _one_prompt_each(prompts, len(clips))
-        return align_rows(self.judge, self.role, clips, texts, max_pixels=max_pixels, use_norm=use_norm)
+        return align_scores(self.judge, self.role, clips, texts, max_pixels=max_pixels, use_norm=use_norm)
 
     def as_loss(
         self,

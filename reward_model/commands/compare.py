@@ -12,7 +12,7 @@ from reward_model.commands.inputs import LISTS
 from reward_model.commands.judge_options import JudgeFactory, column_map, open_judge
 from reward_model.commands.progress import progress_bar
 from reward_model.commands.results import Result, json_line
-from reward_model.scoring.json_rows import comparison_rows
+from reward_model.scoring.json_records import comparison_records
 
 if TYPE_CHECKING:
     from reward_model.records import Comparison
@@ -95,7 +95,7 @@ def _listed(path: Path, columns: dict[str, str], prompt: str | None) -> Iterator
 def _compare(judge: Any, pairs: Sequence[Pair]) -> Iterator[Result]:
     sides = [pair.first for pair in pairs], [pair.second for pair in pairs]
     output: Comparison = judge.compare(*sides, [pair.prompt for pair in pairs], batch_size=len(pairs))
-    for pair, row in zip(pairs, comparison_rows(output, [pair.prompt for pair in pairs]), strict=True):
+    for pair, row in zip(pairs, comparison_records(output, [pair.prompt for pair in pairs]), strict=True):
         yield {"first": pair.first, "second": pair.second, **row}
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from reward_model.commands.judge_options import JudgeFactory, open_judge
 from reward_model.commands.results import json_line
-from reward_model.scoring.json_rows import explanation_row, unexplained_row
+from reward_model.scoring.json_records import explanation_record, unexplained_record
 
 EXAMPLES = """examples:
   video-judge explain clip.mp4
@@ -30,9 +30,9 @@ def run(args: argparse.Namespace, judge_factory: JudgeFactory) -> int:
 
     judge = open_judge(args, judge_factory)
     try:
-        row = explanation_row(judge.explain(args.video, args.prompt), args.prompt)
+        row = explanation_record(judge.explain(args.video, args.prompt), args.prompt)
     except VideoError as error:
-        row = unexplained_row(str(error), args.prompt)
+        row = unexplained_record(str(error), args.prompt)
     result = {"path": args.video, **row}
     print(json_line(result) if args.json else _text(result))
     return int(not result["valid"])

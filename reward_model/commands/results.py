@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from reward_model.commands.inputs import Item
+from reward_model.dimensions import BY_NAME
 from reward_model.records import DIMENSIONS, NO_PROMPT
-from reward_model.scoring.json_rows import output_rows, unscored_row
+from reward_model.scoring.json_records import output_records, unscored_record
 
 Result = dict[str, Any]
 """What is written of one video; JSON values only."""
 
-SHORT = {"visual_quality": "visual", "motion_quality": "motion", "text_alignment": "text", "overall": "overall"}
+SHORT = {name: entry.short for name, entry in BY_NAME.items()}
+"""Dimension -> heading of its column on the terminal."""
 
 CSV_COLUMNS = (
     *("path", "prompt", "valid"),
@@ -51,13 +53,13 @@ def score_items(judge: Any, items: Sequence[Item], reading: Reading, maker: str)
         normalize=reading.normalize,
         batch_size=len(items),
     )
-    rows = output_rows(output, [item.prompt for item in items])
+    rows = output_records(output, [item.prompt for item in items])
     return [{"path": item.path, **row, "judged_by": maker} for item, row in zip(items, rows, strict=True)]
 
 
 def unscored(item: Item, reason: str, maker: str) -> Result:
     """Return the result of a video that no judge has answered for."""
-    return {"path": item.path, **unscored_row(reason, item.prompt), "judged_by": maker}
+    return {"path": item.path, **unscored_record(reason, item.prompt), "judged_by": maker}
 
 
 def table_head(width: int) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from reward_model.dimensions import OVERALL, video_align_names
 from reward_model.records import DIMENSIONS, RatedClip, VideoPair
 
 CLIP_COLUMNS = {"video": "video", "prompt": "prompt", "source_id": "source_id"} | {name: name for name in DIMENSIONS}
@@ -24,10 +25,8 @@ PAIR_COLUMNS = {
     "first": "path_A",
     "second": "path_B",
     "prompt": "prompt",
-    "visual_quality": "VQ",
-    "motion_quality": "MQ",
-    "text_alignment": "TA",
-    "overall": "Overall",
+    **{name: column for column, name in video_align_names().items()},
+    OVERALL: "Overall",
 }
 """Column map of VideoAlign's pair files, whose labels are A, B and same."""
 

@@ -10,9 +10,9 @@ from reward_model.datasets.base import read_manifest, read_pairs
 from reward_model.datasets.natural import read_koniq, read_lsvq, read_vqathinker
 from reward_model.datasets.stored import load_clips
 from reward_model.datasets.video_r1 import read_video_r1, read_visionreward
-from reward_model.records import DIMENSIONS, Example
+from reward_model.records import DIMENSIONS, Annotation
 
-LISTED: Mapping[str, Callable[[DataConfig], Sequence[Example]]] = {
+LISTED: Mapping[str, Callable[[DataConfig], Sequence[Annotation]]] = {
     "stored": lambda data: load_clips(data.path),
     "manifest": lambda data: read_manifest(data.path, columns=data.columns or None),
     "pairs": lambda data: read_pairs(data.path, columns=data.columns or None),
@@ -25,7 +25,7 @@ LISTED: Mapping[str, Callable[[DataConfig], Sequence[Example]]] = {
 """Kind of data -> its reader."""
 
 
-def _all_rows(data: DataConfig) -> list[Example]:
+def _all_rows(data: DataConfig) -> list[Annotation]:
     low_high = (data.scale[0], data.scale[1]) if data.scale else None
     rows = read_video_r1(data.path, scale=low_high, folder=data.media or None)
     return [*rows.clips, *rows.pairs, *rows.questions]

@@ -18,10 +18,11 @@ import warnings
 
 import torch
 
+from reward_model.dimensions import video_align_names
 from reward_model.hosts.core import JudgeLike, load_judge
 
-RATED = ("visual_quality", "motion_quality", "text_alignment")
-"""The dimensions VQ, MQ and TA."""
+RATED = tuple(video_align_names().values())
+"""Dimensions that VQ, MQ and TA stand for."""
 
 
 class VideoVLMRewardInference:

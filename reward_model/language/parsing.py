@@ -1,4 +1,4 @@
-"""Reads reasoned answers: tolerant of white space, strict on form, keys and range; never a default score."""
+"""Parsers of reasoned answers: tolerant of white space, strict on form, keys and range; never a default score."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import json
 import re
 from collections.abc import Sequence
 
+from reward_model.dimensions import BY_NAME
 from reward_model.language.requests import END, SCORE_RANGE
-from reward_model.records import DIMENSIONS, LEVELS, Answer, ParsedAnswer, ParseFailure
+from reward_model.records import LEVELS, Answer, ParsedAnswer, ParseFailure
 
 _FORM = re.compile(r"\s*<think>(.*?)</think>\s*<answer>(.*?)</answer>\s*", re.DOTALL)
 
@@ -17,10 +18,10 @@ def parse_reason(text: str, dimensions: Sequence[str] = ()) -> ParsedAnswer | Pa
 
     Args:
         text: the answer as generated, with or without the end-of-turn token.
-        dimensions: which must be there; without it any non-empty set of the known ones.
+        dimensions: required dimensions; () accepts any non-empty set of known ones.
 
     Returns:
-        Quality per dimension in [0, 1], or the reason why the text cannot be read.
+        Quality per dimension in [0, 1], or the reason why the text is malformed.
     """
     form = _FORM.fullmatch(text.strip().removesuffix(END))
     if form is None:
@@ -37,15 +38,15 @@ def parse_reason(text: str, dimensions: Sequence[str] = ()) -> ParsedAnswer | Pa
 
 
 def read_scores(text: str, num_tokens: int, dimensions: Sequence[str]) -> Answer:
-    """Read a reasoned answer for the rewards: each score as it stands in the text, or what is wrong with the answer.
+    """Read a reasoned answer for the rewards: each score as written in the text, or the fault of the answer.
 
     Args:
         text: the answer without its end token.
         num_tokens: its length.
-        dimensions: which must be there.
+        dimensions: required dimensions.
 
     Returns:
-        The answer; without scores where it cannot be read.
+        The answer; without scores if it is malformed.
     """
     parsed = parse_reason(text, dimensions)
     if isinstance(parsed, ParseFailure):
@@ -69,18 +70,18 @@ def parse_faults(reasoning: str) -> dict[str, tuple[str, ...]]:
 
     Dimensions without a clause are left out.
     """
-    found = {}
-    for name, faults in re.findall(rf"\b({'|'.join(DIMENSIONS)})\s*:\s*([^.:]*)", reasoning):
+    named = {}
+    for name, faults in re.findall(rf"\b({'|'.join(BY_NAME)})\s*:\s*([^.:]*)", reasoning):
         words = (fault.strip() for fault in faults.split(","))
-        found[name] = tuple(word for word in words if word and word not in ("none", *LEVELS))
-    return found
+        named[name] = tuple(word for word in words if word and word not in ("none", *LEVELS))
+    return named
 
 
 def _fault(scores: object, dimensions: Sequence[str]) -> str:
     low, high = SCORE_RANGE
     if not isinstance(scores, dict) or not scores:
         return "answer is not a JSON object with scores"
-    unknown = [name for name in scores if name not in DIMENSIONS]
+    unknown = [name for name in scores if name not in BY_NAME]
     if unknown:
         return f"unknown dimension {unknown[0]!r}"
     missing = [name for name in dimensions if name not in scores]

@@ -1,4 +1,4 @@
-"""The texts that the judge is asked and the answers that it is taught.
+"""The judge's prompts, and the answers that it is trained to give.
 
 A request is one prefix (system, clip, rubric) shared by branches (a question, the start of the assistant's turn). Branches
 and answers are tokenised apart, so a prefix ends in a line break, a branch in a line break or a whole word, and an answer
@@ -11,10 +11,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
-from reward_model.records import DIMENSIONS, LEVELS, Clip, JudgeRequest
+from reward_model.dimensions import BY_NAME, OVERALL, dimension_of, in_order, needs_prompt, shows_prompt
+from reward_model.records import LEVELS, Clip, JudgeRequest
 
 PROMPTS_VERSION = "2"
-"""Changes with any text below; a saved judge names the version that it was trained on."""
+"""Changes with any text below and with the prefix entries of `BY_NAME`; a saved judge names the version of its training."""
 
 END = "<|im_end|>"
 """Ends a turn; free-text answers are taught with it so that generation stops."""
@@ -27,32 +28,21 @@ SCORE_RANGE = (1.0, 5.0)
 
 _SYSTEM = f"<|im_start|>system\nYou judge videos.{END}\n<|im_start|>user\n"
 _ASSISTANT = f"{END}\n<|im_start|>assistant\n"
-_RUBRIC = (
-    "\nVisual quality: sharp, clean frames. Motion quality: smooth, plausible motion. Text alignment: shows the prompt. "
-    "Overall quality: all of it. Levels: bad, poor, fair, good, excellent.\n"
-)
-_QUESTION = {
-    "visual_quality": "Visual quality?",
-    "motion_quality": "Motion quality?",
-    "text_alignment": "Text alignment?",
-    "overall": "Overall quality?",
-}
-_NEEDS_PROMPT = ("text_alignment", "overall")
 
 
 def score_request(clip: Clip, prompt: str | None, dimensions: Sequence[str]) -> JudgeRequest:
     """Ask one question per dimension, whose next token is a level word.
 
     Args:
-        clip: what is rated.
+        clip: rated clip.
         prompt: the text that the clip was generated from; None if there is none. `overall` is then asked without it.
-        dimensions: of `DIMENSIONS`, one branch each in this order.
+        dimensions: names of dimensions, one branch each in this order.
 
     Returns:
         The request.
 
     Raises:
-        ValueError: an unknown dimension, or text alignment without a prompt.
+        ValueError: an unknown dimension, or one that needs a prompt (text alignment) without one.
     """
     return _one_clip(clip, [_level_branch(name, prompt) for name in dimensions])
 
@@ -63,41 +53,42 @@ def describe_request(clip: Clip) -> JudgeRequest:
 
 
 def askable(dimensions: Sequence[str], prompt: str | None) -> tuple[str, ...]:
-    """Return those of `dimensions` that can be asked for: text alignment only with a prompt."""
-    return tuple(name for name in dimensions if prompt is not None or name != "text_alignment")
+    """Return those of `dimensions` that can be asked for: without a prompt, those that do not need one."""
+    return tuple(name for name in dimensions if prompt is not None or not needs_prompt(name))
 
 
 def reason_request(clip: Clip, prompt: str | None, dimensions: Sequence[str]) -> JudgeRequest:
     """Ask for a reasoned answer with one score per dimension.
 
     Args:
-        clip: what is rated.
+        clip: rated clip.
         prompt: the text that the clip was generated from; None if there is none. `overall` is then asked without it.
-        dimensions: of `DIMENSIONS`, what the answer must rate.
+        dimensions: names of dimensions that the answer must rate.
 
     Returns:
         The request.
 
     Raises:
-        ValueError: no or an unknown dimension, or text alignment without a prompt.
+        ValueError: no or an unknown dimension, or one that needs a prompt (text alignment) without one.
     """
     if not dimensions:
         raise ValueError("a reasoned answer must rate at least one dimension")
     for name in dimensions:
         _check_askable(name, prompt)
-    names = [name for name in DIMENSIONS if name in dimensions]
+    names = in_order(dimensions)
     ask = f"Reason in <think>, then give JSON scores 1-5 in <answer>: {', '.join(names)}."
     return _one_clip(clip, [f"{_questions(prompt, names)}{ask}{_ASSISTANT}"])
 
 
-def compare_request(first: Clip, second: Clip, prompt: str | None, dimension: str = "overall") -> JudgeRequest:
+def compare_request(first: Clip, second: Clip, prompt: str | None, dimension: str = OVERALL) -> JudgeRequest:
     """Return the question which of two clips is better, whose next token is one of `PREFERENCES`.
 
-    Each clip is followed by all that a rating of it alone would be asked, so that what is seen of it is gathered there.
+    The rating prompt is repeated after each clip, so the model summarises each clip before comparing.
     """
-    _check(dimension)
-    asked = _questions(prompt, askable(DIMENSIONS, prompt))
-    prefix = (f"{_SYSTEM}A:", 0, f"{_RUBRIC}A:\n{asked}B:", 1, f"{_RUBRIC}B:\n{asked}")
+    compared = dimension_of(dimension)
+    rated = [entry.name for entry in BY_NAME.values() if entry.in_prefix or entry == compared]
+    asked, rubric = _questions(prompt, askable(rated, prompt)), _rubric()
+    prefix = (f"{_SYSTEM}A:", 0, f"{rubric}A:\n{asked}B:", 1, f"{rubric}B:\n{asked}")
     return JudgeRequest(
         (first, second), prefix, (f"Better {dimension.replace('_', ' ')}, A, B or neither?{_ASSISTANT}Better:",)
     )
@@ -138,8 +129,10 @@ def reason_answer(quality: Mapping[str, float], reasoning: str) -> str:
         ValueError: unknown dimension, or quality outside [0, 1].
     """
     low, high = SCORE_RANGE
+    for name in quality:
+        dimension_of(name)
     scores = {}
-    for name in sorted(quality, key=lambda n: (_check(n), DIMENSIONS.index(n))):
+    for name in in_order(quality):
         if not 0.0 <= quality[name] <= 1.0:
             raise ValueError(f"quality[{name!r}] must be in [0, 1], got {quality[name]}")
         scores[name] = round(low + (high - low) * quality[name], 1)
@@ -163,18 +156,30 @@ def quote(text: str) -> str:
 
 
 def _one_clip(clip: Clip, branches: Sequence[str]) -> JudgeRequest:
-    return JudgeRequest((clip,), (_SYSTEM, 0, _RUBRIC), tuple(branches))
+    return JudgeRequest((clip,), (_SYSTEM, 0, _rubric()), tuple(branches))
+
+
+def _rubric() -> str:
+    """Return the part of the shared prefix that follows a clip."""
+    sentences = " ".join(entry.rubric for entry in BY_NAME.values() if entry.in_prefix)
+    return f"\n{sentences} Levels: {', '.join(LEVELS)}.\n"
 
 
 def _level_branch(name: str, prompt: str | None) -> str:
     _check_askable(name, prompt)
-    return f"{_prompt_line(prompt if name in _NEEDS_PROMPT else None)}{_QUESTION[name]}{_ASSISTANT}Rating:"
+    return f"{_prompt_line(prompt if shows_prompt(name) else None)}{_question(name)}{_ASSISTANT}Rating:"
 
 
 def _questions(prompt: str | None, dimensions: Sequence[str]) -> str:
     """Return the prompt and the questions of the dimensions, a line each."""
-    asked = "\n".join(_QUESTION[name] for name in dimensions)
+    asked = "\n".join(_question(name) for name in dimensions)
     return f"{_prompt_line(prompt)}{asked}\n"
+
+
+def _question(name: str) -> str:
+    """Return a dimension's question, after its rubric unless the prefix holds that."""
+    entry = dimension_of(name)
+    return entry.question if entry.in_prefix else f"{entry.rubric} {entry.question}"
 
 
 def _prompt_line(prompt: str | None) -> str:
@@ -182,12 +187,5 @@ def _prompt_line(prompt: str | None) -> str:
 
 
 def _check_askable(dimension: str, prompt: str | None) -> None:
-    _check(dimension)
-    if not askable([dimension], prompt):
-        raise ValueError("text_alignment needs a prompt, got None; leave the dimension out")
-
-
-def _check(dimension: str) -> bool:
-    if dimension not in DIMENSIONS:
-        raise ValueError(f"unknown dimension {dimension!r}, expected one of {', '.join(DIMENSIONS)}")
-    return True
+    if needs_prompt(dimension) and prompt is None:
+        raise ValueError(f"{dimension} needs a prompt, got None; leave the dimension out")

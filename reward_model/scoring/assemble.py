@@ -1,17 +1,19 @@
-"""Collects scores, spreads and reasons of a batch and assembles the `RewardOutput` or `Comparison`.
+"""Assembly of a batch's scores, spreads and reasons into a `RewardOutput`, and of preferences into a `Comparison`.
 
-Shapes: B videos (rows), K = 5 levels, O orders of a comparison, N readable pairs.
+Shapes: B clips (or pairs), K = 5 levels, O orders of a comparison, N readable pairs.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from statistics import fmean
 
 import torch
 from torch import Tensor
 
+from reward_model.dimensions import OVERALL, needs_prompt
 from reward_model.judge.checkpoints.format import JudgeConfig
 from reward_model.media.trained_range import unlike_training
 from reward_model.records import (
@@ -23,6 +25,7 @@ from reward_model.records import (
     LevelReadout,
     ParsedAnswer,
     ParseFailure,
+    PreferenceReadout,
     RewardOutput,
 )
 
@@ -30,147 +33,196 @@ MIN_LEVEL_MASS = 0.5
 """Below this probability on the answer words the judge is not answering the question."""
 
 
-class ScoreSheet:
-    """Scores under construction: dimension -> one tensor, spread, reason per row."""
+@dataclass(frozen=True)
+class OverallScores:
+    """Overall quality of B clips.
+
+    `sources` holds the dimensions that each value is the mean of, ("overall",) where the judge gave it; `reasons` the cause
+    of each missing value, empty otherwise.
+    """
+
+    quality: Tensor
+    sources: list[tuple[str, ...]]
+    reasons: list[str]
+
+
+class ScoreAssembler:
+    """Scores under construction: a readout, or the reason for its absence, per clip and dimension."""
 
     def __init__(
         self,
         dims: tuple[str, ...],
-        num_rows: int,
+        num_clips: int,
         config: JudgeConfig,
         device: torch.device,
         *,
         named: tuple[str, ...] = (),
     ) -> None:
-        """Take what is scored.
+        """Start without scores.
 
         Args:
-            dims: dimensions.
-            num_rows: B.
-            config: the judge's.
-            device: where scores are.
-            named: all that a reasoned question names; empty for levels.
+            dims: dimensions to score.
+            num_clips: B.
+            config: of the judge.
+            device: device of the scores.
+            named: dimensions that the reasoned question names; empty for the level readout.
         """
         self.named = named
-        self.overall_alone = bool(named) and not {"visual_quality", "motion_quality"} & set(named)
-        self.dims, self.num_rows, self.config, self.device = dims, num_rows, config, device
-        self.levels: dict[tuple[int, str], tuple[Tensor, ...]] = {}
-        self.reasons = {name: [""] * num_rows for name in dims}
-        self.texts: list[str | None] = [None] * num_rows
-        self.prompted = [True] * num_rows
-        self.plans: list[FramePlan | None] = [None] * num_rows
-        self.warnings: list[tuple[str, ...]] = [()] * num_rows
+        self.overall_alone = bool(named) and all(name == OVERALL or needs_prompt(name) for name in named)
+        self.dims, self.num_clips, self.config, self.device = dims, num_clips, config, device
+        self.readouts: dict[tuple[int, str], LevelReadout] = {}
+        self.reasons = {name: [""] * num_clips for name in dims}
+        self.texts: list[str | None] = [None] * num_clips
+        self.prompted = [True] * num_clips
+        self.plans: list[FramePlan | None] = [None] * num_clips
+        self.warnings: list[tuple[str, ...]] = [()] * num_clips
 
-    def enter(self, row: int, clip: Clip | str, prompt: str | None) -> tuple[str, ...]:
-        """Note a row's frames, in what they are unlike training, and why dimensions cannot be had; return those that can."""
-        self.prompted[row] = prompt is not None
-        if isinstance(clip, Clip):
-            self.plans[row] = clip.plan
-            self.warnings[row] = unlike_training(clip, self.config.trained_range)
-        for name in self.dims:
-            if isinstance(clip, str):
-                self.reasons[name][row] = clip
-            elif prompt is None and name == "text_alignment":
-                self.reasons[name][row] = NO_PROMPT
+    def add_clip(self, index: int, clip: Clip | str, prompt: str | None) -> tuple[str, ...]:
+        """Record a clip's frame plan and warnings, mark unavailable dimensions with reasons, and return those to ask for."""
+        self.prompted[index] = prompt is not None
         if isinstance(clip, str):
+            for name in self.dims:
+                self.reasons[name][index] = clip
             return ()
-        unprompted = ("text_alignment",) if self.overall_alone else ("text_alignment", "overall")
-        return tuple(d for d in self.dims if prompt is not None or d not in unprompted)
+        self.plans[index] = clip.plan
+        self.warnings[index] = unlike_training(clip, self.config.trained_range)
+        if prompt is not None:
+            return self.dims
+        for name in filter(needs_prompt, self.dims):
+            self.reasons[name][index] = NO_PROMPT
+        return tuple(name for name in self.dims if self._asked_without_prompt(name))
 
-    def put_levels(self, row: int, asked: tuple[str, ...], read: LevelReadout) -> None:
-        """Enter the level readout of `asked` dimensions."""
+    def _asked_without_prompt(self, name: str) -> bool:
+        if name == OVERALL:
+            return self.overall_alone
+        return not needs_prompt(name)
+
+    def add_levels(self, index: int, asked: tuple[str, ...], readout: LevelReadout) -> None:
+        """Record a clip's level readout, of one input per dimension in `asked`."""
         for place, name in enumerate(asked):
-            self.levels[row, name] = tuple(t[place] for t in (read.quality, read.level_probs, read.std, read.mass))
-            mass = float(read.mass[place].detach())
+            self.readouts[index, name] = _one_of(readout, place)
+            mass = float(readout.mass[place].detach())
             if mass < MIN_LEVEL_MASS:
-                self.reasons[name][row] = f"only {mass:.2f} of the probability is on the five level words"
+                self.reasons[name][index] = f"only {mass:.2f} of the probability is on the five level words"
 
-    def put_answers(
-        self, row: int, asked: tuple[str, ...], texts: Sequence[str], answers: Sequence[ParsedAnswer | ParseFailure]
+    def add_answers(
+        self, index: int, asked: tuple[str, ...], texts: Sequence[str], answers: Sequence[ParsedAnswer | ParseFailure]
     ) -> None:
-        """Enter one reasoned answer, or the mean and spread of several; their text is the one nearest to the mean.
+        """Record one reasoned answer, or the mean and spread of several; their text is the one nearest to the mean.
 
-        Where not more than half can be read, there is no score.
+        A score needs more than half of the answers to be well-formed.
         """
         parsed = [answer for answer in answers if isinstance(answer, ParsedAnswer)]
         failed = [answer.reason for answer in answers if isinstance(answer, ParseFailure)]
-        nan = torch.tensor(math.nan, device=self.device)
-        self.texts[row] = texts[_most_typical(answers)]
+        nothing = self._no_readout()
+        self.texts[index] = texts[_most_typical(answers)]
         for name in asked:
             values = torch.tensor([float(a.quality[name]) for a in parsed if name in a.quality], device=self.device)
             if 2 * len(values) > len(answers):
-                spread = values.std(correction=0) if len(answers) > 1 else nan
-                self.levels[row, name] = (values.mean(), nan.expand(len(LEVELS)), spread, nan)
+                spread = values.std(correction=0) if len(answers) > 1 else nothing.std
+                self.readouts[index, name] = LevelReadout(values.mean(), nothing.level_probs, spread, nothing.mass)
             else:
                 reason = failed[0] if failed else f"the answer names no {name}"
                 many = f"only {len(values)} of {len(answers)} answers can be read: " if len(answers) > 1 else ""
-                self.reasons[name][row] = many + reason
+                self.reasons[name][index] = many + reason
 
     def output(self, weights: Mapping[str, float] | None, normalize: str) -> RewardOutput:
-        """Assemble the `RewardOutput`."""
-        calibration = self.config.calibration
+        """Assemble the `RewardOutput`.
+
+        Args:
+            weights: dimension -> weight of the reward; None for the overall score.
+            normalize: unit of the scores: "unit", "raw" or "z".
+
+        Returns:
+            Scores, rewards and reasons of B clips.
+
+        Raises:
+            ValueError: an unknown unit, or "z" without calibration constants.
+        """
+        readouts = {name: self._stacked(name) for name in self.dims}
         nan = torch.tensor(math.nan, device=self.device)
-        empty = (nan, nan.expand(len(LEVELS)), nan, nan)
-        columns = {name: [self.levels.get((row, name), empty) for row in range(self.num_rows)] for name in self.dims}
-        stacked = {
-            name: [torch.stack(part) for part in zip(*column, strict=True)] if column else [nan.new_zeros(0)] * 4
-            for name, column in columns.items()
-        }
-        good = {name: [not reason for reason in self.reasons[name]] for name in self.dims}
-        overall_from: list[tuple[str, ...]] = [("overall",) if "overall" in self.dims else ()] * self.num_rows
-        scores = {name: torch.where(self._mask(good[name]), stacked[name][0], nan) for name in self.dims}
-        overall = self._overall(scores, good, overall_from)
-        if "overall" in self.dims:
-            scores["overall"] = overall
+        scores = {name: torch.where(self._valid(self.reasons[name]), readouts[name].quality, nan) for name in self.dims}
+        overall = self._overall(scores)
+        reasons = dict(self.reasons)
+        if OVERALL in self.dims:
+            scores[OVERALL], reasons[OVERALL] = overall.quality, overall.reasons
+        calibration = self.config.calibration
         scores = {name: _normalise(value, name, normalize, calibration) for name, value in scores.items()}
-        if weights is None:
-            rewards = (
-                scores["overall"] if "overall" in self.dims else _normalise(overall, "overall", normalize, calibration)
+        if weights is not None:
+            rewards = sum(
+                (w * scores[name] for name, w in weights.items()), start=overall.quality.new_zeros(self.num_clips)
             )
+        elif OVERALL in self.dims:
+            rewards = scores[OVERALL]
         else:
-            rewards = sum((w * scores[name] for name, w in weights.items()), start=overall.new_zeros(self.num_rows))
+            rewards = _normalise(overall.quality, OVERALL, normalize, calibration)
         return RewardOutput(
             rewards=rewards,
             scores=scores,
-            std={name: stacked[name][2] for name in self.dims},
-            level_probs={name: stacked[name][1] for name in self.dims},
-            level_mass={name: stacked[name][3] for name in self.dims},
-            valid={name: self._mask(good[name]) for name in self.dims},
-            reasons=self.reasons,
+            std={name: readout.std for name, readout in readouts.items()},
+            level_probs={name: readout.level_probs for name, readout in readouts.items()},
+            level_mass={name: readout.mass for name, readout in readouts.items()},
+            valid={name: self._valid(reasons[name]) for name in self.dims},
+            reasons=reasons,
             texts=None if all(text is None for text in self.texts) else [text or "" for text in self.texts],
             frame_plan=self.plans,
-            overall_from=overall_from,
+            overall_from=overall.sources,
             warnings=self.warnings,
         )
 
-    def _mask(self, good: Sequence[bool]) -> Tensor:
-        return torch.tensor(list(good), dtype=torch.bool, device=self.device)
+    def _no_readout(self) -> LevelReadout:
+        nan = torch.tensor(math.nan, device=self.device)
+        return LevelReadout(quality=nan, level_probs=nan.expand(len(LEVELS)), std=nan, mass=nan)
 
-    def _overall(
-        self, scores: Mapping[str, Tensor], good: dict[str, list[bool]], overall_from: list[tuple[str, ...]]
-    ) -> Tensor:
-        """Return [B]: the judge's own overall, or without a prompt the mean of the dimensions that can be had."""
-        parts = [name for name in self.dims if name != "overall"]
-        rows = []
-        for row in range(self.num_rows):
-            if "overall" in self.dims and (self.prompted[row] or self.overall_alone):
-                rows.append(scores["overall"][row])
-                continue
-            had = tuple(name for name in parts if good[name][row])
-            overall_from[row] = had
-            if had:
-                rows.append(torch.stack([scores[name][row] for name in had]).mean())
+    def _stacked(self, name: str) -> LevelReadout:
+        """Return the readouts of all clips on one dimension; NaN for those without."""
+        nothing = self._no_readout()
+        if not self.num_clips:
+            empty = nothing.quality.new_zeros(0)
+            return LevelReadout(quality=empty, level_probs=empty, std=empty, mass=empty)
+        column = [self.readouts.get((index, name), nothing) for index in range(self.num_clips)]
+        return LevelReadout(
+            quality=torch.stack([readout.quality for readout in column]),
+            level_probs=torch.stack([readout.level_probs for readout in column]),
+            std=torch.stack([readout.std for readout in column]),
+            mass=torch.stack([readout.mass for readout in column]),
+        )
+
+    def _valid(self, reasons: Sequence[str]) -> Tensor:
+        return torch.tensor([not reason for reason in reasons], dtype=torch.bool, device=self.device)
+
+    def _overall(self, scores: Mapping[str, Tensor]) -> OverallScores:
+        """Return the judge's own overall quality, or else the mean of each clip's available dimensions."""
+        others = [name for name in self.dims if name != OVERALL]
+        quality, sources, reasons = [], [], []
+        for index in range(self.num_clips):
+            reason = self.reasons[OVERALL][index] if OVERALL in self.dims else ""
+            if OVERALL in self.dims and (self.prompted[index] or self.overall_alone):
+                value, available = scores[OVERALL][index], (OVERALL,)
+            elif available := tuple(name for name in others if not self.reasons[name][index]):
+                value = torch.stack([scores[name][index] for name in available]).mean()
             else:
-                rows.append(torch.tensor(math.nan, device=self.device))
-                if "overall" in self.dims:
-                    good["overall"][row] = False
-                    reason = next((self.reasons[name][row] for name in parts if self.reasons[name][row]), NO_PROMPT)
-                    self.reasons["overall"][row] = self.reasons["overall"][row] or reason
-        return torch.stack(rows) if rows else torch.zeros(0, device=self.device)
+                value = torch.tensor(math.nan, device=self.device)
+                causes = (self.reasons[name][index] for name in others)
+                reason = reason or next(filter(None, causes), NO_PROMPT)
+            quality.append(value)
+            sources.append(available)
+            reasons.append(reason)
+        return OverallScores(torch.stack(quality) if quality else torch.zeros(0, device=self.device), sources, reasons)
+
+
+def _one_of(readout: LevelReadout, place: int) -> LevelReadout:
+    """Return the readout of a single input."""
+    return LevelReadout(
+        quality=readout.quality[place],
+        level_probs=readout.level_probs[place],
+        std=readout.std[place],
+        mass=readout.mass[place],
+    )
 
 
 def _most_typical(answers: Sequence[ParsedAnswer | ParseFailure]) -> int:
-    """Return which answer is nearest to the mean of those that can be read; the first where there is none."""
+    """Return the index of the answer nearest to the mean of the well-formed ones; 0 if there are none."""
     parsed = {place: answer.quality for place, answer in enumerate(answers) if isinstance(answer, ParsedAnswer)}
     if not parsed:
         return 0
@@ -194,29 +246,41 @@ def _normalise(quality: Tensor, name: str, normalize: str, calibration: Mapping[
     return (quality - calibration[name]["mean"]) / calibration[name]["std"]
 
 
-def comparison(orders: Tensor, rows: Sequence[int], reasons: list[str]) -> Comparison:
-    """Average both orders; `orders` [O, N, 4] holds P(a), P(b), P(tie), mass as seen from a."""
-    num, index = len(reasons), torch.tensor(rows, dtype=torch.long, device=orders.device)
-    mean = orders.mean(dim=0)
-    for place, row in enumerate(rows):
-        mass = float(orders[:, place, 3].min())
-        if mass < MIN_LEVEL_MASS:
-            reasons[row] = f"only {mass:.2f} of the probability is on the answer words"
-    valid = torch.tensor([not reason for reason in reasons], dtype=torch.bool, device=orders.device)
+def average_orders(orders: Sequence[PreferenceReadout], readable: Sequence[int], reasons: Sequence[str]) -> Comparison:
+    """Average the readouts of a comparison over the orders in which its clips were shown.
+
+    Args:
+        orders: O readouts of the N readable pairs, all as seen from the first clip.
+        readable: [N], indices of these pairs among the B pairs.
+        reasons: [B], why a pair is unreadable; empty for readable ones.
+
+    Returns:
+        The outcome of the B pairs; NaN for unreadable ones and for those that the judge does not answer.
+    """
+    p_first, p_second, p_tie, mass = (
+        torch.stack([getattr(order, field.name) for order in orders]) for field in fields(PreferenceReadout)
+    )  # [O, N] each
+    reasons = list(reasons)
+    for index, least in zip(readable, mass.amin(dim=0).tolist(), strict=True):
+        if least < MIN_LEVEL_MASS:
+            reasons[index] = f"only {least:.2f} of the probability is on the answer words"
+    device, num = p_first.device, len(reasons)
+    places = torch.tensor(readable, dtype=torch.long, device=device)
+    valid = torch.tensor([not reason for reason in reasons], dtype=torch.bool, device=device)
 
     def spread(values: Tensor) -> Tensor:
-        """Return [N] with `values` where a pair could be compared, NaN elsewhere."""
-        full = torch.full((num,), math.nan, device=orders.device)
-        full[index] = values
+        """Return [B] with `values` [N] at the comparable pairs, NaN elsewhere."""
+        full = torch.full((num,), math.nan, device=device)
+        full[places] = values
         return torch.where(valid, full, torch.nan)
 
-    first_wins = orders[..., 0] > orders[..., 1]
-    consistent = torch.zeros(num, dtype=torch.bool, device=orders.device)
-    consistent[index] = (first_wins == first_wins[0]).all(dim=0)
+    first_wins = p_first > p_second
+    consistent = torch.zeros(num, dtype=torch.bool, device=device)
+    consistent[places] = (first_wins == first_wins[0]).all(dim=0)
     return Comparison(
-        p_first=spread(mean[:, 0]),
-        p_tie=spread(mean[:, 2]),
-        margin=spread(mean[:, 0] - mean[:, 1]),
+        p_first=spread(p_first.mean(dim=0)),
+        p_tie=spread(p_tie.mean(dim=0)),
+        margin=spread(p_first.mean(dim=0) - p_second.mean(dim=0)),
         valid=valid,
         reasons=reasons,
         consistent=consistent & valid,

@@ -1,4 +1,4 @@
-"""Clips against clips: which of two is better, and the order of a group by few comparisons.
+"""Comparisons of clips: the better one of two, and the order of a group by few comparisons.
 
 Shapes: N pairs, or N clips of a group.
 """
@@ -6,24 +6,24 @@ Shapes: N pairs, or N clips of a group.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 
 import torch
-from torch import Tensor
 
 from reward_model.judge.engine import readouts
 from reward_model.judge.model import VideoJudge
-from reward_model.records import Clip, Comparison, Ranking
-from reward_model.scoring.assemble import comparison
+from reward_model.records import Clip, Comparison, PreferenceReadout, Ranking
+from reward_model.scoring.assemble import average_orders
 
 Margins = Callable[[list[tuple[int, int]]], Sequence[float]]
-"""margins(pairs) -> for each pair (a, b) how far a is ahead of b; all pairs of a call are compared at once."""
+"""margins(pairs) -> lead of a over b for each pair (a, b); all pairs of a call are compared at once."""
 
 
 def merge_order(items: Sequence[int], margins: Margins) -> tuple[list[int], int]:
     """Sort by merging, so that N items take at most N log2 N comparisons in place of N (N - 1) / 2.
 
-    Merges of one level go on side by side, each asking for one pair at a time, so that a call carries many pairs. A judge
-    need not be transitive: the order then is one that its answers on the way allow.
+    All merges of a pass advance together, each with one pair at a time, so that a call carries many pairs. A judge need not
+    be transitive: the order is then one of those that its answers allow.
 
     Args:
         items: ids, in an order that ties keep.
@@ -32,17 +32,17 @@ def merge_order(items: Sequence[int], margins: Margins) -> tuple[list[int], int]
     Returns:
         The ids, best first, and the number of pairs that were compared.
     """
-    runs, num_compared = [[item] for item in items], 0
-    while len(runs) > 1:
-        merges = [_Merge(runs[i], runs[i + 1]) for i in range(0, len(runs) - 1, 2)]
+    ordered, num_compared = [[item] for item in items], 0
+    while len(ordered) > 1:
+        merges = [_Merge(ordered[i], ordered[i + 1]) for i in range(0, len(ordered) - 1, 2)]
         while active := [merge for merge in merges if merge.left and merge.right]:
-            found = margins([(merge.left[0], merge.right[0]) for merge in active])
+            leads = margins([(merge.left[0], merge.right[0]) for merge in active])
             num_compared += len(active)
-            for merge, margin in zip(active, found, strict=True):
-                merge.take(first=margin >= 0)
-        odd = runs[-1:] if len(runs) % 2 else []
-        runs = [merge.done + merge.left + merge.right for merge in merges] + odd
-    return (runs[0] if runs else []), num_compared
+            for merge, lead in zip(active, leads, strict=True):
+                merge.take(first=lead >= 0)
+        odd = ordered[-1:] if len(ordered) % 2 else []
+        ordered = [merge.done + merge.left + merge.right for merge in merges] + odd
+    return (ordered[0] if ordered else []), num_compared
 
 
 class _Merge:
@@ -50,7 +50,7 @@ class _Merge:
         self.left, self.right, self.done = list(left), list(right), list[int]()
 
     def take(self, *, first: bool) -> None:
-        """Move the better one of the two heads to the merged run."""
+        """Move the better one of the two heads to the merged list."""
         self.done.append((self.left if first else self.right).pop(0))
 
 
@@ -64,7 +64,7 @@ def compare_clips(
     swap: bool,
     batch_size: int,
 ) -> Comparison:
-    """Compare N pairs of planned clips, or say why one could not be read.
+    """Compare N pairs of planned clips; unreadable pairs carry the reason.
 
     Args:
         judge: the judge.
@@ -79,15 +79,14 @@ def compare_clips(
         The outcome.
     """
     reasons = [next((c for c in pair if isinstance(c, str)), "") for pair in zip(left, right, strict=True)]
-    rows = [row for row, reason in enumerate(reasons) if not reason]
+    readable = [index for index, reason in enumerate(reasons) if not reason]
     pairs = [
         (a, b, t) for a, b, t in zip(left, right, texts, strict=True) if isinstance(a, Clip) and isinstance(b, Clip)
     ]
     orders = [_preferences(judge, role, pairs, batch_size)]
     if swap:
-        turned = _preferences(judge, role, [(b, a, text) for a, b, text in pairs], batch_size)
-        orders.append(turned[:, [1, 0, 2, 3]])
-    return comparison(torch.stack(orders), rows, reasons)
+        orders.append(_preferences(judge, role, [(b, a, text) for a, b, text in pairs], batch_size).swapped())
+    return average_orders(orders, readable, reasons)
 
 
 def rank_clips(
@@ -97,12 +96,12 @@ def rank_clips(
     reasons = [clip if isinstance(clip, str) else "" for clip in clips]
 
     def margins(pairs: list[tuple[int, int]]) -> list[float]:
-        """Return by how much the first of each pair of ids is preferred, asked in both orders."""
+        """Return the margin of the first of each pair of ids, asked in both orders."""
         left, right = ([clips[pair[side]] for pair in pairs] for side in (0, 1))
-        found = compare_clips(judge, role, left, right, [prompt] * len(pairs), swap=True, batch_size=batch_size)
-        if not bool(found.valid.all()):
-            raise RuntimeError(f"the judge does not compare: {next(filter(None, found.reasons))}")
-        return found.margin.tolist()
+        outcome = compare_clips(judge, role, left, right, [prompt] * len(pairs), swap=True, batch_size=batch_size)
+        if not bool(outcome.valid.all()):
+            raise RuntimeError(f"the judge does not compare: {next(filter(None, outcome.reasons))}")
+        return outcome.margin.tolist()
 
     with torch.no_grad(), judge.remember_clips():
         order, num_compared = merge_order([i for i, reason in enumerate(reasons) if not reason], margins)
@@ -112,13 +111,16 @@ def rank_clips(
 @torch.no_grad()
 def _preferences(
     judge: VideoJudge, role: str | None, pairs: Sequence[tuple[Clip, Clip, str | None]], batch_size: int
-) -> Tensor:
-    """Return [N, 4]: P(first), P(second), P(tie), mass on the three words."""
-    found = [torch.zeros(0, 4, device=judge.device)]
+) -> PreferenceReadout:
+    """Return the readout of N pairs in the order that they are given in."""
+    empty = torch.zeros(0, device=judge.device)
+    batches = [PreferenceReadout(empty, empty, empty, empty)]
     with judge.use_role(role):
         for start in range(0, len(pairs), batch_size):
             requests = [judge.style.compare_request(*pair) for pair in pairs[start : start + batch_size]]
             logits = torch.cat(judge.next_token_logits(requests))
             p_first, p_tie, mass = readouts.read_preference(logits, judge.preference_ids)
-            found.append(torch.stack([p_first, 1 - p_first - p_tie, p_tie, mass], dim=1))
-    return torch.cat(found)
+            batches.append(PreferenceReadout(p_first, 1 - p_first - p_tie, p_tie, mass))
+    return PreferenceReadout(
+        *(torch.cat([getattr(batch, field.name) for batch in batches]) for field in fields(PreferenceReadout))
+    )

@@ -1,4 +1,4 @@
-"""Why a judge scores a clip as it does: reasoned text, named faults, and the frames that the score hangs on.
+"""Explanation of a clip's scores: reasoned text, named faults, and the frames that the score depends on.
 
 Shapes: T judged frames, C = 3, H, W pixels.
 """
@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor
 
+from reward_model.dimensions import OVERALL, needs_prompt
 from reward_model.judge.engine import readouts
 from reward_model.judge.model import VideoJudge
 from reward_model.language import parsing
@@ -20,7 +21,7 @@ from reward_model.records import LEVELS, Clip, Explanation, ParsedAnswer
 def explain_clip(judge: VideoJudge, clip: Clip, prompt: str | None) -> Explanation:
     """Explain the scores of one clip with the adapter that is in use."""
     known = tuple(judge.config.dimensions)
-    asked = tuple(d for d in known if prompt is not None or d not in ("text_alignment", "overall"))
+    asked = tuple(name for name in known if prompt is not None or not (name == OVERALL or needs_prompt(name)))
     pixels = clip.frames.detach().to(judge.device).requires_grad_(True)
     with torch.enable_grad():
         request = score_request(Clip(pixels, clip.plan), prompt, asked)

@@ -1,4 +1,4 @@
-"""A judge's reward as a loss for trainers of others.
+"""The judge's reward as a differentiable loss for other trainers.
 
 Shapes: B videos.
 """
@@ -26,7 +26,7 @@ def pixel_loss(
         reward: a `VideoJudgeReward`.
         target: None minimises -reward; a number minimises |reward - target|.
         scale: factor of the loss.
-        space: of the reward in the loss.
+        space: space of the reward in the loss, "expectation" or "logit".
         weights: dimension -> weight of the reward; None for overall.
 
     Returns:
@@ -41,12 +41,12 @@ def pixel_loss(
         raise ValueError("space='logit' needs weights=None: a weighted sum of qualities has no log-odds")
 
     def loss(videos: Any, prompts: Any = None, *, fps: Any = None, layout: str = "BTCHW") -> tuple[Tensor, Tensor]:
-        """Return the loss, a scalar with gradient to the pixels, and the rewards [B]; RuntimeError where one could not be had."""
+        """Return the scalar loss with gradient to the pixels and the rewards [B]; RuntimeError if one is unavailable."""
         out = reward(videos, prompts, fps=fps, layout=layout, weights=weights, differentiable=True)
-        bad = ~torch.isfinite(out.rewards.detach())
-        if bool(bad.any()):
-            why = {name: [r for r in reasons if r] for name, reasons in out.reasons.items()}
-            raise RuntimeError(f"{int(bad.sum())} of {len(bad)} rewards could not be had: {why}")
+        missing = ~torch.isfinite(out.rewards.detach())
+        if bool(missing.any()):
+            causes = {name: [r for r in reasons if r] for name, reasons in out.reasons.items()}
+            raise RuntimeError(f"{int(missing.sum())} of {len(missing)} rewards could not be computed: {causes}")
         value = out.rewards if space == "expectation" else torch.logit(out.rewards, eps=1e-4)
         distance = -value if target is None else (value - target).abs()
         return scale * distance.mean(), out.rewards.detach()

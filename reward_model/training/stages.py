@@ -18,7 +18,7 @@ from torch import nn
 from reward_model.judge.checkpoints.format import BASE_FOLDER
 from reward_model.judge.model import VideoJudge
 from reward_model.media.trained_range import widened
-from reward_model.records import DIMENSIONS, Clip, Example, RatedClip, Video, VideoPair, VideoQuestion
+from reward_model.records import DIMENSIONS, Annotation, Clip, RatedClip, Video, VideoPair, VideoQuestion
 from reward_model.rewards import build_rewards
 from reward_model.training.finish import finish
 from reward_model.training.fit import Loss, fit, rank_and_world
@@ -235,7 +235,7 @@ def _noting_planner(judge: VideoJudge) -> Callable[[Video | Path], Clip]:
     return plan
 
 
-def _note_reasoned(judge: VideoJudge, stage: StageConfig, asked: Sequence[Example]) -> None:
+def _note_reasoned(judge: VideoJudge, stage: StageConfig, asked: Sequence[Annotation]) -> None:
     """Note which dimensions the stage's role is taught to rate in one reasoned answer."""
     found, role = judge.config.reasoned, stage.role or ""
     rated = [example.quality for example in asked if isinstance(example, RatedClip)]
@@ -244,7 +244,7 @@ def _note_reasoned(judge: VideoJudge, stage: StageConfig, asked: Sequence[Exampl
         judge.configure(reasoned={**found, role: [*found.get(role, ()), *new]})
 
 
-def _both_orders(examples: Sequence[Example]) -> list[VideoPair]:
+def _both_orders(examples: Sequence[Annotation]) -> list[VideoPair]:
     """Return the labelled pairs and those of neighbouring clips, each in both orders, so that the order teaches nothing."""
     pairs = [e for e in examples if isinstance(e, VideoPair)] + [pair_of(*two) for two in neighbours(examples)]
     return [order for pair in pairs for order in (pair, swapped(pair))]

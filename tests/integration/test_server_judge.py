@@ -13,14 +13,14 @@ from reward_model import cli
 from reward_model.media.video_io import encode_video, write_video
 from reward_model.records import VideoError
 from reward_model.serving.client import VideoJudgeClient
-from reward_model.serving.server.judge import ServedJudge
-from reward_model.serving.server.settings import ServerSettings
+from reward_model.serving.server.config import ServerConfig
+from reward_model.serving.server.judge import JudgeService
 from reward_model.toy_world import moving_shapes
 from reward_model.video_reward import VideoJudgeReward
 from tests.running_server import ask, frames_of, running
 
 CLIPS = Path(__file__).resolve().parents[3] / "shared" / "clips"
-SETTINGS = ServerSettings(max_frames=200, max_seconds=20.0, max_body_mb=20.0, max_frame_pixels=2**19)
+CONFIG = ServerConfig(max_frames=200, max_seconds=20.0, max_body_mb=20.0, max_frame_pixels=2**19)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def reward():
 
 @pytest.fixture(scope="module")
 def url(reward):
-    with running(ServedJudge(reward, SETTINGS), SETTINGS) as address:
+    with running(JudgeService(reward, CONFIG), CONFIG) as address:
         yield address
 
 

@@ -18,13 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reward_model.dimensions import video_align_names
 from reward_model.judge.checkpoints.format import SAME_FOLDER, JudgeConfig, quiet
 from reward_model.judge.checkpoints.location import refuse_pickles
 from reward_model.judge.families.qwen2_vl import TEXT_RULE
 from reward_model.judge.model import VideoJudge
 from reward_model.judge.modules.score_head import HeadSettings, ScoreHead
 
-NAMES = {"VQ": "visual_quality", "MQ": "motion_quality", "TA": "text_alignment"}
+NAMES = video_align_names()
 """VideoAlign's name -> dimension."""
 
 _LEAST_PIXELS = 128 * 28 * 28

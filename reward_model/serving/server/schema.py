@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
-from reward_model.serving.options import Normalize, Readout
+from reward_model.dimensions import BY_NAME
+from reward_model.serving.options import Normalize, Readout, ScoreOptions
 
 MAX_FPS = 1000.0
 MAX_SAMPLES = 16
 
 Prompt = Annotated[str, Field(max_length=4096)]
-Dimension = Literal["visual_quality", "motion_quality", "text_alignment", "overall"]
+if TYPE_CHECKING:
+    DimensionName = str
+else:
+    DimensionName = Literal[tuple(BY_NAME)]
 
 
 class StrictBody(BaseModel):
@@ -55,15 +59,25 @@ class ScoreBody(StrictBody):
 
     videos: list[Video] = Field(min_length=1)
     prompts: Prompts = None
-    dimensions: list[Dimension] | None = Field(
+    dimensions: list[DimensionName] | None = Field(
         None, min_length=1, description="dimensions to score; null: all of the judge's"
     )
-    weights: dict[Dimension, Annotated[float, Field(allow_inf_nan=False)]] | None = Field(
+    weights: dict[DimensionName, Annotated[float, Field(allow_inf_nan=False)]] | None = Field(
         None, min_length=1, description="dimension -> weight in the reward; null makes the reward the overall score"
     )
     readout: Readout = Field("level", description="level: one forward pass; reason: a reasoned answer")
     num_samples: int = Field(1, ge=1, le=MAX_SAMPLES, description="reasoned answers to average")
     normalize: Normalize = Field("unit", description="scale: [0, 1], 1 to 5, or standardised")
+
+    def options(self) -> ScoreOptions:
+        """Return the options of this request."""
+        return ScoreOptions.of(
+            dimensions=self.dimensions,
+            weights=self.weights,
+            readout=self.readout,
+            num_samples=self.num_samples,
+            normalize=self.normalize,
+        )
 
 
 class CompareBody(StrictBody):

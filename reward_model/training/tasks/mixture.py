@@ -20,12 +20,12 @@ from reward_model.judge.model import VideoJudge
 from reward_model.media.frame_sampling import FramePolicy
 from reward_model.media.intake import plan_clip
 from reward_model.media.motion_encoders import encoder_of
-from reward_model.records import Clip, Example, RatedClip, Video, VideoPair
+from reward_model.records import Annotation, Clip, RatedClip, Video, VideoPair
 from reward_model.toy_world import moving_shapes
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
-Source = Callable[[int, int], Sequence[Example]]
+Source = Callable[[int, int], Sequence[Annotation]]
 """source(seed, num) -> examples that show about num clips, a pair counting as two; neighbouring clips share their prompt
 where the data has such clips. The same for the same arguments."""
 
@@ -57,7 +57,7 @@ def open_source(config: DataConfig, *, held_out: bool = False) -> Source:
     return partial(_draw_listed, sorted(chosen, key=_place))
 
 
-def _place(example: Example) -> tuple[str, str]:
+def _place(example: Annotation) -> tuple[str, str]:
     """Sort by kind, and clips of one prompt next to each other."""
     return type(example).__name__, (example.prompt or "") if isinstance(example, RatedClip) else ""
 
@@ -72,7 +72,7 @@ def open_mixture(configs: Sequence[DataConfig], *, held_out: bool = False) -> So
     sources = [open_source(config, held_out=held_out) for config in configs]
     weights = [config.weight for config in configs]
 
-    def draw(seed: int, num: int) -> list[Example]:
+    def draw(seed: int, num: int) -> list[Annotation]:
         """Draw every pair of clips from one of the sections."""
         chosen = random.Random(seed).choices(range(len(sources)), weights, k=(num + 1) // 2)
         with torch.autocast("cpu", enabled=False):  # clips are what they are whatever precision the judge runs in
@@ -96,7 +96,7 @@ def rated_on(rated: RatedClip, dimensions: Sequence[str]) -> RatedClip:
     return replace(rated, quality=quality, facts={**rated.facts, "faults": faults})
 
 
-def _draw_images(clips: Source, seed: int, num: int) -> list[Example]:
+def _draw_images(clips: Source, seed: int, num: int) -> list[Annotation]:
     return [middle_frame(clip) for clip in clips(seed, num) if isinstance(clip, RatedClip)]
 
 
@@ -109,10 +109,10 @@ def middle_frame(rated: RatedClip) -> RatedClip:
     return replace(rated_on(rated, ["visual_quality"]), video=still, prompt=None)
 
 
-def _draw_listed(examples: Sequence[Example], seed: int, num: int) -> list[Example]:
+def _draw_listed(examples: Sequence[Annotation], seed: int, num: int) -> list[Annotation]:
     """Draw pairs of neighbours, or one labelled pair in place of two."""
     rng = random.Random(seed)
-    found: list[Example] = []
+    found: list[Annotation] = []
     for _ in range((num + 1) // 2):
         start = rng.randrange(max(1, len(examples) - 1))
         if isinstance(examples[start], VideoPair):

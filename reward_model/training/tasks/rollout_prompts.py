@@ -20,7 +20,7 @@ from reward_model.language.requests import (
     reason_request,
 )
 from reward_model.media.perturbations import perturb
-from reward_model.records import Answer, Clip, Example, JudgeRequest, Label, RatedClip, VideoPair, VideoQuestion
+from reward_model.records import Annotation, Answer, Clip, JudgeRequest, Label, RatedClip, VideoPair, VideoQuestion
 from reward_model.training.tasks.supervised import ToClip, choices_of, neighbours, pair_of
 
 LOW, HIGH = SCORE_RANGE
@@ -82,7 +82,7 @@ def perturbed(question: Question, name: str, generator: torch.Generator) -> Ques
     return replace(question, request=replace(question.request, clips=clips))
 
 
-def plan_questions(examples: Sequence[Example], shares: Mapping[str, float]) -> list[tuple[str, Example]]:
+def plan_questions(examples: Sequence[Annotation], shares: Mapping[str, float]) -> list[tuple[str, Annotation]]:
     """Choose what is asked about a batch.
 
     Args:
@@ -92,7 +92,7 @@ def plan_questions(examples: Sequence[Example], shares: Mapping[str, float]) -> 
     Returns:
         (kind, example) for each question, reasons first.
     """
-    found: Mapping[str, Sequence[Example]] = {
+    found: Mapping[str, Sequence[Annotation]] = {
         "reason": [e for e in examples if isinstance(e, RatedClip)],
         "compare": [
             *(e for e in examples if isinstance(e, VideoPair)),
@@ -104,7 +104,7 @@ def plan_questions(examples: Sequence[Example], shares: Mapping[str, float]) -> 
     return [(kind, e) for kind in found if kind in shares for e in found[kind][: round(num * shares[kind])]]
 
 
-def ask(kind: str, example: Example, to_clip: ToClip, *, group: int) -> Question:
+def ask(kind: str, example: Annotation, to_clip: ToClip, *, group: int) -> Question:
     """Return the question of a kind about an example of `plan_questions`."""
     return _ASK[kind](example, to_clip, group=group)
 

@@ -11,7 +11,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 FLOORS = {
     "reward_model": (
-        ("config", "records"),
+        ("config", "dimensions"),
+        ("records",),
         ("datasets", "language", "media", "rewards"),
         ("judge", "toy_world"),
         ("evaluation", "scoring"),
@@ -55,8 +56,9 @@ HEAVY = {"transformers", "diffusers", "peft", "av", "trl", "accelerate", "datase
 TORCHLESS = {
     "reward_model.__init__",
     "reward_model.config",
+    "reward_model.dimensions",
     "reward_model.records",
-    "reward_model.scoring.json_rows",
+    "reward_model.scoring.json_records",
     "reward_model.cli",
 }
 TORCHLESS |= {"generator_loop.__init__", "generator_loop.config", "generator_loop.records"}

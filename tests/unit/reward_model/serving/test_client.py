@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from reward_model.records import Video, VideoError
-from reward_model.scoring.json_rows import unexplained_row
+from reward_model.scoring.json_records import unexplained_record
 from reward_model.serving import client as module
 from reward_model.serving import wire
 from reward_model.serving.client import VideoJudgeClient
@@ -54,7 +54,7 @@ def scripted(*answers: tuple[int, dict[str, str], object] | None) -> Iterator[tu
         server.server_close()
 
 
-def row(reward: float | None = 0.5) -> wire.Row:
+def row(reward: float | None = 0.5) -> wire.JsonRecord:
     return {
         "prompt": None,
         "valid": reward is not None,
@@ -149,7 +149,7 @@ def test_pairs_are_compared():
 
 
 def test_an_explanation_of_a_video_that_cannot_be_read_raises_as_at_home():
-    with scripted((200, {}, unexplained_row("damaged: cut", None))) as (url, _):
+    with scripted((200, {}, unexplained_record("damaged: cut", None))) as (url, _):
         with pytest.raises(VideoError, match="damaged: cut"):
             VideoJudgeClient(url).explain(b"a")
 

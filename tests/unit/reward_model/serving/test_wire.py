@@ -9,7 +9,13 @@ import torch
 from safetensors.torch import save
 
 from reward_model.records import Comparison, Explanation, FramePlan, RewardOutput
-from reward_model.scoring.json_rows import Row, comparison_rows, explanation_row, output_rows, unscored_row
+from reward_model.scoring.json_records import (
+    JsonRecord,
+    comparison_records,
+    explanation_record,
+    output_records,
+    unscored_record,
+)
 from reward_model.serving import wire
 
 NAN = math.nan
@@ -34,7 +40,7 @@ def output() -> RewardOutput:
     )
 
 
-def crossed(rows: list[Row]) -> list[Row]:
+def crossed(rows: list[JsonRecord]) -> list[JsonRecord]:
     """Return rows as they arrive; strict JSON has no NaN."""
     return json.loads(json.dumps(rows, allow_nan=False))
 
@@ -51,12 +57,12 @@ def assert_same(left: object, right: object) -> None:
 
 
 def test_scores_survive_the_wire_exactly():
-    rows = crossed(output_rows(output(), [None, "a cat"]))
+    rows = crossed(output_records(output(), [None, "a cat"]))
     assert_same(wire.reward_output(rows), output())
 
 
 def test_a_row_is_valid_where_only_a_prompt_was_missing():
-    first, second = output_rows(output(), [None, "a cat"])
+    first, second = output_records(output(), [None, "a cat"])
     assert (first["valid"], second["valid"]) == (True, False)
     assert first["valid_dimensions"] == {"visual_quality": True, "text_alignment": False}
     assert first["scores"]["text_alignment"] is None
@@ -66,13 +72,13 @@ def test_a_row_is_valid_where_only_a_prompt_was_missing():
 
 
 def test_a_level_readout_has_no_texts():
-    rows = [{**row, "text": None} for row in output_rows(output(), [None, None])]
+    rows = [{**row, "text": None} for row in output_records(output(), [None, None])]
     assert wire.reward_output(rows).texts is None
 
 
 def test_a_video_that_nobody_scored_has_the_fields_of_one_that_was():
-    found = unscored_row("the process died", "a cat")
-    assert set(found) == set(output_rows(output(), [None, "a cat"])[0])
+    found = unscored_record("the process died", "a cat")
+    assert set(found) == set(output_records(output(), [None, "a cat"])[0])
     assert found["reasons"]["overall"] == "the process died"
     assert not found["valid"]
 
@@ -86,7 +92,7 @@ def test_comparisons_survive_the_wire():
         reasons=["", "damaged: cut"],
         consistent=torch.tensor([True, False]),
     )
-    rows = crossed(comparison_rows(found, ["x", "y"]))
+    rows = crossed(comparison_records(found, ["x", "y"]))
     assert (rows[1]["p_first"], rows[1]["consistent"], rows[1]["reason"]) == (None, None, "damaged: cut")
     assert_same(wire.comparison(rows), found)
 
@@ -100,7 +106,7 @@ def test_explanations_survive_the_wire():
         saliency={"motion_quality": torch.tensor([0.25, 0.75])},
         reason="",
     )
-    (row,) = crossed([explanation_row(found, "x")])
+    (row,) = crossed([explanation_record(found, "x")])
     assert row["valid"] is True
     back = wire.explanation(row)
     assert (back.text, back.levels, back.labels, back.reason) == (found.text, found.levels, found.labels, "")

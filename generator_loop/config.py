@@ -12,7 +12,7 @@ from reward_model.records import DIMENSIONS
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSettings:
+class RunConfig:
     """Where and how long a run works."""
 
     output: str
@@ -34,7 +34,7 @@ class RunSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GeneratorSettings:
+class GeneratorConfig:
     """The text-to-video model and its adapter."""
 
     path: str
@@ -98,7 +98,7 @@ def is_address(path: str) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgeSettings:
+class JudgesConfig:
     """The judge that rewards, and the one that audits."""
 
     path: str
@@ -130,7 +130,7 @@ class JudgeSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardTerm:
+class RewardTermConfig:
     """A reward of the user's own, beside the judge's."""
 
     callable: str
@@ -146,12 +146,12 @@ class RewardTerm:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardSettings:
+class RewardMixConfig:
     """What the generator learns from: a weighted sum of the judge's dimensions and the user's own terms."""
 
     weights: dict[str, float] = field(default_factory=lambda: {"overall": 1.0})
     """Dimension of the judge -> weight."""
-    terms: dict[str, RewardTerm] = field(default_factory=dict)
+    terms: dict[str, RewardTermConfig] = field(default_factory=dict)
     """Name -> reward of the user's own."""
     pessimism: float = 0.0
     """c: a clip is worth the mean of the judge and its ensemble minus c times their standard deviation, so that what one judge
@@ -175,7 +175,7 @@ class RewardSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptSettings:
+class PromptConfig:
     """Which prompts are trained on, and which are held out for the evaluation."""
 
     world: Literal["moving_shapes"] | None = None
@@ -197,7 +197,7 @@ class PromptSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingSettings:
+class SamplingConfig:
     """How groups of clips are drawn from the generator."""
 
     num_prompts: int = 8
@@ -217,7 +217,7 @@ class SamplingSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class UpdateSettings:
+class UpdateConfig:
     """How the generator's adapter is optimised."""
 
     learning_rate: float = 3e-4
@@ -246,7 +246,7 @@ class UpdateSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoopSettings:
+class LoopConfig:
     """How generator and judge alternate."""
 
     num_rounds: int
@@ -262,11 +262,14 @@ class LoopSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnchorSettings:
+class AnchorConfig:
     """Clips of known quality that hold the judge in place."""
 
     path: str | None = None
-    """CSV with columns video, prompt and one per known dimension (quality in [0, 1]); null renders moving shapes."""
+    """CSV or JSONL of rated clips (columns video, prompt and one per known dimension); null renders moving shapes."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Our name (video, prompt, source_id or a dimension) -> the file's column, such as `overall: "MOS[1,5]"` where the ratings
+    run from 1 to 5; empty reads columns of our own names, with qualities in [0, 1]."""
     num_train: int = 256
     """Anchors mixed into a refresh."""
     num_held_out: int = 128
@@ -275,14 +278,18 @@ class AnchorSettings:
     def __post_init__(self) -> None:
         """Check ranges."""
         _positive("refresh.anchors", self, "num_train", "num_held_out")
+        if self.columns and self.path is None:
+            raise ValueError("refresh.anchors.columns describes the file refresh.anchors.path, which is null")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RefreshSettings:
+class RefreshConfig:
     """How the judge learns from the generator's newest clips."""
 
     every: int = 1
     """Rounds between two refreshes; 0 never refreshes."""
+    pair_source: str = "new_beats_old"
+    """Source of the preference pairs, by its name in `refresh.PAIR_SOURCES`; new_beats_old is VQ-Insight's."""
     num_prompts: int = 16
     """Prompts whose newest best clip is paired with an old loser."""
     num_steps: int = 30
@@ -293,7 +300,7 @@ class RefreshSettings:
     """Rate of AdamW on the judge's adapter."""
     max_accuracy_loss: float = 0.01
     """Held-out anchor accuracy, as a fraction, that a refresh may lose before it is rolled back."""
-    anchors: AnchorSettings = field(default_factory=AnchorSettings)
+    anchors: AnchorConfig = field(default_factory=AnchorConfig)
     """The labelled clips."""
 
     def __post_init__(self) -> None:
@@ -307,7 +314,7 @@ class RefreshSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationSettings:
+class EvaluationConfig:
     """How progress is measured on held-out prompts, with the same noise each time."""
 
     num_seeds: int = 4
@@ -330,27 +337,27 @@ class EvaluationSettings:
 class JointConfig:
     """One joint run."""
 
-    run: RunSettings
+    run: RunConfig
     """Where and how long."""
-    generator: GeneratorSettings
+    generator: GeneratorConfig
     """The text-to-video model."""
-    judge: JudgeSettings
+    judge: JudgesConfig
     """The judges."""
-    prompts: PromptSettings
+    prompts: PromptConfig
     """What is asked of the generator."""
     objective: Any
     """How the generator learns; the settings of the objective that `objective.name` chooses."""
-    loop: LoopSettings
+    loop: LoopConfig
     """How generator and judge alternate."""
-    reward: RewardSettings = field(default_factory=RewardSettings)
+    reward: RewardMixConfig = field(default_factory=RewardMixConfig)
     """What is rewarded."""
-    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
     """How clips are drawn."""
-    update: UpdateSettings = field(default_factory=UpdateSettings)
+    update: UpdateConfig = field(default_factory=UpdateConfig)
     """How the adapter is optimised."""
-    refresh: RefreshSettings = field(default_factory=RefreshSettings)
+    refresh: RefreshConfig = field(default_factory=RefreshConfig)
     """How the judge learns."""
-    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """How progress is measured."""
 
     def __post_init__(self) -> None:

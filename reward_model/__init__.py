@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from reward_model.config import load_config
+    from reward_model.datasets.base import read_manifest
     from reward_model.evaluation.metrics import bootstrap_interval, pair_accuracy, pairs_within_groups, srcc
     from reward_model.media.video_io import read_video, write_video
     from reward_model.serving.client import VideoJudgeClient
@@ -25,6 +26,7 @@ __all__ = [
     "oracle",
     "pair_accuracy",
     "pairs_within_groups",
+    "read_manifest",
     "read_video",
     "srcc",
     "write_video",
@@ -37,6 +39,7 @@ _HOMES = {
     "load_config": "reward_model.config",
     "pair_accuracy": "reward_model.evaluation.metrics",
     "pairs_within_groups": "reward_model.evaluation.metrics",
+    "read_manifest": "reward_model.datasets.base",
     "read_video": "reward_model.media.video_io",
     "srcc": "reward_model.evaluation.metrics",
     "write_video": "reward_model.media.video_io",

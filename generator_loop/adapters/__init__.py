@@ -1,4 +1,4 @@
-"""Generator families by name; a further one needs its file here and its name in `config.GeneratorSettings.family`."""
+"""Generator families by name; a further one needs its file here and its name in `config.GeneratorConfig.family`."""
 
 from generator_loop.adapters.cogvideox import CogVideoXGenerator
 from generator_loop.adapters.hunyuan_video import HunyuanVideoGenerator

@@ -16,7 +16,7 @@ from torch import Tensor
 from generator_loop.adapters.base import VideoGenerator
 from generator_loop.evaluation.columns import CURRENT, INITIAL, Measure
 from generator_loop.records import Draw, Prompt, Rollout
-from generator_loop.rewards.scorer import Judge, weighted
+from generator_loop.rewards.scorer import ScoringJudge, weighted
 from generator_loop.sampling.rollout import PromptEncoder, rollout
 from generator_loop.tracking.metric_log import is_distributed
 
@@ -54,7 +54,7 @@ class Evaluator:
 
     prompts: tuple[Prompt, ...]
     """Held-out prompts, in the order of the evaluation's rows."""
-    judges: Mapping[str, Judge]
+    judges: Mapping[str, ScoringJudge]
     """`initial`, `current` and, where there is one, `audit`."""
     measures: Mapping[str, Measure]
     """Source -> measure; the moving-shapes world gives `oracle` and `open`."""

@@ -68,16 +68,16 @@ def round_record(
     }
 
 
-def flat(record: Mapping[str, Any]) -> dict[str, float]:
+def log_record(record: Mapping[str, Any]) -> dict[str, float]:
     """Return a round's numbers under one level of names, for the metric log."""
-    found = {name: value for name, value in record.items() if isinstance(value, (int, float)) and name != "round"}
-    return found | {f"oracle_{name}": value for name, value in (record["oracle"] or {}).items() if value is not None}
+    numbers = {name: value for name, value in record.items() if isinstance(value, (int, float)) and name != "round"}
+    return numbers | {f"oracle_{name}": value for name, value in (record["oracle"] or {}).items() if value is not None}
 
 
-def row_of(evaluation: Evaluation, place: int) -> dict[str, float | None]:
+def clip_scores(evaluation: Evaluation, index: int) -> dict[str, float | None]:
     """Return the rewards and the oracle's dimensions of one clip."""
     wanted = [name for name in evaluation.columns if name.startswith(f"{ORACLE}/") or name.endswith("/reward")]
-    return {name: finite_or_none(evaluation.columns[name][place]) for name in wanted}
+    return {name: finite_or_none(evaluation.columns[name][index]) for name in wanted}
 
 
 def summary(
@@ -106,8 +106,8 @@ def summary(
     settings = config.evaluation
     return {
         "rounds": list(rounds),
-        "before": levels(before),
-        "after": levels(after),
+        "before": means_by_source(before),
+        "after": means_by_source(after),
         "difference": difference(before, after, num_resamples=settings.num_resamples, seed=config.run.seed),
         "pair_accuracy": {"before": pair_accuracies(before), "after": pair_accuracies(after)},
         "num_prompts": len(set(after.prompt_ids)),
@@ -199,7 +199,7 @@ def _interval(
     return {"mean": found.value, "low": finite_or_none(found.low), "high": finite_or_none(found.high)}
 
 
-def levels(evaluation: Evaluation) -> dict[str, Any]:
+def means_by_source(evaluation: Evaluation) -> dict[str, Any]:
     """Return the means of an evaluation as `summary.json` states them under before and after."""
     rewards = {source: evaluation.means(source) for source in (INITIAL, CURRENT, AUDIT)}
     return {

@@ -1,30 +1,26 @@
-"""Tripwires against reward hacking: cheap statistics of the samples that no reward sees.
+"""Cheap statistics of the samples that no reward sees.
 
 Reward-hacked video drifts to plain grounds, washed or garish colour, stillness and sameness; each of these shows in one
-number per iteration. Crossing a limit is reported, not corrected.
+number per iteration.
 
 Shape legend: B = prompts x group size, G group size, T pixel frames.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from generator_loop.records import Rollout, Scored
 
-LIMITS = {"motion": (0.4, 3.0), "edges": (0.4, 3.0), "saturation": (0.5, 2.0), "group_spread": (0.4, 2.5)}
-"""Statistic -> lowest and highest factor of its first value that passes without an alarm."""
-
 
 @torch.no_grad()
-def statistics(rollout: Rollout, scored: Scored) -> dict[str, float]:
-    """Return what a rollout looks like in a few numbers.
+def statistics(samples: Rollout, scored: Scored) -> dict[str, float]:
+    """Return a few numbers that describe one iteration's samples.
 
     Args:
-        rollout: samples of one iteration.
+        samples: this process's groups.
         scored: their rewards.
 
     Returns:
@@ -32,12 +28,12 @@ def statistics(rollout: Rollout, scored: Scored) -> dict[str, float]:
         brightness, saturation (largest minus smallest channel), edges (mean absolute difference of neighbours), motion
         (mean absolute difference of consecutive frames), and group_spread (deviation of latents within a group).
     """
-    frames, size = rollout.frames, rollout.group_size
-    spread = rollout.latents.unflatten(0, (-1, size)).std(dim=1, correction=0)  # [B / G, ...]
+    frames, size = samples.frames, samples.group_size
+    spread = rearrange(samples.latents, "(b g) ... -> b g ...", g=size).std(dim=1, correction=0)
     motion = (frames[:, 1:] - frames[:, :-1]).abs().mean() if frames.shape[1] > 1 else torch.tensor(0.0)
-    found = {
+    numbers = {
         "reward": _mean(scored.rewards),
-        "reward_group_std": _mean(scored.rewards.unflatten(0, (-1, size)).std(dim=1, correction=0)),
+        "reward_group_std": _mean(rearrange(scored.rewards, "(b g) -> b g", g=size).std(dim=1, correction=0)),
         "valid_fraction": float(scored.valid.float().mean()),
         "brightness": float(frames.mean()),
         "saturation": float((frames.amax(2) - frames.amin(2)).mean()),
@@ -46,27 +42,8 @@ def statistics(rollout: Rollout, scored: Scored) -> dict[str, float]:
         "group_spread": float(spread.mean()),
     }
     if scored.disagreement is not None:
-        found["disagreement"] = _mean(scored.disagreement)
-    return found | {f"score_{name}": _mean(value) for name, value in scored.scores.items()}
-
-
-def alarms(now: Mapping[str, float], first: Mapping[str, float]) -> tuple[str, ...]:
-    """Return a sentence for each statistic that left its limits.
-
-    Args:
-        now: statistics of this iteration.
-        first: statistics of the run's first iteration.
-
-    Returns:
-        Sentences, none where all is well.
-    """
-    found = []
-    for name, (low, high) in LIMITS.items():
-        if first[name] > 0 and not low * first[name] <= now[name] <= high * first[name]:
-            found.append(
-                f"{name} is {now[name]:.3g}, {now[name] / first[name]:.2f} of its first value: look at the samples"
-            )
-    return tuple(found)
+        numbers["disagreement"] = _mean(scored.disagreement)
+    return numbers | {f"score_{name}": _mean(value) for name, value in scored.scores.items()}
 
 
 def refuse_invalid(scored: Scored, *, max_fraction: float) -> None:

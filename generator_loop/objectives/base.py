@@ -22,7 +22,7 @@ from generator_loop.flow.sde import RandomSteps
 from generator_loop.records import Draw, LossOutput, Predict, Prompt, Rollout, Scored
 from generator_loop.rewards.advantages import Advantages
 
-Reward = Callable[[Tensor, Sequence[Prompt]], Tensor]
+PixelReward = Callable[[Tensor, Sequence[Prompt]], Tensor]
 """reward(frames [N, T, C, H, W], N prompts) -> [N] with gradient to the frames, NaN where it could not be had."""
 
 
@@ -43,7 +43,7 @@ class Policies:
     old: Predict
     reference: Predict
     decode: Decode
-    reward: Reward
+    reward: PixelReward
 
     def frames(self, latents: Tensor, run: range | None) -> Tensor:
         """Decode latents, or those of a run alone; a decoder that knows no runs serves where none is asked for."""

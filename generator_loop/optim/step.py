@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from generator_loop.adapters.base import OLD, POLICY, REFERENCE, VideoGenerator, predict_with
-from generator_loop.objectives.base import Batch, Objective, Policies, Reward
+from generator_loop.objectives.base import Batch, Objective, PixelReward, Policies
 
 
 class NonFiniteError(RuntimeError):
@@ -34,7 +34,7 @@ def all_sum(values: Tensor) -> Tensor:
     return values
 
 
-def policies_of(generator: VideoGenerator, reward: Reward) -> Policies:
+def policies_of(generator: VideoGenerator, reward: PixelReward) -> Policies:
     """Hand an objective what it may call.
 
     Args:

@@ -5,17 +5,16 @@ Shape legend: A anchors.
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from generator_loop.config import AnchorSettings
+from generator_loop.config import AnchorConfig
+from reward_model import read_manifest
 from reward_model.records import DIMENSIONS, RatedClip
 
 if TYPE_CHECKING:
@@ -91,7 +90,7 @@ def reanchor(current: Tensor, initial: Tensor) -> Affine:
     return Affine(offset=float(y.mean()) - slope * float(x.mean()), slope=slope)
 
 
-def read_anchors(settings: AnchorSettings) -> Anchors:
+def read_anchors(settings: AnchorConfig) -> Anchors:
     """Read labelled clips from `refresh.anchors.path`, or render them in the moving-shapes world.
 
     Args:
@@ -101,7 +100,7 @@ def read_anchors(settings: AnchorSettings) -> Anchors:
         The anchors.
 
     Raises:
-        ValueError: the file lacks columns or rows, or a quality is not in [0, 1].
+        ValueError: The file lacks columns or clips, or a quality is outside its scale; the message names file and line.
     """
     wanted = settings.num_train + settings.num_held_out
     if settings.path is None:
@@ -109,7 +108,7 @@ def read_anchors(settings: AnchorSettings) -> Anchors:
 
         train = moving_shapes.sample_rated(settings.num_train, seed=_ANCHOR_SEED)
         return Anchors(tuple(train), tuple(moving_shapes.sample_rated(settings.num_held_out, seed=_ANCHOR_SEED + 1)))
-    clips = _read_rated(Path(settings.path))
+    clips = read_manifest(settings.path, columns=settings.columns or None)
     if len(clips) < wanted:
         raise ValueError(f"{settings.path} holds {len(clips)} clips, refresh.anchors asks for {wanted}")
     return Anchors(tuple(clips[: settings.num_train]), tuple(clips[settings.num_train : wanted]))
@@ -117,18 +116,3 @@ def read_anchors(settings: AnchorSettings) -> Anchors:
 
 _ANCHOR_SEED = 7_000_000
 """Far from the seeds on which judges are trained."""
-
-
-def _read_rated(path: Path) -> list[RatedClip]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = list(csv.DictReader(file))
-    if not rows or "video" not in rows[0] or not set(DIMENSIONS) & set(rows[0]):
-        raise ValueError(f"{path} needs a column video and at least one of {', '.join(DIMENSIONS)}")
-    clips = []
-    for number, row in enumerate(rows, start=2):
-        quality = {name: float(row[name]) for name in DIMENSIONS if row.get(name)}
-        if not all(0 <= value <= 1 for value in quality.values()):
-            raise ValueError(f"{path}, line {number}: quality must be in [0, 1], got {quality}")
-        video = path.parent / row["video"]
-        clips.append(RatedClip(video=video, prompt=row.get("prompt") or None, quality=quality, source_id=str(video)))
-    return clips

@@ -1,72 +1,102 @@
 """The judge learns from the generator's newest clips, and is put back if it forgets what it knew.
 
-Each refresh pairs the newest best clip of a prompt with the loser that an older policy drew for it, mixes these pairs
-with labelled anchors, and trains the level readout of the role that serves as reward. Accuracy on held-out anchors
-decides whether the result is kept; an affine map on the same anchors brings the rewards of all rounds to one scale.
+A refresh mixes pairs of a pair source with labelled anchors and trains the level readout of the role that serves as
+reward. Accuracy on held-out anchors decides whether the result is kept; an affine map on the same anchors brings the
+rewards of all rounds to one scale.
 
-Shape legend: A anchors.
-
-Source: VQ-Insight (arXiv 2506.18564), stage 3, step 6 and 7.
+Source: VQ-Insight (arXiv 2506.18564), stage 3, steps 6 and 7.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from generator_loop.config import RefreshSettings
-from generator_loop.refresh.anchors import Anchors, anchor_accuracy, anchor_scores
+from generator_loop.config import RefreshConfig
+from generator_loop.refresh.anchors import Affine, Anchors, anchor_accuracy, anchor_scores, reanchor
+from generator_loop.refresh.base import PairSource
+from generator_loop.rewards.scorer import weighted
 from reward_model.records import VideoPair
 
 if TYPE_CHECKING:
     from reward_model.video_reward import VideoJudgeReward
 
 
-def refresh(
-    judge: VideoJudgeReward,
-    pairs: Sequence[VideoPair],
-    anchors: Anchors,
-    settings: RefreshSettings,
-    *,
-    seed: int,
-) -> dict[str, float]:
-    """Train the judge's role on pairs and anchors; restore it if held-out anchor accuracy fell too far.
+class JudgeRefresher:
+    """Trains the rewarding judge's role between rounds and keeps its rewards on the initial scale."""
 
-    Args:
-        judge: the rewarding judge; its role's adapter changes in place.
-        pairs: new clips against old ones.
-        anchors: labelled clips.
-        settings: steps, rates and the accuracy that may be lost.
-        seed: of the draws.
+    def __init__(
+        self,
+        judge: VideoJudgeReward,
+        *,
+        initial: VideoJudgeReward,
+        source: PairSource,
+        anchors: Anchors,
+        weights: Mapping[str, float],
+        config: RefreshConfig,
+    ) -> None:
+        """Score the held-out anchors with the initial judge.
 
-    Returns:
-        `kept` (0 or 1), `accuracy_before`, `accuracy_after` and the training's metrics.
-    """
-    from reward_model.training.methods.refresh import refresh_levels
+        Args:
+            judge: the rewarding judge; refreshes change its role's adapter in place.
+            initial: frozen view of the judge as it was at the run's start.
+            source: of the pairs.
+            anchors: labelled clips.
+            weights: dimension -> weight of the reward.
+            config: steps, rates, when a refresh is due, and the accuracy that may be lost.
+        """
+        self.judge, self.source, self.num_kept = judge, source, 0
+        self._anchors, self._weights, self._config = anchors, weights, config
+        self._initial_rewards = weighted(anchor_scores(initial, anchors.held_out), weights)
 
-    assert judge.role is not None, "a refresh trains an adapter"
-    saved = adapter_tensors(judge)
-    before = anchor_accuracy(anchor_scores(judge, anchors.held_out), anchors.held_out)
-    metrics = refresh_levels(
-        judge.judge,
-        role=judge.role,
-        pairs=pairs,
-        anchors=anchors.train,
-        num_steps=settings.num_steps,
-        learning_rate=settings.learning_rate,
-        batch_size=settings.batch_size,
-        seed=seed,
-    )
-    judge.judge.requires_grad_(False)
-    after = anchor_accuracy(anchor_scores(judge, anchors.held_out), anchors.held_out)
-    kept = after >= before - settings.max_accuracy_loss
-    if not kept:
-        load_adapter_tensors(judge, saved)
-    metrics = {f"judge_{name}": value for name, value in metrics.items() if name not in ("step", "seconds")}
-    return {**metrics, "accuracy_before": before, "accuracy_after": after, "kept": float(kept)}
+    def is_due(self, num_rounds: int) -> bool:
+        """Return whether the judge is refreshed after `num_rounds` rounds."""
+        return num_rounds % self._config.every == 0
+
+    def refresh(self, pairs: Sequence[VideoPair], *, seed: int) -> dict[str, float]:
+        """Train the role on pairs and anchors; restore it if held-out anchor accuracy fell too far.
+
+        Args:
+            pairs: preferences of the pair source.
+            seed: of the batches.
+
+        Returns:
+            `kept` (0 or 1), `accuracy_before`, `accuracy_after` and the training's metrics.
+        """
+        from reward_model.training.methods.refresh import refresh_levels
+
+        assert self.judge.role is not None, "a refresh trains an adapter"
+        config, saved, before = self._config, adapter_tensors(self.judge), self._accuracy()
+        metrics = refresh_levels(
+            self.judge.judge,
+            role=self.judge.role,
+            pairs=pairs,
+            anchors=self._anchors.train,
+            num_steps=config.num_steps,
+            learning_rate=config.learning_rate,
+            batch_size=config.batch_size,
+            seed=seed,
+        )
+        self.judge.judge.requires_grad_(False)
+        after = self._accuracy()
+        kept = after >= before - config.max_accuracy_loss
+        if not kept:
+            load_adapter_tensors(self.judge, saved)
+        self.num_kept += int(kept)
+        metrics = {f"judge_{name}": value for name, value in metrics.items() if name not in ("step", "seconds")}
+        return {**metrics, "accuracy_before": before, "accuracy_after": after, "kept": float(kept)}
+
+    def scale(self) -> tuple[Affine, float]:
+        """Return the map of the current judge's rewards to the initial scale, and its accuracy on held-out anchors."""
+        scores = anchor_scores(self.judge, self._anchors.held_out)
+        accuracy = anchor_accuracy(scores, self._anchors.held_out)
+        return reanchor(weighted(scores, self._weights), self._initial_rewards), accuracy
+
+    def _accuracy(self) -> float:
+        return anchor_accuracy(anchor_scores(self.judge, self._anchors.held_out), self._anchors.held_out)
 
 
 def adapter_tensors(judge: VideoJudgeReward) -> dict[str, Tensor]:
@@ -77,8 +107,8 @@ def adapter_tensors(judge: VideoJudgeReward) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def load_adapter_tensors(judge: VideoJudgeReward, tensors: dict[str, Tensor]) -> None:
-    """Put back what `adapter_tensors` returned.
+def load_adapter_tensors(judge: VideoJudgeReward, tensors: Mapping[str, Tensor]) -> None:
+    """Put back the weights that `adapter_tensors` returned.
 
     Args:
         judge: the judge whose role is restored.

@@ -20,11 +20,11 @@ from reward_model import VideoJudgeClient
 if TYPE_CHECKING:
     from reward_model.records import RewardOutput
 
-Term = Callable[..., Any]
+RewardTerm = Callable[..., Any]
 """term(frames [B, T, C, H, W], prompts, fps=...) -> [B]."""
 
 
-class Judge(Protocol):
+class ScoringJudge(Protocol):
     """The part of `VideoJudgeReward` that scores."""
 
     def __call__(
@@ -39,7 +39,7 @@ class Judge(Protocol):
     ) -> RewardOutput: ...
 
 
-class ServedJudge:
+class RemoteJudge:
     """A judge that another process serves; it is shown clips of 8 bits a channel."""
 
     def __init__(self, url: str, *, token: str | None) -> None:
@@ -61,14 +61,14 @@ class ServedJudge:
         differentiable: bool = False,
         batch_size: int = 16,
     ) -> RewardOutput:
-        """Score clips; see `Judge`. ValueError where a gradient is asked for, RuntimeError where the server fails."""
+        """Score clips; see `ScoringJudge`. ValueError where a gradient is asked for, RuntimeError where the server fails."""
         shown = (videos.detach().clamp(0, 1) * 255).round().to(torch.uint8)
         return self._client.score(
             shown, prompts, fps=fps, weights=weights, differentiable=differentiable, batch_size=batch_size
         )
 
 
-def load_term(name: str) -> Term:
+def load_term(name: str) -> RewardTerm:
     """Import a reward given as `module:function`.
 
     Args:
@@ -96,17 +96,17 @@ def load_term(name: str) -> Term:
 class Scorer:
     """Weighted sum of the judge's dimensions and of further terms."""
 
-    judge: Judge
+    judge: ScoringJudge
     """Scores clips; its gradient reaches the pixels. The scores reported are its own."""
     weights: Mapping[str, float]
     """Dimension of the judge -> weight."""
-    terms: Mapping[str, tuple[Term, float]]
+    terms: Mapping[str, tuple[RewardTerm, float]]
     """Name -> (function, weight)."""
     fps: float
     """Frames per second of every clip."""
     batch_size: int
     """Clips per forward pass of the judge."""
-    others: Sequence[Judge] = ()
+    others: Sequence[ScoringJudge] = ()
     """Judges that are asked beside it."""
     pessimism: float = 0.0
     """c of the reward mean - c std over all judges."""
@@ -130,6 +130,10 @@ class Scorer:
             scores={name: value.detach().float().cpu() for name, value in scores.items()},
             disagreement=_spread(outs).float().cpu() if self.others else None,
         )
+
+    def sampled(self, samples: Rollout) -> tuple[Rollout, Scored]:
+        """Return the samples with their scores."""
+        return samples, self.score(samples)
 
     def differentiable(self, frames: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         """Return the judges' reward [N] of N clips with gradient to the frames; NaN where it could not be had."""

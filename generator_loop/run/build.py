@@ -15,26 +15,46 @@ from generator_loop.evaluation import toy_world as world
 from generator_loop.evaluation.columns import AUDIT, CURRENT, INITIAL
 from generator_loop.evaluation.held_out import Evaluator
 from generator_loop.evaluation.probes import Probes
+from generator_loop.guards import GUARDS
+from generator_loop.guards.base import Watch
 from generator_loop.objectives import DIFFERENTIATING, OBJECTIVE_CONFIGS, OBJECTIVES
-from generator_loop.optim.step import Updater
+from generator_loop.optim.learner import Learner
 from generator_loop.records import Draw, Prompt
-from generator_loop.refresh.anchors import Anchors, anchor_scores, read_anchors
-from generator_loop.rewards.scorer import Scorer, ServedJudge, load_term, weighted
+from generator_loop.refresh import PAIR_SOURCES
+from generator_loop.refresh.anchors import read_anchors
+from generator_loop.refresh.refresh import JudgeRefresher
+from generator_loop.rewards.scorer import RemoteJudge, Scorer, load_term
 from generator_loop.run.launch import Processes
 from generator_loop.run.session import Progress, RewardingJudge, Session
 from generator_loop.sampling.prompts import open_prompts
 from generator_loop.sampling.rollout import PromptEncoder, rollout
+from generator_loop.sampling.sampler import Sampler
 from generator_loop.tracking.metric_log import MetricLog, ProgressBar
 from reward_model import VideoJudgeReward
-from reward_model.config import load_config
+from reward_model.config import did_you_mean, load_config
 
 TOY = "toy"
 """Path that stands for the embedded models."""
 
 
 def read_config(path: str | Path, overrides: list[str]) -> JointConfig:
-    """Return the config of a joint run; see `load_config` for the errors."""
-    return load_config(JointConfig, path, overrides, variants={"objective": OBJECTIVE_CONFIGS})
+    """Return the config of a joint run.
+
+    Args:
+        path: YAML file; None starts from the defaults.
+        overrides: "section.key=value" items.
+
+    Returns:
+        The checked config.
+
+    Raises:
+        ValueError: see `load_config`; or a name that no registry knows.
+    """
+    config = load_config(JointConfig, path, overrides, variants={"objective": OBJECTIVE_CONFIGS})
+    if config.refresh.pair_source not in PAIR_SOURCES:
+        hint = did_you_mean(config.refresh.pair_source, list(PAIR_SOURCES))
+        raise ValueError(f"refresh.pair_source is {config.refresh.pair_source!r}{hint}")
+    return config
 
 
 def open_session(config: JointConfig, processes: Processes) -> Session:
@@ -53,32 +73,33 @@ def open_session(config: JointConfig, processes: Processes) -> Session:
     generator = open_generator(config, processes.device)
     judge, initial_judge = _open_judge(config, processes.device)
     train_prompts, held_out = open_prompts(config.prompts, seed=config.run.seed)
-    encoder = PromptEncoder(generator)
-    draw = Draw(seed=config.run.seed, step=0)
-    anchors = read_anchors(config.refresh.anchors) if config.refresh.every else None
-    output = Path(config.run.output)
+    encoder, objective = PromptEncoder(generator), OBJECTIVES[config.objective.name](config.objective)
+    draw, output = Draw(seed=config.run.seed, step=0), Path(config.run.output)
+    scorer = _scorer(config, judge, processes)
     return Session(
         config=config,
         output=output,
         processes=processes,
         generator=generator,
-        objective=OBJECTIVES[config.objective.name](config.objective),
-        updater=Updater(
-            generator.trainable_parameters(),
-            lr=config.update.learning_rate,
-            weight_decay=config.update.weight_decay,
-            max_grad_norm=config.update.max_grad_norm,
-        ),
-        encoder=encoder,
-        train_prompts=train_prompts,
         judge=judge,
-        initial_judge=initial_judge,
-        scorer=_scorer(config, judge, processes),
+        sampler=Sampler(
+            generator=generator,
+            encoder=encoder,
+            prompts=train_prompts,
+            config=config.sampling,
+            seed=config.run.seed,
+            rank=processes.rank,
+            num_ranks=processes.count,
+            tail_span=objective.tail_span,
+            random_steps=objective.random_steps,
+        ),
+        scorer=scorer,
+        learner=Learner(generator, objective, reward=scorer.differentiable, config=config.update),
+        refresher=_refresher(config, judge, initial_judge, train_prompts),
+        watch=Watch(GUARDS),
         evaluator=_evaluator(config, held_out, judge, initial_judge, encoder, processes),
         probes=_probes(config, generator, held_out, encoder, draw),
         renderer=_renderer(config, held_out, draw),
-        anchors=anchors,
-        initial_anchor_rewards=_anchor_rewards(config, initial_judge, anchors),
         log=MetricLog(output / "metrics.jsonl", is_main=processes.is_main),
         bar=ProgressBar(config.loop.num_rounds * config.loop.num_iterations, is_shown=processes.is_main),
         progress=Progress(),
@@ -121,14 +142,14 @@ def _load_judge(config: JointConfig, path: Path | str, device: torch.device) -> 
     )
 
 
-def _served(config: JointConfig, url: str) -> ServedJudge:
+def _served(config: JointConfig, url: str) -> RemoteJudge:
     if config.objective.name in DIFFERENTIATING and url != config.judge.audit_path:
         raise ValueError(
             f"objective.name={config.objective.name} needs the judge's gradient, which a served judge does not send: load "
             f"{url}'s judge by its folder"
         )
     file = config.judge.token_file
-    return ServedJudge(url, token=None if file is None else Path(file).read_text(encoding="utf-8").strip())
+    return RemoteJudge(url, token=None if file is None else Path(file).read_text(encoding="utf-8").strip())
 
 
 def _open_judge(config: JointConfig, device: torch.device) -> tuple[RewardingJudge, RewardingJudge]:
@@ -234,11 +255,22 @@ def _renderer(config: JointConfig, held_out: tuple[Prompt, ...], draw: Draw) -> 
     )
 
 
-def _anchor_rewards(config: JointConfig, judge: RewardingJudge, anchors: Anchors | None) -> torch.Tensor | None:
-    if anchors is None:
+def _refresher(
+    config: JointConfig, judge: RewardingJudge, initial: RewardingJudge, prompts: tuple[Prompt, ...]
+) -> JudgeRefresher | None:
+    if not config.refresh.every:
         return None
-    assert isinstance(judge, VideoJudgeReward), "only a judge that is refreshed has anchors"
-    return weighted(anchor_scores(judge, anchors.held_out), config.reward.weights)
+    assert isinstance(judge, VideoJudgeReward) and isinstance(initial, VideoJudgeReward), (
+        "a served judge is not refreshed"
+    )
+    return JudgeRefresher(
+        judge,
+        initial=initial,
+        source=PAIR_SOURCES[config.refresh.pair_source](prompts),
+        anchors=read_anchors(config.refresh.anchors),
+        weights=config.reward.weights,
+        config=config.refresh,
+    )
 
 
 def embedded(package: str, name: str) -> Path:

@@ -14,7 +14,6 @@ from generator_loop.optim.step import policies_of
 from generator_loop.records import Draw
 from generator_loop.rewards.advantages import group_advantages
 from generator_loop.run.session import Session
-from generator_loop.sampling.rollout import rollout
 
 Result = TypeVar("Result")
 
@@ -31,37 +30,23 @@ def estimate(session: Session) -> str:
     Returns:
         Lines of text.
     """
-    config, generator = session.config, session.generator
+    config, generator, objective = session.config, session.generator, session.learner.objective
     clips = num_clips(session)
     before = {name: tensor.clone() for name, tensor in generator.weights(POLICY).items()}
     draw, group = Draw(config.run.seed, 0).fork("estimate"), config.sampling.group_size
-    samples, sample_seconds = _timed(
-        lambda: rollout(
-            generator,
-            session.train_prompts[:1],
-            encoder=session.encoder,
-            draw=draw,
-            group_size=group,
-            num_steps=config.sampling.num_steps,
-            batch_size=config.sampling.batch_size,
-            tail_span=session.objective.tail_span,
-            random_steps=session.objective.random_steps,
-        )
-    )
+    samples, sample_seconds = _timed(lambda: session.sampler.sample(session.sampler.prompts[:1], draw, policy=POLICY))
     scored, score_seconds = _timed(lambda: session.scorer.score(samples))
     advantages = group_advantages(scored.rewards, group_size=group)
-    steps = session.objective.plan(
-        samples, scored, advantages, draw=draw, micro_batch_size=config.update.micro_batch_size
-    )
+    steps = objective.plan(samples, scored, advantages, draw=draw, micro_batch_size=config.update.micro_batch_size)
     first = next(steps)
     policies = policies_of(generator, session.scorer.differentiable)
-    _, update_seconds = _timed(lambda: session.updater.step(session.objective, first, policies))
+    _, update_seconds = _timed(lambda: session.learner.updater.step(objective, first, policies))
     generator.set_weights(POLICY, before)
     processes = session.processes.count
     seconds = {
         "sampling": clips["sampled"] / group * sample_seconds / processes,
         "scoring": clips["judged"] / group * score_seconds / processes,
-        "updates": clips["trained"] / group * update_seconds * session.objective.num_updates / processes,
+        "updates": clips["trained"] / group * update_seconds * objective.num_updates / processes,
     }
     lines = [f"{name:<12}{value:>12,} clips" for name, value in clips.items()]
     lines += [f"{name:<12}{value / 3600:>12.2f} hours" for name, value in seconds.items()]

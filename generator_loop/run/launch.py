@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 
 from generator_loop.tracking.metric_log import is_distributed
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,15 @@ class Processes:
         """Return once every process has come here."""
         if is_distributed():
             torch.distributed.barrier()
+
+
+def gather(items: list[Item]) -> list[Item]:
+    """Return the items of all processes, in the order of their ranks; they are pickled on the way."""
+    if not is_distributed():
+        return items
+    shares: list[list[Item]] = [[] for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(shares, items)
+    return [item for share in shares for item in share]
 
 
 def refuse_lost_processes(environ: Mapping[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""A run's parts, built from its config, and its progress."""
+"""The parts of one run and its progress."""
 
 from __future__ import annotations
 
@@ -7,29 +7,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from generator_loop.adapters.base import VideoGenerator
+from generator_loop.adapters.base import POLICY, VideoGenerator
 from generator_loop.config import JointConfig
 from generator_loop.evaluation.held_out import Evaluation, Evaluator
 from generator_loop.evaluation.probes import Probes
-from generator_loop.objectives.base import Objective
-from generator_loop.optim.step import Updater
-from generator_loop.records import Draw, Prompt
-from generator_loop.refresh.anchors import Affine, Anchors, anchor_accuracy, anchor_scores, reanchor
-from generator_loop.refresh.new_beats_old import Loser
-from generator_loop.rewards.scorer import Scorer, ServedJudge, weighted
-from generator_loop.run.launch import Processes
-from generator_loop.sampling.rollout import PromptEncoder
+from generator_loop.guards.base import Watch
+from generator_loop.optim.learner import Learner
+from generator_loop.records import Draw
+from generator_loop.refresh.base import PairTools
+from generator_loop.refresh.refresh import JudgeRefresher
+from generator_loop.rewards.scorer import RemoteJudge, Scorer
+from generator_loop.run.launch import Processes, gather
+from generator_loop.sampling.sampler import Sampler
 from generator_loop.tracking.metric_log import MetricLog, ProgressBar
 from reward_model import VideoJudgeReward
 
-RewardingJudge = VideoJudgeReward | ServedJudge
+RewardingJudge = VideoJudgeReward | RemoteJudge
 
 
 @dataclass
 class Progress:
-    """What changes while a run goes on, beside the weights."""
+    """Counters and measurements of a run; a checkpoint stores them beside the weights."""
 
     round: int = 0
     """Rounds finished."""
@@ -37,42 +35,33 @@ class Progress:
     """Iterations finished in the round under way."""
     seconds: float = 0.0
     """Wall time of the round under way, before the last resume."""
-    num_kept: int = 0
-    """Refreshes kept so far."""
     rounds: list[dict[str, Any]] = field(default_factory=list)
     """Entries of the summary."""
     before: Evaluation | None = None
     """Measured before any update."""
     after: Evaluation | None = None
     """Measured at the end."""
-    first: dict[str, float] = field(default_factory=dict)
-    """Statistics of the first iteration, from which alarms are measured."""
     alarms: list[str] = field(default_factory=list)
-    """Sentences of the monitors."""
-    losers: dict[int, Loser] = field(default_factory=dict)
-    """Prompt id -> what the policy of the round's start drew worst."""
+    """Sentences of the guards."""
 
 
 @dataclass
 class Session:
-    """The parts of one run."""
+    """The parts of one run, one for each step of an iteration or round; `run.build` makes them."""
 
     config: JointConfig
     output: Path
     processes: Processes
     generator: VideoGenerator
-    objective: Objective[Any]
-    updater: Updater
-    encoder: PromptEncoder
-    train_prompts: tuple[Prompt, ...]
     judge: RewardingJudge
-    initial_judge: RewardingJudge
+    sampler: Sampler
     scorer: Scorer
+    learner: Learner
+    refresher: JudgeRefresher | None
+    watch: Watch
     evaluator: Evaluator
     probes: Probes
     renderer: dict[str, float] | None
-    anchors: Anchors | None
-    initial_anchor_rewards: torch.Tensor | None
     log: MetricLog
     bar: ProgressBar
     progress: Progress
@@ -88,17 +77,19 @@ class Session:
         """Random streams of the iteration that comes next."""
         return Draw(seed=self.config.run.seed, step=self.step)
 
+    @property
+    def pair_tools(self) -> PairTools:
+        """The parts that a pair source may use now."""
+        return PairTools(
+            sample=lambda prompts: self.scorer.sampled(self.sampler.sample(prompts, self.draw, policy=POLICY)),
+            decode=self.generator.decode,
+            gather=gather,
+            rank=self.processes.rank,
+            num_ranks=self.processes.count,
+            num_prompts=self.config.refresh.num_prompts,
+            fps=self.config.generator.fps,
+        )
+
     def round_seconds(self) -> float:
         """Return the wall time of the round under way."""
         return self.progress.seconds + time.monotonic() - self.started
-
-
-def anchored(session: Session) -> tuple[Affine, float]:
-    """Return the current judge's map to the initial scale, and its accuracy on the held-out anchors (NaN without)."""
-    if session.anchors is None or session.initial_anchor_rewards is None:
-        return Affine(), float("nan")
-    assert isinstance(session.judge, VideoJudgeReward)
-    scores = anchor_scores(session.judge, session.anchors.held_out)
-    rewards = weighted(scores, session.config.reward.weights)
-    accuracy = anchor_accuracy(scores, session.anchors.held_out)
-    return reanchor(rewards, session.initial_anchor_rewards), accuracy

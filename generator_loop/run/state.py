@@ -19,13 +19,13 @@ from generator_loop.adapters.base import OLD, POLICY, REFERENCE
 from generator_loop.config import JointConfig
 from generator_loop.evaluation.columns import INITIAL
 from generator_loop.evaluation.held_out import Evaluation
-from generator_loop.refresh.new_beats_old import Loser
 from generator_loop.refresh.refresh import adapter_tensors, load_adapter_tensors
 from generator_loop.run.build import read_config
 from generator_loop.run.session import Progress, Session
 from generator_loop.tracking import checkpoint
 from reward_model import VideoJudgeReward
 from reward_model.config import save_config
+from reward_model.files import write_json
 
 log = logging.getLogger(__name__)
 
@@ -63,23 +63,22 @@ def _writer(session: Session) -> Callable[[Path], None]:
             checkpoint.write_tensors(state / "judge.safetensors", adapter_tensors(session.judge))
         for name in (POLICY, OLD, REFERENCE):
             checkpoint.write_tensors(state / f"{name}.safetensors", session.generator.weights(name))
-        checkpoint.write_tensors(state / "optimizer.safetensors", session.updater.state())
+        checkpoint.write_tensors(state / "optimizer.safetensors", session.learner.updater.state())
         checkpoint.write_tensors(state / "rng.safetensors", {"torch": torch.get_rng_state()})
-        # the place keeps their order, in which the refresh takes them
-        losers = {f"{place:06d}.{key}": item.latents for place, (key, item) in enumerate(progress.losers.items())}
-        checkpoint.write_tensors(state / "losers.safetensors", losers)
+        if session.refresher is not None:
+            checkpoint.write_tensors(state / "pairs.safetensors", session.refresher.source.state())
         counters = {
             "round": progress.round,
             "iteration": progress.iteration,
             "seconds": session.round_seconds(),
-            "num_kept": progress.num_kept,
+            "num_kept": session.refresher.num_kept if session.refresher is not None else 0,
             "rounds": progress.rounds,
             "before": _evaluation_json(progress.before),
             "after": _evaluation_json(progress.after),
-            "first": progress.first,
+            "first": session.watch.first,
             "alarms": progress.alarms,
         }
-        checkpoint.write_json(state / "progress.json", counters)
+        write_json(state / "progress.json", counters)
         save_config(session.config, folder / "config.yaml")
 
     return write
@@ -102,23 +101,22 @@ def restore(session: Session) -> None:
     state = folder / "state"
     for name in (POLICY, OLD, REFERENCE):
         session.generator.set_weights(name, checkpoint.read_tensors(state / f"{name}.safetensors"))
-    session.updater.load_state(checkpoint.read_tensors(state / "optimizer.safetensors"))
+    session.learner.updater.load_state(checkpoint.read_tensors(state / "optimizer.safetensors"))
     if isinstance(session.judge, VideoJudgeReward):
         load_adapter_tensors(session.judge, checkpoint.read_tensors(state / "judge.safetensors"))
     torch.set_rng_state(checkpoint.read_tensors(state / "rng.safetensors")["torch"])
     saved = json.loads((state / "progress.json").read_text(encoding="utf-8"))
-    prompts = {prompt.prompt_id: prompt for prompt in session.train_prompts}
-    latents = checkpoint.read_tensors(state / "losers.safetensors")
     session.progress = Progress(
-        **{name: saved[name] for name in ("round", "iteration", "seconds", "num_kept", "rounds", "first", "alarms")},
+        **{name: saved[name] for name in ("round", "iteration", "seconds", "rounds", "alarms")},
         before=_evaluation_from(saved["before"]),
         after=_evaluation_from(saved["after"]),
-        losers={
-            int(key): Loser(prompts[int(key)], latents[name].to(session.generator.device))
-            for name in sorted(latents)
-            for key in [name.partition(".")[2]]
-        },
     )
+    session.watch.first = saved["first"]
+    if session.refresher is not None:
+        session.refresher.num_kept = saved["num_kept"]
+        observed = checkpoint.read_tensors(state / "pairs.safetensors")
+        device = session.generator.device
+        session.refresher.source.load_state({name: tensor.to(device) for name, tensor in observed.items()})
     session.log.rewind(session.step)
     session.bar.start_at(session.step)
     log.info("resumed from %s: round %d, iteration %d", folder, session.progress.round, session.progress.iteration)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from generator_loop.config import PromptSettings
+from generator_loop.config import PromptConfig
 from generator_loop.records import Draw, Prompt
 from reward_model import moving_shapes
 
@@ -103,7 +103,7 @@ def draw_prompts(
     return tuple(prompts[index] for index in order[rank::num_ranks].tolist())
 
 
-def open_prompts(settings: PromptSettings, *, seed: int) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
+def open_prompts(settings: PromptConfig, *, seed: int) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
     """Return training and held-out prompts, which share none.
 
     Args:

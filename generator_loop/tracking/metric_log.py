@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from generator_loop.tracking.checkpoint import write_text
+from reward_model.files import write_text
 
 
 class MetricLog:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from generator_loop.tracking.checkpoint import write_text
+from reward_model.files import write_text
 
 PIPELINES = {
     "wan": "WanPipeline",

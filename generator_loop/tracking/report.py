@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from generator_loop.tracking.charts import line_chart
-from generator_loop.tracking.checkpoint import write_text
 from generator_loop.tracking.metric_log import read_log
+from reward_model.files import write_text
 
 _REWARDS = {
     "reward_initial_judge": "judge as it was",

@@ -104,7 +104,7 @@ def _check_place(args: argparse.Namespace) -> None:
 
 
 def _clips(args: argparse.Namespace) -> list[RatedClip]:
-    from reward_model.datasets.base import CLIP_COLUMNS, read_manifest, read_rows
+    from reward_model.datasets.base import CLIP_COLUMNS, read_manifest, read_records
     from reward_model.evaluation.benchmark import moving_shapes_clips
     from reward_model.records import DIMENSIONS, RatedClip
 
@@ -114,7 +114,7 @@ def _clips(args: argparse.Namespace) -> list[RatedClip]:
             raise ValueError(f"--columns describes a file; {WORLD} has none")
         return moving_shapes_clips(args.num, seed=args.seed)
     path = Path(args.dataset)
-    rows = read_rows(path)
+    rows = read_records(path)
     names = columns or {name: name for name in CLIP_COLUMNS if name in rows[0]}
     if set(names) & set(DIMENSIONS) or set(names) - set(CLIP_COLUMNS) or "video" not in names:
         return read_manifest(path, columns=columns)

@@ -79,12 +79,12 @@ def _pairs(args: argparse.Namespace) -> list[Pair]:
 
 
 def _listed(path: Path, columns: dict[str, str], prompt: str | None) -> Iterator[Pair]:
-    from reward_model.datasets.base import read_rows
+    from reward_model.datasets.base import read_records
 
     if unknown := sorted(set(columns) - set(COLUMNS)):
         raise ValueError(f"--columns: unknown name {unknown[0]!r}; expected some of {', '.join(COLUMNS)}")
     names = COLUMNS | columns
-    for place, row in enumerate(read_rows(path), start=1):
+    for place, row in enumerate(read_records(path), start=1):
         for name in ("first", "second"):
             if not str(row.get(names[name]) or "").strip():
                 raise ValueError(f"{path}, row {place}: no video in column {names[name]!r}; see --columns")

@@ -55,9 +55,9 @@ def list_items(
 
 
 def _listed(path: Path, path_column: str, prompt_column: str) -> Iterator[tuple[str, str | None]]:
-    from reward_model.datasets.base import read_rows
+    from reward_model.datasets.base import read_records
 
-    for number, row in enumerate(read_rows(path), start=1):
+    for number, row in enumerate(read_records(path), start=1):
         if path_column not in row:
             raise ValueError(f"{path}: no column {path_column!r}; it has {sorted(row)}; see --path-column")
         video = str(row[path_column] or "").strip()

@@ -1,4 +1,4 @@
-"""Annotation files to rated clips and pairs: CSV or JSONL with one row a clip or a pair.
+"""Readers of annotation files: CSV or JSONL with one record per rated clip or per labelled pair.
 
 A column map names the file's columns by ours, for instance `{"video": "path", "visual_quality": "VQ[1,5]"}`. The
 brackets state the file's own scale, which is mapped to quality in [0, 1]; without them the column is in [0, 1] already.
@@ -11,7 +11,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,33 +61,33 @@ def read_manifest(path: str | Path, *, columns: Mapping[str, str] | None = None)
 
     Args:
         path: .csv or .jsonl; video paths in it are relative to its folder.
-        columns: ours ("video", "prompt", "source_id" and the dimensions) -> the file's, with scale; what it leaves out
-            is not read. Without a map, the file's columns bear our names.
+        columns: our name ("video", "prompt", "source_id" or a dimension) -> the file's column, with its scale; columns
+            that the map leaves out are not read. Without a map, the file's columns bear our names.
 
     Returns:
-        One clip a row, in the file's order. An empty cell means unknown; `source_id` is the video's path by default.
+        One clip per record, in the file's order. An empty cell means unknown; `source_id` defaults to the video's path.
 
     Raises:
-        ValueError: if the file, a column or a value is not as described; the message names file and row.
+        ValueError: The file, a column or a value is not as described; the message names file and line.
     """
     path = Path(path)
-    rows = read_rows(path)
-    chosen = _choose(path, rows, columns, CLIP_COLUMNS, required=("video",))
+    records = read_numbered_records(path)
+    chosen = _choose(path, records, columns, CLIP_COLUMNS, required=("video",))
     dimensions = [name for name in DIMENSIONS if name in chosen]
     if not dimensions:
         raise ValueError(f"{path}: no rated dimension; map at least one of {DIMENSIONS} to a column")
     clips = []
-    for number, row in enumerate(rows, start=1):
-        video = _cell(row, chosen["video"])
+    for line, record in records:
+        video = _cell(record, chosen["video"])
         if not video:
-            raise ValueError(f"{path}, row {number}: no video in column {chosen['video'].name!r}")
-        quality = {name: _quality(row, chosen[name], f"{path}, row {number}") for name in dimensions}
+            raise ValueError(f"{path}, line {line}: no video in column {chosen['video'].name!r}")
+        quality = {name: _quality(record, chosen[name], f"{path}, line {line}") for name in dimensions}
         clips.append(
             RatedClip(
                 video=path.parent / video,
-                prompt=_cell(row, chosen.get("prompt")) or None,
+                prompt=_cell(record, chosen.get("prompt")) or None,
                 quality={name: value for name, value in quality.items() if value is not None},
-                source_id=_cell(row, chosen.get("source_id")) or video,
+                source_id=_cell(record, chosen.get("source_id")) or video,
             )
         )
     return clips
@@ -98,46 +98,51 @@ def read_pairs(path: str | Path, *, columns: Mapping[str, str] | None = None) ->
 
     Args:
         path: .csv or .jsonl; video paths in it are relative to its folder.
-        columns: ours ("first", "second", "prompt" and the dimensions) -> the file's; by default VideoAlign's.
+        columns: our name ("first", "second", "prompt" or a dimension) -> the file's column; by default VideoAlign's.
 
     Returns:
-        One pair a row, in the file's order; an empty label means unknown.
+        One pair per record, in the file's order; an empty label means unknown.
 
     Raises:
-        ValueError: if the file, a column or a label is not as described; the message names file and row.
+        ValueError: The file, a column or a label is not as described; the message names file and line.
     """
     path = Path(path)
-    rows = read_rows(path)
-    chosen = _choose(path, rows, columns, PAIR_COLUMNS, required=("first", "second"))
+    records = read_numbered_records(path)
+    chosen = _choose(path, records, columns, PAIR_COLUMNS, required=("first", "second"))
     dimensions = [name for name in DIMENSIONS if name in chosen]
     if not dimensions:
         raise ValueError(f"{path}: no labelled dimension; map at least one of {DIMENSIONS} to a column")
     pairs = []
-    for number, row in enumerate(rows, start=1):
-        first, second = (_cell(row, chosen[name]) for name in ("first", "second"))
+    for line, record in records:
+        first, second = (_cell(record, chosen[name]) for name in ("first", "second"))
         if not (first and second):
-            raise ValueError(f"{path}, row {number}: a pair needs two videos")
-        labels = {name: _cell(row, chosen[name]) for name in dimensions}
+            raise ValueError(f"{path}, line {line}: a pair needs two videos")
+        labels = {name: _cell(record, chosen[name]) for name in dimensions}
         for name, label in labels.items():
             if label and label.lower() not in CHOICES:
-                raise ValueError(f"{path}, row {number}: {name} must be A, B or same, got {label!r}")
-        prompt = _cell(row, chosen.get("prompt")) or None
+                raise ValueError(f"{path}, line {line}: {name} must be A, B or same, got {label!r}")
+        prompt = _cell(record, chosen.get("prompt")) or None
         preference = {name: CHOICES[label.lower()] for name, label in labels.items() if label}
         pairs.append(VideoPair(path.parent / first, path.parent / second, prompt, preference, f"{first}|{second}"))
     return pairs
 
 
-def read_rows(path: str | Path) -> list[dict[str, object]]:
-    """Read a CSV file with a header, or a JSONL file with one object a line.
+def read_records(path: str | Path) -> list[dict[str, object]]:
+    """Read the records of an annotation file, without their line numbers; see `read_numbered_records`."""
+    return [record for _, record in read_numbered_records(path)]
+
+
+def read_numbered_records(path: str | Path) -> list[tuple[int, dict[str, object]]]:
+    """Read a CSV file with a header, or a JSONL file with one object per line.
 
     Args:
         path: the file; UTF-8.
 
     Returns:
-        Column name to value (text, for CSV), row by row.
+        (line of the file on which the record ends, column name -> value), in the file's order; values of a CSV are text.
 
     Raises:
-        ValueError: if the file is missing, of another kind, empty or malformed.
+        ValueError: The file is missing, of another kind, empty or malformed.
     """
     path = Path(path)
     if path.suffix not in (".csv", ".jsonl"):
@@ -149,34 +154,36 @@ def read_rows(path: str | Path) -> list[dict[str, object]]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
     if path.suffix == ".csv":
-        rows: list[dict[str, object]] = list(csv.DictReader(io.StringIO(text, newline="")))
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        records: list[tuple[int, dict[str, object]]] = [(reader.line_num, record) for record in reader]
     else:
-        rows = [_object(path, number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    if not rows:
-        raise ValueError(f"{path}: no rows")
-    return rows
+        lines = enumerate(text.split("\n"), start=1)
+        records = [(number, _object(path, number, line)) for number, line in lines if line.strip()]
+    if not records:
+        raise ValueError(f"{path}: no records")
+    return records
 
 
 def _object(path: Path, number: int, line: str) -> dict[str, object]:
     try:
-        row = json.loads(line)
+        record = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
-    if not isinstance(row, dict):
-        raise ValueError(f"{path}, line {number}: expected a JSON object, got {type(row).__name__}")
-    return row
+    if not isinstance(record, dict):
+        raise ValueError(f"{path}, line {number}: expected a JSON object, got {type(record).__name__}")
+    return record
 
 
 def _choose(
     path: Path,
-    rows: list[dict[str, object]],
+    records: Sequence[tuple[int, Mapping[str, object]]],
     columns: Mapping[str, str] | None,
     defaults: Mapping[str, str],
     *,
     required: tuple[str, ...],
 ) -> dict[str, Column]:
-    """Return our names with their columns; those asked for must exist, defaults only where they do."""
-    present = set().union(*rows)
+    """Return our name -> column; mapped columns must exist, default ones are taken where they exist."""
+    present = set().union(*(record for _, record in records))
     unknown = [name for name in columns or () if name not in defaults]
     if unknown:
         raise ValueError(f"columns: unknown name {unknown[0]!r}; expected some of {list(defaults)}")
@@ -192,13 +199,13 @@ def _choose(
     return chosen
 
 
-def _cell(row: Mapping[str, object], column: Column | None) -> str:
-    value = None if column is None else row.get(column.name)
+def _cell(record: Mapping[str, object], column: Column | None) -> str:
+    value = None if column is None else record.get(column.name)
     return "" if value is None else str(value).strip()
 
 
-def _quality(row: Mapping[str, object], column: Column, place: str) -> float | None:
-    text = _cell(row, column)
+def _quality(record: Mapping[str, object], column: Column, place: str) -> float | None:
+    text = _cell(record, column)
     if not text:
         return None
     try:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from reward_model.datasets.base import read_manifest, read_rows
+from reward_model.datasets.base import read_manifest, read_records
 from reward_model.records import RatedClip
 
 KONIQ_SCALE = (1.0, 100.0)
@@ -53,7 +53,7 @@ def read_koniq(path: str | Path, *, images: str | Path | None = None, split: str
     set); for the other file's image_name, MOS_zscore and folder: folders.py in SSL92/hyperIQA at 3c4fe13 and
     json/KonIQ.json in baidut/PatchVQ at 8062f90.
     """
-    columns = set(read_rows(path)[0])
+    columns = set(read_records(path)[0])
     score = "MOS_zscore" if "MOS_zscore" in columns else "MOS"
     if score == "MOS" and "set" not in columns:
         raise ValueError(f"{path}: expected a column 'MOS_zscore', or 'MOS' and 'set'; it has {sorted(columns)}")
@@ -101,7 +101,7 @@ def read_vqathinker(path: str | Path, *, videos: str | Path | None = None) -> li
     """
     folder = Path(path).parent if videos is None else Path(videos)
     clips = []
-    for number, row in enumerate(read_rows(path), start=1):
+    for number, row in enumerate(read_records(path), start=1):
         place = f"{path}, row {number}"
         image, turns = row.get("image"), row.get("conversations")
         names = image if isinstance(image, list) else [image]
@@ -212,7 +212,7 @@ def _read(
     """Read a CSV file by two of its columns; keep the rows of a split and put names into a folder."""
     columns = {"video": name, "source_id": name, "overall": f"{score}[{scale[0]:g},{scale[1]:g}]"}
     clips = []
-    for clip, row in zip(read_manifest(path, columns=columns), read_rows(path), strict=True):
+    for clip, row in zip(read_manifest(path, columns=columns), read_records(path), strict=True):
         own = split_of(row)
         if split is None or own == split:
             video = (Path(path).parent if folder is None else Path(folder)) / f"{clip.source_id}{suffix}"

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from reward_model.datasets.base import read_rows
+from reward_model.datasets.base import read_records
 from reward_model.datasets.natural import Scale, read_json, to_quality
 from reward_model.records import RatedClip, VideoPair, VideoQuestion
 
@@ -102,7 +102,9 @@ def read_visionreward(path: str | Path, *, videos: str | Path | None = None) -> 
     """
     folder = Path(path).parent if videos is None else Path(videos)
     pairs = []
-    for number, row in enumerate(_parquet_rows(path) if Path(path).suffix == ".parquet" else read_rows(path), start=1):
+    for number, row in enumerate(
+        _parquet_rows(path) if Path(path).suffix == ".parquet" else read_records(path), start=1
+    ):
         place = f"{path}, row {number}"
         first, second, prompt, answer = (
             _text(row, name, place) for name in ("video1_path", "video2_path", "prompt", "standard_answer")
@@ -116,7 +118,7 @@ def read_visionreward(path: str | Path, *, videos: str | Path | None = None) -> 
 
 def _rows(path: str | Path) -> Sequence[Mapping[str, object]]:
     if Path(path).suffix != ".json":
-        return read_rows(path)
+        return read_records(path)
     rows = read_json(path)
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{path}: expected a list of objects")

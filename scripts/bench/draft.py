@@ -24,7 +24,6 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from generator_loop.loop import sample_groups
 from generator_loop.objectives.draft import Draft, DraftBatch, DraftConfig
 from generator_loop.optim.step import policies_of
 from generator_loop.records import Rollout, TailStates
@@ -141,7 +140,7 @@ def trained_gradient(session: Session, action: Callable[[], None]) -> Tensor:
 
 def compare_sampler(session: Session, tails: Sequence[int]) -> list[dict]:
     """Return a row for each number of steps and way to their gradient; ValueError where ways disagree."""
-    samples = sample_groups(session, session.train_prompts[:1])
+    samples = session.sampler.sample(session.sampler.prompts[:1], session.draw)
     table = []
     for num_steps in tails:
         ways: dict[str, Callable[[], None]] = {
@@ -165,7 +164,7 @@ def compare_decoder(session: Session, num_clips: int, num_frames: int, runs: Seq
     """
     shape = session.generator.init_latents([torch.Generator().manual_seed(0)]).shape[1:]
     noise = torch.randn(num_clips, shape[0], num_frames, *shape[2:], generator=torch.Generator().manual_seed(0))
-    prompts = session.train_prompts[:1] * num_clips
+    prompts = session.sampler.prompts[:1] * num_clips
     policies = policies_of(session.generator, session.scorer.differentiable)
 
     def gradient(decode: Callable[[Tensor], Tensor]) -> Tensor:

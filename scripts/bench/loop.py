@@ -77,7 +77,7 @@ def watch(session: Session, clock: Clock) -> None:
     judge = session.judge.judge
     judge.next_token_logits = clock.timed("judge", judge.next_token_logits)  # type: ignore[method-assign]
     judge.answer_logits = clock.timed("judge", judge.answer_logits)  # type: ignore[method-assign]
-    optimizer = session.updater._optimizer
+    optimizer = session.learner.updater._optimizer
     optimizer.step = clock.timed("optimiser", optimizer.step)  # type: ignore[method-assign]
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from arms import ROOT, Line, joined, parser_of, plot, run_apart
 
 from generator_loop.evaluation.columns import CURRENT, INITIAL
-from generator_loop.evaluation.summary import difference, levels
+from generator_loop.evaluation.summary import difference, means_by_source
 from generator_loop.run.state import ends
 
 ARMS: dict[str, tuple[str, ...]] = {
@@ -87,8 +87,8 @@ def collect(folders: Sequence[Path]) -> dict[str, Any]:
     for summary in summaries:
         del summary["config"]
     return {
-        "before": levels(before),
-        "after": levels(after),
+        "before": means_by_source(before),
+        "after": means_by_source(after),
         "difference": difference(before, after, num_resamples=2000, seed=0),
         "num_prompts": summaries[0]["num_prompts"],
         "num_seeds": len(summaries),

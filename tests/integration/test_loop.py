@@ -179,8 +179,8 @@ def test_a_pessimistic_reward_asks_several_judges(recipe, tmp_path: Path) -> Non
     other = next(option.partition("=")[2] for option in options if option.startswith("judge.audit_path"))
     session = opened([*options, f"judge.ensemble=[{other}]"])
     state.begin(session)
-    samples = loop.sample_groups(session, loop.choose_prompts(session))
-    scored = loop.score(session, samples)
+    samples = session.sampler.sample(session.sampler.choose_prompts(session.step), session.draw)
+    scored = session.scorer.score(samples)
     assert scored.disagreement is not None and bool((scored.disagreement > 0).all())
     frames = samples.frames.detach().requires_grad_(True)
     texts = [prompt for prompt in samples.prompts for _ in range(samples.group_size)]
@@ -244,10 +244,10 @@ def test_two_processes_hold_disjoint_prompts_and_step_like_one(recipe, tmp_path:
 
 def one_iteration(session: Session) -> dict[str, torch.Tensor]:
     """Take one iteration and return the policy and the prompts of this process."""
-    prompts = loop.choose_prompts(session)
-    samples = loop.sample_groups(session, prompts)
-    scored = loop.score(session, samples)
-    loop.update_generator(session, samples, scored, loop.compare_siblings(session, samples, scored))
+    prompts = session.sampler.choose_prompts(session.step)
+    samples = session.sampler.sample(prompts, session.draw)
+    scored = session.scorer.score(samples)
+    session.learner.learn(samples, scored, loop.compare_siblings(session, scored), session.draw)
     ids = torch.tensor([prompt.prompt_id for prompt in prompts])
     return {**{name: tensor.clone() for name, tensor in session.generator.weights("policy").items()}, "prompts": ids}
 

@@ -40,7 +40,7 @@ def test_a_served_judge_rewards_the_clips_that_it_is_sent(tmp_path: Path) -> Non
     (tmp_path / "token").write_text("secret\n")
     with running(judge, token="secret") as url:
         session = opened(overrides(tmp_path, url, judge__token_file=tmp_path / "token"))
-        samples = loop.sample_groups(session, loop.choose_prompts(session))
+        samples = session.sampler.sample(session.sampler.choose_prompts(session.step), session.draw)
         scored = session.scorer.score(samples)
         expected = (samples.frames.clamp(0, 1) * 255).round().flatten(1).mean(1)  # this judge's scores are mean bytes
         torch.testing.assert_close(scored.rewards, expected.cpu(), rtol=0, atol=1e-3)

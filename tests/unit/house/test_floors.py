@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 FLOORS = {
     "reward_model": (
-        ("config", "dimensions"),
+        ("config", "dimensions", "files"),
         ("records",),
         ("datasets", "language", "media", "rewards"),
         ("judge", "toy_world"),
@@ -39,8 +39,8 @@ FLOORS = {
     ),
     "generator_loop": (
         ("config", "records", "tracking"),
-        ("adapters", "flow", "guards", "refresh", "rewards"),
-        ("objectives", "sampling"),
+        ("adapters", "flow", "guards", "rewards"),
+        ("objectives", "refresh", "sampling"),
         ("evaluation", "optim", "pretrain"),
         ("run",),
         ("loop",),
@@ -50,13 +50,14 @@ FLOORS = {
 """Package -> its rooms (files and folders), from the ground floor up."""
 PACKAGES = ("reward_model", "generator_loop")
 PUBLIC = {"VideoJudgeReward", "read_video", "write_video", "srcc", "bootstrap_interval", "moving_shapes", "oracle"}
-PUBLIC |= {"VideoJudgeClient", "load_config", "pair_accuracy", "pairs_within_groups"}
-VOCABULARY = ("reward_model.config", "reward_model.records")
+PUBLIC |= {"VideoJudgeClient", "load_config", "pair_accuracy", "pairs_within_groups", "read_manifest"}
+VOCABULARY = ("reward_model.config", "reward_model.files", "reward_model.records")
 HEAVY = {"transformers", "diffusers", "peft", "av", "trl", "accelerate", "datasets", "decord", "torchcodec"}
 TORCHLESS = {
     "reward_model.__init__",
     "reward_model.config",
     "reward_model.dimensions",
+    "reward_model.files",
     "reward_model.records",
     "reward_model.scoring.json_records",
     "reward_model.cli",

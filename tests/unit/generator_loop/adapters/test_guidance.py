@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from generator_loop.config import GeneratorSettings
+from generator_loop.config import GeneratorConfig
 from generator_loop.sampling.rollout import sample_path
 from tests.tiny_ltx import build_ltx_generator
 from tests.tiny_wan import build_generator, build_wan, randomise_lora
@@ -68,4 +68,4 @@ def test_a_second_scale_without_a_second_transformer_or_without_guidance_is_refu
     with pytest.raises(ValueError, match="guidance_scale is 1.0"):
         build_two(1.0, 2.0)
     with pytest.raises(ValueError, match=r"generator.guidance_scale_2 must be >= 1 or null, got 0.5"):
-        GeneratorSettings(path="toy", num_frames=5, height=16, width=16, fps=8.0, guidance_scale_2=0.5)
+        GeneratorConfig(path="toy", num_frames=5, height=16, width=16, fps=8.0, guidance_scale_2=0.5)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from generator_loop.config import PromptSettings
+from generator_loop.config import PromptConfig
 from generator_loop.evaluation import summary
 from generator_loop.evaluation import toy_world as world
 from generator_loop.evaluation.held_out import Evaluation
@@ -99,7 +99,7 @@ def test_a_round_states_the_current_reward_on_the_initial_scale() -> None:
 
 
 def test_the_worlds_held_out_prompts_are_not_trained_on() -> None:
-    train, held_out = open_prompts(PromptSettings(world="moving_shapes"), seed=1)
+    train, held_out = open_prompts(PromptConfig(world="moving_shapes"), seed=1)
     assert len(held_out) == 64 and not {p.text for p in train} & {p.text for p in held_out}
     assert len({p.prompt_id for p in (*train, *held_out)}) == len(train) + len(held_out)
     unseen = {moving_shapes.caption(scene) for scene in moving_shapes.split(moving_shapes.CORE)[1]}
@@ -109,16 +109,16 @@ def test_the_worlds_held_out_prompts_are_not_trained_on() -> None:
 def test_prompts_of_a_file_are_split_by_the_seed(tmp_path: Path) -> None:
     path = tmp_path / "prompts.txt"
     path.write_text("".join(f"prompt {n}\n" for n in range(10)))
-    settings = PromptSettings(path=str(path), num_held_out=4, max_prompts=5)
+    settings = PromptConfig(path=str(path), num_held_out=4, max_prompts=5)
     (train, held_out), (_, others) = (open_prompts(settings, seed=seed) for seed in (0, 1))
     assert len(train) == 5 and len(held_out) == 4 and not set(train) & set(held_out)
     assert set(held_out) != set(others)
     with pytest.raises(ValueError, match="leaves 0 training prompts"):
-        open_prompts(PromptSettings(path=str(path), num_held_out=10), seed=0)
+        open_prompts(PromptConfig(path=str(path), num_held_out=10), seed=0)
 
 
 def test_the_renderer_is_as_varied_as_itself() -> None:
-    _, held_out = open_prompts(PromptSettings(world="moving_shapes", num_held_out=6), seed=0)
+    _, held_out = open_prompts(PromptConfig(world="moving_shapes", num_held_out=6), seed=0)
     spread = world.renderer_spread(held_out, Draw(0, 0), num_seeds=4, num_frames=5, size=(32, 32))
     again = world.renderer_spread(held_out, Draw(1, 0), num_seeds=4, num_frames=5, size=(32, 32))
     assert spread.keys() == {"shade", "place", "tint"}

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from generator_loop.tracking import checkpoint
+from reward_model.files import write_json
 
 
 def write_number(number: int):
@@ -35,10 +36,19 @@ def test_a_failure_while_writing_leaves_the_former_checkpoint_the_latest(tmp_pat
     assert checkpoint.finished(tmp_path) == [tmp_path / "round-0"]
 
 
-def test_what_a_kill_left_behind_is_removed_by_the_next_save(tmp_path: Path) -> None:
-    (tmp_path / ".unfinished-round-0").mkdir(parents=True)
+def test_leftovers_of_killed_saves_are_removed_by_the_next_one(tmp_path: Path) -> None:
+    (tmp_path / ".unfinished-round-0").mkdir()
+    (tmp_path / ".unfinished-LATEST").write_text("round-")
     checkpoint.save(tmp_path, "round-0", write_number(0), keep=5)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["LATEST", "round-0"]
+
+
+def test_a_checkpoint_whose_replacement_was_killed_is_still_the_latest(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, "round-0", write_number(0), keep=5)
+    (tmp_path / "round-0").rename(tmp_path / ".replaced-round-0")
+    assert checkpoint.finished(tmp_path) == []
+    assert checkpoint.latest(tmp_path) == tmp_path / "round-0"
+    assert (tmp_path / "round-0" / "number.json").read_text() == "0"
 
 
 def test_a_checkpoint_of_the_same_name_is_replaced_and_old_ones_go(tmp_path: Path) -> None:
@@ -59,4 +69,4 @@ def test_tensors_come_back_exactly_and_json_refuses_what_is_no_number(tmp_path: 
     checkpoint.write_tensors(tmp_path / "x.safetensors", {"a": tensors["a"].T.T, "b": tensors["b"]})
     torch.testing.assert_close(checkpoint.read_tensors(tmp_path / "x.safetensors"), tensors, rtol=0, atol=0)
     with pytest.raises(ValueError, match="JSON"):
-        checkpoint.write_json(tmp_path / "x.json", {"score": float("nan")})
+        write_json(tmp_path / "x.json", {"score": float("nan")})

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from reward_model.datasets.base import read_manifest, read_pairs, read_rows
+from reward_model.datasets.base import read_manifest, read_pairs, read_records
 from reward_model.records import RatedClip
 
 CLIPS = Path(__file__).resolve().parents[5] / "shared" / "clips"
@@ -43,11 +43,11 @@ def test_jsonl_rows_are_read_alike(tmp_path):
 @pytest.mark.parametrize(
     ("text", "columns", "message"),
     [
-        ("video,overall\na.mp4,3\n", None, r"row 1: 'overall' is 3, outside its scale \[0, 1\]"),
-        ("video,overall\na.mp4,good\n", None, "row 1: column 'overall' must hold a number, got 'good'"),
+        ("video,overall\na.mp4,3\n", None, r"line 2: 'overall' is 3, outside its scale \[0, 1\]"),
+        ("video,overall\na.mp4,good\n", None, "line 2: column 'overall' must hold a number, got 'good'"),
         ("video,overall\na.mp4,nan\n", None, "outside its scale"),
-        ("video,overall\n,0.5\n", None, "row 1: no video"),
-        ("video,overall\n", None, "no rows"),
+        ("video,overall\n,0.5\n", None, "line 2: no video"),
+        ("video,overall\n", None, "no records"),
         ("path,overall\na.mp4,0.5\n", None, "no column 'video'"),
         ("video,mos\na.mp4,0.5\n", None, "no rated dimension"),
         ("video,mos\na.mp4,3\n", {"video": "video", "overall": "mos[5,1]"}, "low < high"),
@@ -82,7 +82,7 @@ def test_pair_labels_become_preferences(tmp_path):
 
 
 def test_an_unknown_pair_label_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="row 1: visual_quality must be A, B or same, got 'C'"):
+    with pytest.raises(ValueError, match="line 2: visual_quality must be A, B or same, got 'C'"):
         read_pairs(write(tmp_path, "pairs.csv", "path_A,path_B,VQ\na.mp4,b.mp4,C\n"))
 
 
@@ -97,9 +97,9 @@ def test_videoalign_pairs_are_read_as_published():
 @pytest.mark.parametrize("mark", ["\u2028", "\x85", "\x0b"])
 def test_what_only_unicode_calls_a_line_end_ends_no_row_of_a_csv(tmp_path, mark):
     path = write(tmp_path, "list.csv", f"path,prompt\nclip.mp4,a{mark}b\n")
-    assert read_rows(path) == [{"path": "clip.mp4", "prompt": f"a{mark}b"}]
+    assert read_records(path) == [{"path": "clip.mp4", "prompt": f"a{mark}b"}]
 
 
 def test_what_only_unicode_calls_a_line_end_ends_no_row_of_a_jsonl(tmp_path):
     path = write(tmp_path, "list.jsonl", '{"path": "clip.mp4", "prompt": "a\u2028b"}\n')
-    assert read_rows(path) == [{"path": "clip.mp4", "prompt": "a\u2028b"}]
+    assert read_records(path) == [{"path": "clip.mp4", "prompt": "a\u2028b"}]

@@ -78,7 +78,7 @@ def test_koniq_refuses_a_file_whose_scale_it_cannot_know(tmp_path):
     with pytest.raises(ValueError, match="expected a column 'MOS_zscore'"):
         read_koniq(path)
     path = write_csv(tmp_path, "b.csv", KONIQ_SCORES, ("1.jpg", 0, 0, 1, 0, 0, 1, 3, 0.5, 0.5))
-    with pytest.raises(ValueError, match=r"row 1: 'MOS_zscore' is 0.5, outside its scale \[1, 100\]"):
+    with pytest.raises(ValueError, match=r"line 2: 'MOS_zscore' is 0.5, outside its scale \[1, 100\]"):
         read_koniq(path)
 
 

@@ -140,13 +140,13 @@ from reward_model.commands.inputs import list_items
 from reward_model.commands.result_file import ResultFile
 from tests.fake_judge import FakeJudge
 
-class Slow(FakeJudge):
+class SlowFakeJudge(FakeJudge):
     def __call__(self, videos, prompts, **rest):
         time.sleep(0.1)
         return super().__call__(videos, prompts, **rest)
 
 names = {f"{i}.mp4": i / 40 for i in range(39)}
-sys.exit(cli.main(sys.argv[1:], judge_factory=lambda args: Slow(names)))
+sys.exit(cli.main(sys.argv[1:], judge_factory=lambda args: SlowFakeJudge(names)))
 """
 
 

@@ -1,6 +1,6 @@
-"""Schema of a joint run: what `joint_train.py` reads from a recipe and its overrides.
+"""Schema of a joint run, which `joint_train.py` reads from a recipe and its overrides.
 
-The objective's own settings live beside its formula in `objectives/`; `setup.read_config` puts both together.
+The objective's own settings live beside its formula in `objectives/`; `run.build.read_config` puts both together.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ class GeneratorConfig:
     lora_alpha: int = 32
     """Scale of the adapter, in ranks: its output is multiplied by alpha / rank."""
     guidance_scale: float = 1.0
-    """Classifier-free guidance while sampling and learning; 1 is off, halves the cost, and is what the papers use."""
+    """Classifier-free guidance while sampling and learning; 1 is off, halves the cost, as in the papers."""
     guidance_scale_2: float | None = None
     """Guidance of Wan 2.2 A14B's second transformer, which takes over at low noise; null takes `guidance_scale`."""
     negative_prompt: str = ""
-    """What guidance leads away from."""
+    """Prompt that guidance leads away from."""
     max_sequence_length: int = 512
     """Text tokens; longer prompts are cut, fewer cost less time."""
     decode_batch_size: int = 1
@@ -147,17 +147,17 @@ class RewardTermConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RewardMixConfig:
-    """What the generator learns from: a weighted sum of the judge's dimensions and the user's own terms."""
+    """The reward of a sample: a weighted sum of the judge's dimensions and the user's own terms."""
 
     weights: dict[str, float] = field(default_factory=lambda: {"overall": 1.0})
     """Dimension of the judge -> weight."""
     terms: dict[str, RewardTermConfig] = field(default_factory=dict)
     """Name -> reward of the user's own."""
     pessimism: float = 0.0
-    """c: a clip is worth the mean of the judge and its ensemble minus c times their standard deviation, so that what one judge
-    alone is taken in by pays less."""
+    """c: a clip is worth the mean of the judge and its ensemble minus c times their standard deviation, so that
+    clips that fool only one judge earn less."""
     transform: Literal["none", "shuffle", "negate"] = "none"
-    """Control experiments: shuffle hands rewards to other samples of the batch, negate turns them round."""
+    """Control experiments: shuffle permutes rewards within each group, negate flips their sign."""
     max_invalid_fraction: float = 0.5
     """Share of samples without a score in one iteration above which the run stops."""
 
@@ -227,7 +227,7 @@ class UpdateConfig:
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this global norm."""
     micro_batch_size: int = 32
-    """Rows per backward pass; costs memory, results differ by rounding only."""
+    """Samples per backward pass; costs memory, results differ by rounding only."""
     old_decay: float = 0.0
     """Share of itself that the sampling policy keeps at each iteration; 0 samples from the newest weights."""
     advantage_std: Literal["global", "group"] = "global"
@@ -344,13 +344,13 @@ class JointConfig:
     judge: JudgesConfig
     """The judges."""
     prompts: PromptConfig
-    """What is asked of the generator."""
+    """Training and held-out prompts."""
     objective: Any
     """How the generator learns; the settings of the objective that `objective.name` chooses."""
     loop: LoopConfig
     """How generator and judge alternate."""
     reward: RewardMixConfig = field(default_factory=RewardMixConfig)
-    """What is rewarded."""
+    """The reward of a sample."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     """How clips are drawn."""
     update: UpdateConfig = field(default_factory=UpdateConfig)
@@ -361,7 +361,7 @@ class JointConfig:
     """How progress is measured."""
 
     def __post_init__(self) -> None:
-        """Check what concerns several sections."""
+        """Check settings that concern several sections."""
         if self.refresh.every and self.judge.is_served:
             raise ValueError(
                 "a served judge cannot be refreshed from here: set refresh.every=0, or load it by its folder"

@@ -29,7 +29,7 @@ class Conditioning:
     tensors: Mapping[str, Tensor]
 
     def select(self, index: Tensor) -> Conditioning:
-        """Return the rows of `index` [N] of every tensor."""
+        """Return the samples of `index` [N] of every tensor."""
         return Conditioning({name: value[index] for name, value in self.tensors.items()})
 
 
@@ -39,7 +39,7 @@ Predict = Callable[["Tensor", "Tensor", Conditioning], "Tensor"]
 
 @dataclass(frozen=True)
 class Rollout:
-    """Groups of samples of the old policy; rows of one prompt are consecutive, G of them.
+    """Groups of samples of the old policy; the G samples of one prompt are consecutive.
 
     `latents` [B, ...] is x_0 in the normalised latent space, `noise` [B, ...] the starting latents at sigma = 1,
     `frames` float32 RGB [B, T, C, H, W] in [0, 1]; `tail` holds the last states and `trajectory` the

@@ -1,4 +1,4 @@
-"""Names of what an evaluation measures: its judges, and the sources beside them."""
+"""Names of the columns of an evaluation: its judges, and the sources beside them."""
 
 from __future__ import annotations
 
@@ -15,4 +15,4 @@ Measure = Callable[[Tensor, str], Mapping[str, float]]
 
 
 ORACLE, OPEN, SPREAD = "oracle", "open", "latents/spread"
-"""Sources of columns beside the judges: the world's oracle, what prompts leave open, and the spread of latents."""
+"""Sources of columns beside the judges: the world's oracle, the features that prompts leave open, and the spread of latents."""

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from generator_loop.adapters.base import VideoGenerator
-from generator_loop.evaluation.columns import CURRENT, INITIAL, Measure
+from generator_loop.evaluation.columns import CURRENT, INITIAL, SPREAD, Measure
 from generator_loop.records import Draw, Prompt, Rollout
 from generator_loop.rewards.scorer import ScoringJudge, weighted
 from generator_loop.sampling.rollout import PromptEncoder, rollout
@@ -23,7 +24,7 @@ from generator_loop.tracking.metric_log import is_distributed
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured: `columns` maps "source/dimension" to N numbers (NaN where missing), one per clip.
+    """Measurements of N clips: `columns` maps "source/dimension" to N numbers, NaN where missing.
 
     `prompt_ids` [N] names each clip's prompt.
     """
@@ -53,7 +54,7 @@ class Evaluator:
     """Samples the held-out prompts and lets every judge and measure look at each clip."""
 
     prompts: tuple[Prompt, ...]
-    """Held-out prompts, in the order of the evaluation's rows."""
+    """Held-out prompts, in the order of the evaluation's clips."""
     judges: Mapping[str, ScoringJudge]
     """`initial`, `current` and, where there is one, `audit`."""
     measures: Mapping[str, Measure]
@@ -97,7 +98,7 @@ class Evaluator:
             The measurement, the same on all processes.
         """
         prompts = self.prompts[:num_prompts]
-        rows: list[tuple[int, dict[str, float]]] = []
+        measured: list[tuple[int, dict[str, float]]] = []
         for places in _chunks(
             range(self.rank, len(prompts), self.num_ranks), max(1, self.batch_size // self.num_seeds)
         ):
@@ -110,44 +111,45 @@ class Evaluator:
                 num_steps=self.num_steps,
                 batch_size=self.batch_size,
             )
-            where = [place * self.num_seeds + seed for place in places for seed in range(self.num_seeds)]
-            rows += zip(where, self._look(drawn, generator.fps, judge_is_initial), strict=True)
+            clips = [place * self.num_seeds + seed for place in places for seed in range(self.num_seeds)]
+            measured += zip(clips, self._look(drawn, generator.fps, judge_is_initial), strict=True)
             if keep is not None:
                 for index, prompt in enumerate(drawn.prompts):
                     keep(prompt, drawn.frames[index * self.num_seeds])
-        return self._gather(prompts, rows)
+        return self._gather(prompts, measured)
 
     @torch.no_grad()
     def _look(self, drawn: Rollout, fps: float, judge_is_initial: bool) -> list[dict[str, float]]:
         """Return one dict of named numbers for each clip."""
         texts = [prompt.text for prompt in drawn.prompts for _ in range(drawn.group_size)]
-        found: list[dict[str, float]] = [{} for _ in texts]
+        numbers: list[dict[str, float]] = [{} for _ in texts]
         for source, judge in self.judges.items():
             if source == CURRENT and judge_is_initial:
                 continue
             out = judge(drawn.frames, texts, fps=fps, batch_size=self.judge_batch_size)
             for name, values in {**out.scores, "reward": weighted(out.scores, self.weights)}.items():
-                for row, value in zip(found, values.tolist(), strict=True):
-                    row[f"{source}/{name}"] = value
+                for clip, value in zip(numbers, values.tolist(), strict=True):
+                    clip[f"{source}/{name}"] = value
                     if source == INITIAL and judge_is_initial:
-                        row[f"{CURRENT}/{name}"] = value
+                        clip[f"{CURRENT}/{name}"] = value
         for source, measure in self.measures.items():
-            for row, frames, text in zip(found, drawn.frames, texts, strict=True):
-                row |= {f"{source}/{name}": float(value) for name, value in measure(frames, text).items()}
-        spread = drawn.latents.unflatten(0, (-1, drawn.group_size)).std(dim=1, correction=0).flatten(1).mean(1)
-        for row, value in zip(found, spread.repeat_interleave(drawn.group_size).tolist(), strict=True):
-            row["latents/spread"] = value
-        return found
+            for clip, frames, text in zip(numbers, drawn.frames, texts, strict=True):
+                clip |= {f"{source}/{name}": float(value) for name, value in measure(frames, text).items()}
+        groups = rearrange(drawn.latents, "(b g) ... -> b g ...", g=drawn.group_size)
+        spread = groups.std(dim=1, correction=0).flatten(1).mean(1)
+        for clip, value in zip(numbers, spread.repeat_interleave(drawn.group_size).tolist(), strict=True):
+            clip[SPREAD] = value
+        return numbers
 
-    def _gather(self, prompts: Sequence[Prompt], rows: Sequence[tuple[int, Mapping[str, float]]]) -> Evaluation:
-        """Put the rows of all processes in the order of the prompts."""
-        found = list(rows)
+    def _gather(self, prompts: Sequence[Prompt], measured: Sequence[tuple[int, Mapping[str, float]]]) -> Evaluation:
+        """Put the clips of all processes in the order of the prompts."""
+        pairs = list(measured)
         if is_distributed():
             shares: list[Any] = [None] * self.num_ranks
-            torch.distributed.all_gather_object(shares, found)
-            found = [row for share in shares for row in share]
-        table = dict(found)
-        names = sorted({name for row in table.values() for name in row})
+            torch.distributed.all_gather_object(shares, pairs)
+            pairs = [pair for share in shares for pair in share]
+        table = dict(pairs)
+        names = sorted({name for numbers in table.values() for name in numbers})
         columns = {name: tuple(table[place].get(name, math.nan) for place in sorted(table)) for name in names}
         return Evaluation(tuple(p.prompt_id for p in prompts for _ in range(self.num_seeds)), columns)
 

@@ -48,11 +48,11 @@ class Probes:
         """Return `kl`, the mean squared velocity difference to the initial policy, and `flow_loss` on clean clips."""
         policy, initial = predict_with(self._generator, "policy"), predict_with(self._generator, INITIAL)
         latents, sigma, cond, _ = self._own
-        found = {"kl": float(mean_square(policy(latents, sigma, cond) - initial(latents, sigma, cond)).mean())}
+        measured = {"kl": float(mean_square(policy(latents, sigma, cond) - initial(latents, sigma, cond)).mean())}
         if self._has_clean:
             latents, sigma, cond, target = self._clean
-            found["flow_loss"] = float(mean_square(policy(latents, sigma, cond) - target).mean())
-        return found
+            measured["flow_loss"] = float(mean_square(policy(latents, sigma, cond) - target).mean())
+        return measured
 
     def _noised(self, latents: Tensor, prompts: Sequence[Prompt], cond: Any, draw: Draw) -> tuple[Any, ...]:
         sigma = torch.linspace(0.1, 0.9, len(latents), device=latents.device)

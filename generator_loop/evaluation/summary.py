@@ -1,6 +1,6 @@
-"""What a run comes to: one record per round, and before against after with a bootstrap by prompt.
+"""The outcome of a run: one record per round, and before against after with a bootstrap by prompt.
 
-Shape legend: N clips of an evaluation, rows of one prompt consecutive.
+Shape legend: N clips of an evaluation, those of one prompt consecutive.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
 
 from generator_loop.config import JointConfig
 from generator_loop.evaluation.columns import AUDIT, CURRENT, INITIAL, OPEN, ORACLE, SPREAD
@@ -35,20 +36,20 @@ def round_record(
     anchor_accuracy: float,
     seconds: float,
 ) -> dict[str, Any]:
-    """Return one entry of `summary.json`'s rounds; what could not be measured is None.
+    """Return one entry of `summary.json`'s rounds; a number that could not be measured is None.
 
     Args:
         number: the round, 0 before any update.
         evaluation: its measurement.
         anchored: map of the current judge to the initial judge's scale.
         probes: `kl` and, where there are clean clips, `flow_loss`.
-        diversity: spread of what prompts leave open, relative to the renderer's or to round 0.
+        diversity: spread of the features that prompts leave open, relative to the renderer's or to round 0.
         refresh: metrics of the round's refresh, None where there was none.
         anchor_accuracy: the current judge's, on held-out anchors.
         seconds: wall time of the round.
 
     Returns:
-        What JSON can hold.
+        Values that JSON can hold.
     """
     oracle = evaluation.means(ORACLE)
     current = evaluation.mean(f"{CURRENT}/reward")
@@ -69,7 +70,7 @@ def round_record(
 
 
 def log_record(record: Mapping[str, Any]) -> dict[str, float]:
-    """Return a round's numbers under one level of names, for the metric log."""
+    """Return a round's numbers under flat names, for the metric log."""
     numbers = {name: value for name, value in record.items() if isinstance(value, (int, float)) and name != "round"}
     return numbers | {f"oracle_{name}": value for name, value in (record["oracle"] or {}).items() if value is not None}
 
@@ -100,7 +101,7 @@ def summary(
         checkpoint: the last checkpoint.
 
     Returns:
-        What JSON can hold.
+        Values that JSON can hold.
     """
     assert before is not None and after is not None
     settings = config.evaluation
@@ -152,10 +153,10 @@ def pair_accuracies(evaluation: Evaluation) -> dict[str, float] | None:
             scores[source] = np.asarray(evaluation.columns[f"{source}/overall"])
     if not len(better):
         return None
-    found = {
+    accuracies = {
         name: pair_accuracy(values[better] - values[worse], np.ones(len(better))) for name, values in scores.items()
     }
-    return found | {"num_pairs": len(better)}
+    return accuracies | {"num_pairs": len(better)}
 
 
 def difference(
@@ -195,8 +196,8 @@ def _interval(
     if not kept.any():
         return {"mean": None, "low": None, "high": None}
     groups = [prompt_id for prompt_id, keep in zip(before.prompt_ids, kept, strict=True) if keep]
-    found = bootstrap_interval(np.mean, change[kept], groups=groups, num_resamples=num_resamples, seed=seed)
-    return {"mean": found.value, "low": finite_or_none(found.low), "high": finite_or_none(found.high)}
+    interval = bootstrap_interval(np.mean, change[kept], groups=groups, num_resamples=num_resamples, seed=seed)
+    return {"mean": interval.value, "low": finite_or_none(interval.low), "high": finite_or_none(interval.high)}
 
 
 def means_by_source(evaluation: Evaluation) -> dict[str, Any]:
@@ -219,14 +220,14 @@ def valid_fraction(evaluation: Evaluation) -> float:
 
 
 def open_spread(evaluation: Evaluation) -> dict[str, float]:
-    """Return feature -> deviation over the clips of a prompt, averaged over prompts, of what prompts leave open."""
+    """Return feature -> deviation over the clips of a prompt, averaged over prompts, for the features that prompts leave open."""
     num_seeds = evaluation.prompt_ids.count(evaluation.prompt_ids[0])
-    found = {}
+    spreads = {}
     for name in evaluation.means(OPEN):
-        table = torch.tensor(evaluation.columns[f"{OPEN}/{name}"]).view(-1, num_seeds)  # [prompts, seeds]
+        table = rearrange(torch.tensor(evaluation.columns[f"{OPEN}/{name}"]), "(p s) -> p s", s=num_seeds)
         spread = table.std(dim=1, correction=0)
-        found[name] = float(spread[spread.isfinite()].mean())
-    return found
+        spreads[name] = float(spread[spread.isfinite()].mean())
+    return spreads
 
 
 def diversity(evaluation: Evaluation, first: Evaluation, renderer: Mapping[str, float] | None) -> float:
@@ -250,9 +251,9 @@ def diversity(evaluation: Evaluation, first: Evaluation, renderer: Mapping[str, 
 def commit_of(folder: Path) -> str | None:
     """Return the git commit of the code in a folder, None outside a checkout or without git."""
     try:
-        found = subprocess.run(
+        done = subprocess.run(
             ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=False, timeout=10
         )
     except FileNotFoundError:
         return None
-    return found.stdout.strip() or None
+    return done.stdout.strip() or None

@@ -13,7 +13,7 @@ from reward_model import moving_shapes, oracle
 
 
 def measures() -> dict[str, Measure]:
-    """Return what the world can say of any clip: the oracle's dimensions, and what the prompt left open."""
+    """Return the world's measures of any clip: the oracle's dimensions, and the features that prompts leave open."""
     return {ORACLE: oracle.score, OPEN: _open_features}
 
 
@@ -51,7 +51,7 @@ def renderer_spread(
     prompts: Sequence[Prompt], draw: Draw, *, num_seeds: int, num_frames: int, size: tuple[int, int]
 ) -> dict[str, float]:
     """Return feature -> deviation over rendered clips of one prompt, averaged over prompts."""
-    rows = [
+    features = [
         [
             _open_features(clip, prompt.text)
             for prompt, clip in zip(
@@ -60,12 +60,12 @@ def renderer_spread(
         ]
         for seed in range(num_seeds)
     ]
-    found = {}
-    for name in rows[0][0]:
-        table = torch.tensor([[float(row[name]) for row in seed_rows] for seed_rows in rows])  # [seeds, prompts]
+    spreads = {}
+    for name in features[0][0]:
+        table = torch.tensor([[float(clip[name]) for clip in seed] for seed in features])  # [seeds, prompts]
         spread = table.std(dim=0, correction=0)
-        found[name] = float(spread[spread.isfinite()].mean())
-    return found
+        spreads[name] = float(spread[spread.isfinite()].mean())
+    return spreads
 
 
 def _open_features(frames: Tensor, prompt: str) -> Mapping[str, float]:

@@ -1,4 +1,4 @@
-"""Guards watch for reward hacking: each reads an iteration's statistics and says what looks wrong."""
+"""Guards watch for reward hacking: each reads an iteration's statistics and objects to what looks wrong."""
 
 from collections.abc import Mapping
 

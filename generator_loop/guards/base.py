@@ -25,7 +25,7 @@ class Guard(Protocol):
         ...
 
     def check(self, now: Mapping[str, float], first: Mapping[str, float]) -> str:
-        """Say what is wrong.
+        """Object to the samples, or not.
 
         Args:
             now: all logged statistics of the iteration, means over processes.

@@ -1,7 +1,7 @@
 """The optimiser step: accumulate, sum over processes once, check, clip, step.
 
-Every objective's gradient is a sum over rows here; one all-reduce carries gradients, row count and metrics together,
-so that N processes step exactly like one with the same rows. There is no DDP wrapper: only LoRA trains.
+Every objective's gradient is a sum over samples here; one all-reduce carries gradients, sample count and metrics
+together, so that N processes step exactly like one with the same samples. There is no DDP wrapper: only LoRA trains.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def all_sum(values: Tensor) -> Tensor:
 
 
 def policies_of(generator: VideoGenerator, reward: PixelReward) -> Policies:
-    """Hand an objective what it may call.
+    """Return the calls that an objective may make.
 
     Args:
         generator: the generator, with its `old` and `reference` weights set.
@@ -79,40 +79,40 @@ class Updater:
         self._optimizer = torch.optim.AdamW(self._parameters.values(), lr=lr, betas=betas, weight_decay=weight_decay)
 
     def step(self, objective: Objective, batches: Iterable[Batch], policies: Policies) -> dict[str, float]:
-        """Take one optimiser step on the mean loss over the rows of all processes.
+        """Take one optimiser step on the mean loss over the samples of all processes.
 
         Args:
             objective: the objective that planned the batches.
             batches: this process's micro-batches, possibly none.
-            policies: what the objective may call.
+            policies: the calls that an objective may make.
 
         Returns:
-            The objective's metrics as means over all rows, `grad_norm` before clipping and `num_rows`. Without any
-            row on any process nothing is changed and only `num_rows` = 0 is returned.
+            The objective's metrics as means over all samples, `grad_norm` before clipping and `num_samples`. Without
+            any sample on any process nothing is changed and only `num_samples` = 0 is returned.
 
         Raises:
             NonFiniteError: on all processes, if any loss or gradient is not finite; no weight has changed then.
         """
         self._optimizer.zero_grad(set_to_none=True)
-        num_rows, sums = 0, dict.fromkeys(objective.metrics, 0.0)
+        num_samples, sums = 0, dict.fromkeys(objective.metrics, 0.0)
         for batch in batches:
-            num_rows += len(batch)
+            num_samples += len(batch)
             for name, value in objective.backward(batch, policies, scale=float(len(batch))).items():
                 sums[name] += value * len(batch)
-        total, sums = self._sum_over_processes(float(num_rows), sums)
+        total, sums = self._sum_over_processes(float(num_samples), sums)
         if total == 0:
-            return {"num_rows": 0.0}
+            return {"num_samples": 0.0}
         metrics = {name: value / total for name, value in sums.items()}
         norm = float(nn.utils.clip_grad_norm_(self._parameters.values(), self._max_grad_norm))
         self._check_finite({**metrics, "grad_norm": norm})
         self._optimizer.step()
-        return {**metrics, "grad_norm": norm, "num_rows": total}
+        return {**metrics, "grad_norm": norm, "num_samples": total}
 
-    def _sum_over_processes(self, num_rows: float, sums: Mapping[str, float]) -> tuple[float, dict[str, float]]:
-        """Turn summed gradients into means over the rows of all processes; a NaN anywhere reaches everyone."""
+    def _sum_over_processes(self, num_samples: float, sums: Mapping[str, float]) -> tuple[float, dict[str, float]]:
+        """Turn summed gradients into means over the samples of all processes; a NaN anywhere reaches everyone."""
         parameters = list(self._parameters.values())
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        numbers = torch.tensor([num_rows, *sums.values()], device=gradients[0].device)
+        numbers = torch.tensor([num_samples, *sums.values()], device=gradients[0].device)
         flat = all_sum(torch.cat([numbers, *[gradient.flatten().float() for gradient in gradients]]))
         total, *totals = flat[: len(numbers)].tolist()
         mean = flat[len(numbers) :] / max(total, 1.0)
@@ -143,7 +143,7 @@ class Updater:
         """Continue from a state, exactly.
 
         Args:
-            state: what `state` returned.
+            state: tensors that `state` returned.
 
         Raises:
             ValueError: if it belongs to other parameters.

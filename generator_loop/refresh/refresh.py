@@ -1,4 +1,4 @@
-"""The judge learns from the generator's newest clips, and is put back if it forgets what it knew.
+"""The judge learns from the generator's newest clips, and is put back if it gets worse on labelled anchors.
 
 A refresh mixes pairs of a pair source with labelled anchors and trains the level readout of the role that serves as
 reward. Accuracy on held-out anchors decides whether the result is kept; an affine map on the same anchors brings the

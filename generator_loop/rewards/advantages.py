@@ -1,6 +1,6 @@
 """Group-relative advantages: how much better a sample is than its siblings of the same prompt.
 
-Shape legend: B = prompts x G rows, the G samples of one prompt consecutive.
+Shape legend: B = prompts x G samples, the G samples of one prompt consecutive.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 MIN_STD = 1e-4
@@ -18,11 +19,11 @@ MIN_STD = 1e-4
 
 @dataclass(frozen=True)
 class Advantages:
-    """What each sample is credited with.
+    """Group-relative advantages of B samples.
 
     Attributes:
         values: [B] in units of the reward's standard deviation; 0 where not usable.
-        usable: bool [B], false where the reward could not be had.
+        usable: bool [B], false where the reward is missing.
         num_invalid: samples without reward.
         num_flat_groups: groups whose usable rewards are all equal, which teach nothing.
         num_groups: groups in all.
@@ -53,7 +54,7 @@ def group_advantages(
     count. NaN rewards take no part in any mean.
 
     Args:
-        rewards: [B], NaN where a reward could not be had.
+        rewards: [B], NaN where a reward is missing.
         group_size: samples of one prompt.
         std: one deviation for the whole batch of all ranks, or one for each group.
         all_sum: sums a tensor over ranks; the global deviation needs it.
@@ -67,7 +68,7 @@ def group_advantages(
     """
     if rewards.ndim != 1 or len(rewards) % group_size:
         raise ValueError(f"rewards must be [B] with B a multiple of group_size {group_size}, got {list(rewards.shape)}")
-    groups = rewards.double().view(-1, group_size)  # [B / G, G]
+    groups = rearrange(rewards.double(), "(b g) -> b g", g=group_size)
     usable = groups.isfinite()
     count = usable.sum(1, keepdim=True)
     mean = torch.where(usable, groups, 0.0).sum(1, keepdim=True) / count.clamp_min(1)

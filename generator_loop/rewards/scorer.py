@@ -1,4 +1,4 @@
-"""What a clip is worth to the generator: the judge's dimensions and the user's own terms, weighted.
+"""The reward of a clip: the judge's dimensions and the user's own terms, weighted.
 
 Shape legend: B = prompts x group size, T pixel frames, C = 3 channels, H, W pixels.
 """
@@ -113,7 +113,7 @@ class Scorer:
 
     @torch.no_grad()
     def score(self, rollout: Rollout) -> Scored:
-        """Score a rollout; a clip that any part could not score is not valid."""
+        """Score a rollout; a clip that lacks any of its scores is not valid."""
         texts = [prompt.text for prompt in rollout.prompts for _ in range(rollout.group_size)]
         outs = self._ask(rollout.frames, texts, batch_size=self.batch_size)
         rewards, scores = self._agreed(outs).detach().float().cpu(), dict(outs[0].scores)
@@ -136,7 +136,7 @@ class Scorer:
         return samples, self.score(samples)
 
     def differentiable(self, frames: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        """Return the judges' reward [N] of N clips with gradient to the frames; NaN where it could not be had."""
+        """Return the judges' reward [N] of N clips with gradient to the frames; NaN where it is unavailable."""
         texts = [prompt.text for prompt in prompts]
         return self._agreed(self._ask(frames, texts, differentiable=True))
 
@@ -174,7 +174,7 @@ def weighted(scores: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tens
 def transformed(
     scored: Scored, rollout: Rollout, transform: Literal["none", "shuffle", "negate"], *, draw: Draw
 ) -> Scored:
-    """Return the rewards of a control experiment: each group's rewards in random order, or all turned round."""
+    """Return the rewards of a control experiment: each group's rewards permuted, or all negated."""
     if transform == "none":
         return scored
     if transform == "negate":
@@ -184,5 +184,5 @@ def transformed(
         index * size + torch.randperm(size, generator=streams.generator(prompt.prompt_id, 0))
         for index, prompt in enumerate(rollout.prompts)
     ]
-    rows = torch.cat(order)
-    return dataclasses.replace(scored, rewards=scored.rewards[rows], valid=scored.valid[rows])
+    index = torch.cat(order)
+    return dataclasses.replace(scored, rewards=scored.rewards[index], valid=scored.valid[index])

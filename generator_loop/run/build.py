@@ -58,7 +58,7 @@ def read_config(path: str | Path, overrides: list[str]) -> JointConfig:
 
 
 def open_session(config: JointConfig, processes: Processes) -> Session:
-    """Load the models and fix what evaluations compare with, while the policy still is the initial one.
+    """Load the models, and fix the probes and anchors while the policy and the judge still are the initial ones.
 
     Args:
         config: the run.
@@ -68,7 +68,7 @@ def open_session(config: JointConfig, processes: Processes) -> Session:
         The parts, with no progress yet.
 
     Raises:
-        ValueError: the config asks for what does not exist.
+        ValueError: the config names a model, file or role that does not exist.
     """
     generator = open_generator(config, processes.device)
     judge, initial_judge = _open_judge(config, processes.device)
@@ -153,7 +153,7 @@ def _served(config: JointConfig, url: str) -> RemoteJudge:
 
 
 def _open_judge(config: JointConfig, device: torch.device) -> tuple[RewardingJudge, RewardingJudge]:
-    """Return the judge that learns and a frozen view of what it is now; both share the base, or the server."""
+    """Return the judge that learns and a frozen view of its present state; both share the base, or the server."""
     path = config.judge.path
     if config.judge.is_served:
         served = _served(config, path)

@@ -1,4 +1,4 @@
-"""What a run will take, measured on this machine by one small step of each kind, before anything is written."""
+"""The cost of a run in clips, hours and memory, measured by one small step of each kind before anything is written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a run starts on one or several processes, how many threads it takes, and how it is asked to stop."""
+"""The start of a run on one or several processes, its threads, and requests to stop it."""
 
 from __future__ import annotations
 

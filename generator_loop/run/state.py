@@ -123,7 +123,7 @@ def restore(session: Session) -> None:
 
 
 def ends(output: Path) -> tuple[Evaluation, Evaluation]:
-    """Return what a finished run measured before any update and at its end, clip by clip.
+    """Return a finished run's measurements before any update and at its end, clip by clip.
 
     Args:
         output: the run's folder.
@@ -143,7 +143,7 @@ def ends(output: Path) -> tuple[Evaluation, Evaluation]:
 
 
 def _refuse_other_settings(config: JointConfig, path: Path) -> None:
-    """Refuse to continue a run with settings that change what it computes."""
+    """Refuse to continue a run with settings that change its results."""
     written = read_config(path, [])
     allowed = replace(
         written,

@@ -53,7 +53,7 @@ def test_micro_batches_of_any_size_take_the_same_step(sizes):
     assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-5)
     assert metrics["grad_norm"] == pytest.approx(expected.grad.norm().item(), rel=1e-5)
     assert metrics["row_mean"] == pytest.approx((whole @ parameter()).mean().item(), rel=1e-4)
-    assert metrics["num_rows"] == len(whole)
+    assert metrics["num_samples"] == len(whole)
 
 
 def test_gradients_are_scaled_down_to_the_norm_and_reported_as_they_were():
@@ -66,7 +66,7 @@ def test_gradients_are_scaled_down_to_the_norm_and_reported_as_they_were():
 def test_without_rows_nothing_changes():
     weight = parameter()
     updater = Updater({"w": weight}, lr=0.1, weight_decay=0.5)
-    assert updater.step(SquaredRows(weight), [], None) == {"num_rows": 0.0}
+    assert updater.step(SquaredRows(weight), [], None) == {"num_samples": 0.0}
     assert torch.equal(weight, parameter()) and updater.state() == {}
 
 
@@ -204,7 +204,7 @@ def test_each_objective_trains_a_real_generator_through_its_actors(name):
     before = generator.weights("policy")["blocks.0.attn1.to_q.lora_B.weight"].clone()
     for batches in objective.plan(samples, toy_scores(rewards), advantages, draw=draw, micro_batch_size=3):
         metrics = updater.step(objective, batches, who)
-    assert set(metrics) == {*objective.metrics, "grad_norm", "num_rows"} and metrics["grad_norm"] > 0
+    assert set(metrics) == {*objective.metrics, "grad_norm", "num_samples"} and metrics["grad_norm"] > 0
     assert not torch.equal(before, generator.weights("policy")["blocks.0.attn1.to_q.lora_B.weight"])
     after = [p for p in generator.pipeline.transformer.parameters() if not p.requires_grad]
     assert all(torch.equal(one, other) and other.grad is None for one, other in zip(base, after, strict=True))

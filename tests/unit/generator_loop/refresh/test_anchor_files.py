@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from generator_loop.config import AnchorSettings
+from generator_loop.config import AnchorConfig
 from generator_loop.refresh.anchors import read_anchors
 from reward_model.records import RatedClip
 
 
 def settings(path, **changes):
-    return AnchorSettings(path=str(path), num_train=1, num_held_out=1, **changes)
+    return AnchorConfig(path=str(path), num_train=1, num_held_out=1, **changes)
 
 
 def test_a_csv_of_our_own_columns_is_split_in_order(tmp_path):
@@ -46,4 +46,4 @@ def test_too_few_anchors_are_refused(tmp_path):
 
 def test_a_column_map_without_a_file_is_refused():
     with pytest.raises(ValueError, match="refresh.anchors.columns describes the file"):
-        AnchorSettings(columns={"video": "file"})
+        AnchorConfig(columns={"video": "file"})

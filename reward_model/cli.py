@@ -47,8 +47,8 @@ EXAMPLES = """examples:
   video-judge calibrate rated.csv --judge FOLDER             constants for z scores, into the judge's folder
   video-judge COMMAND --help                                 all options of a command, with examples
 
-The meaning of a score depends on the judge. `video-judge calibrate moving_shapes --dry-run` prints a reference table for
-the judge of --judge: its scores at quantiles of known clips, and the labels of these clips.
+The meaning of a score depends on the judge. `video-judge calibrate moving_shapes --dry-run` prints a reference table
+for the judge of --judge: its scores at quantiles of known clips, and the labels of these clips.
 
 exit status: 0 success; 1 an item has no score or a check failed; 2 the command line or an input file is wrong."""
 

@@ -102,8 +102,8 @@ def _check_destination(args: argparse.Namespace) -> None:
     local = args.judge != "toy" and (Path(args.judge) / CONFIG_FILE).is_file()
     if not (local or args.output or args.dry_run):
         raise ValueError(
-            f"constants are written into the judge's folder, and {args.judge} is not a local folder; save a copy of the judge "
-            "with --output FOLDER, or only print the tables with --dry-run"
+            f"constants are written into the judge's folder, and {args.judge} is not a local folder; save a copy of the "
+            "judge with --output FOLDER, or only print the tables with --dry-run"
         )
 
 

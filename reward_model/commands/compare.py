@@ -27,7 +27,7 @@ EXAMPLES = """examples:
 
 Each pair is compared in both orders, and the results are averaged. p_first is the probability that the first video is
 better, p_tie that neither is; margin is the lead of the first (-1 to 1); consistent tells whether both orders have the
-same winner. To rank a group, see `video-judge rank`; for agreement with known preferences, `video-judge eval --pairs`."""
+same winner. `video-judge rank` ranks a group; `video-judge eval --pairs` measures agreement with known preferences."""
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def progress_bar(wanted: bool = False, *, unit: str = "clips", beside_output: bo
     Args:
         wanted: return one even if stderr is not a terminal.
         unit: plural name of the items.
-        beside_output: results are printed meanwhile; if stdout is a terminal as well, they show the progress themselves.
+        beside_output: results are printed meanwhile; if stdout is a terminal, too, they show the progress themselves.
 
     Returns:
         The progress line.

@@ -37,8 +37,8 @@ EXAMPLES = """examples:
   video-judge score clip.mp4 --readout reason --samples 8
   video-judge score clip.mp4 --normalize z              standardised by constants, see video-judge calibrate
 
-std is the standard deviation of the judge's distribution over ratings, in units of quality (0 to 1) whatever --normalize is.
-Remarks and warnings list properties of a clip outside the judge's training range: frame rate, number of frames, frame
+std is the standard deviation of the judge's distribution over ratings, in units of quality (0 to 1) with any
+--normalize. Remarks and warnings list properties of a clip outside the judge's training range: frame rate, number of frames, frame
 size. --resume recognises an item by its path and prompt; an item that failed before is not retried (delete its line to
 retry it). The exit status is 1 if an item has no score."""
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from generator_loop.adapters.base import POLICY, REFERENCE
-from generator_loop.evaluation.held_out import Evaluation
+from generator_loop.evaluation.columns import Evaluation
 from generator_loop.evaluation.samples import SampleWriter
 from generator_loop.evaluation.summary import diversity, log_record, round_record, summary
 from generator_loop.guards.monitors import refuse_invalid, statistics

@@ -15,38 +15,11 @@ from einops import rearrange
 from torch import Tensor
 
 from generator_loop.adapters.base import VideoGenerator
-from generator_loop.evaluation.columns import CURRENT, INITIAL, SPREAD, Measure
+from generator_loop.evaluation.columns import CURRENT, INITIAL, SPREAD, Evaluation, Measure
 from generator_loop.records import Draw, Prompt, Rollout
 from generator_loop.rewards.scorer import ScoringJudge, weighted
 from generator_loop.sampling.rollout import PromptEncoder, rollout
 from generator_loop.tracking.metric_log import is_distributed
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Measurements of N clips: `columns` maps "source/dimension" to N numbers, NaN where missing.
-
-    `prompt_ids` [N] names each clip's prompt.
-    """
-
-    prompt_ids: tuple[int, ...]
-    columns: Mapping[str, tuple[float, ...]]
-
-    def first(self, num_prompts: int) -> Evaluation:
-        """Return the evaluation of the first `num_prompts` prompts only."""
-        kept = list(dict.fromkeys(self.prompt_ids))[:num_prompts]
-        num = sum(prompt_id in set(kept) for prompt_id in self.prompt_ids)
-        return Evaluation(self.prompt_ids[:num], {name: column[:num] for name, column in self.columns.items()})
-
-    def mean(self, name: str) -> float:
-        """Return the mean of a column over the clips that have it; NaN without any."""
-        finite = [value for value in self.columns.get(name, ()) if math.isfinite(value)]
-        return sum(finite) / len(finite) if finite else math.nan
-
-    def means(self, source: str) -> dict[str, float]:
-        """Return dimension -> mean of one source; empty if nothing was measured."""
-        prefix = f"{source}/"
-        return {name.removeprefix(prefix): self.mean(name) for name in self.columns if name.startswith(prefix)}
 
 
 @dataclass(frozen=True, kw_only=True)

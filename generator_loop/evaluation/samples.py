@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from generator_loop.evaluation.held_out import Evaluation
+from generator_loop.evaluation.columns import Evaluation
 from generator_loop.evaluation.summary import clip_scores
 from generator_loop.records import Prompt
 from reward_model import write_video

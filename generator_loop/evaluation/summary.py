@@ -16,8 +16,7 @@ import torch
 from einops import rearrange
 
 from generator_loop.config import JointConfig
-from generator_loop.evaluation.columns import AUDIT, CURRENT, INITIAL, OPEN, ORACLE, SPREAD
-from generator_loop.evaluation.held_out import Evaluation
+from generator_loop.evaluation.columns import AUDIT, CURRENT, INITIAL, OPEN, ORACLE, SPREAD, Evaluation
 from generator_loop.tracking.metric_log import finite_or_none
 from reward_model.config import plain
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from generator_loop.adapters.base import POLICY, VideoGenerator
 from generator_loop.config import JointConfig
-from generator_loop.evaluation.held_out import Evaluation, Evaluator
+from generator_loop.evaluation.columns import Evaluation
+from generator_loop.evaluation.held_out import Evaluator
 from generator_loop.evaluation.probes import Probes
 from generator_loop.guards.base import Watch
 from generator_loop.optim.learner import Learner

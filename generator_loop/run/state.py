@@ -11,14 +11,12 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from generator_loop.adapters.base import OLD, POLICY, REFERENCE
 from generator_loop.config import JointConfig
-from generator_loop.evaluation.columns import INITIAL
-from generator_loop.evaluation.held_out import Evaluation
+from generator_loop.evaluation.columns import INITIAL, Evaluation
 from generator_loop.refresh.refresh import adapter_tensors, load_adapter_tensors
 from generator_loop.run.build import read_config
 from generator_loop.run.session import Progress, Session
@@ -73,8 +71,8 @@ def _writer(session: Session) -> Callable[[Path], None]:
             "seconds": session.round_seconds(),
             "num_kept": session.refresher.num_kept if session.refresher is not None else 0,
             "rounds": progress.rounds,
-            "before": _evaluation_json(progress.before),
-            "after": _evaluation_json(progress.after),
+            "before": progress.before.to_json() if progress.before else None,
+            "after": progress.after.to_json() if progress.after else None,
             "first": session.watch.first,
             "alarms": progress.alarms,
         }
@@ -108,8 +106,8 @@ def restore(session: Session) -> None:
     saved = json.loads((state / "progress.json").read_text(encoding="utf-8"))
     session.progress = Progress(
         **{name: saved[name] for name in ("round", "iteration", "seconds", "rounds", "alarms")},
-        before=_evaluation_from(saved["before"]),
-        after=_evaluation_from(saved["after"]),
+        before=Evaluation.from_json(saved["before"]),
+        after=Evaluation.from_json(saved["after"]),
     )
     session.watch.first = saved["first"]
     if session.refresher is not None:
@@ -136,7 +134,7 @@ def ends(output: Path) -> tuple[Evaluation, Evaluation]:
     """
     folder = checkpoint.latest(output / "checkpoints")
     saved = json.loads((folder / "state" / "progress.json").read_text(encoding="utf-8")) if folder else {}
-    before, after = (_evaluation_from(saved.get(name)) for name in ("before", "after"))
+    before, after = (Evaluation.from_json(saved.get(name)) for name in ("before", "after"))
     if before is None or after is None:
         raise ValueError(f"{output} holds no finished run")
     return before, after
@@ -156,22 +154,3 @@ def _refuse_other_settings(config: JointConfig, path: Path) -> None:
             f"resume= continues the run of {path}, but these sections differ from it: {', '.join(changed)}; "
             "only loop.num_rounds and run.* but the seed may change"
         )
-
-
-def _evaluation_json(evaluation: Evaluation | None) -> dict[str, Any] | None:
-    if evaluation is None:
-        return None
-    columns = {
-        name: [value if value == value else None for value in column] for name, column in evaluation.columns.items()
-    }
-    return {"prompt_ids": list(evaluation.prompt_ids), "columns": columns}
-
-
-def _evaluation_from(saved: dict[str, Any] | None) -> Evaluation | None:
-    if saved is None:
-        return None
-    nan = float("nan")
-    columns = {
-        name: tuple(nan if value is None else value for value in column) for name, column in saved["columns"].items()
-    }
-    return Evaluation(tuple(saved["prompt_ids"]), columns)

@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from generator_loop.evaluation.held_out import Evaluation  # noqa: E402
+from generator_loop.evaluation.columns import Evaluation
 
 Line = tuple[Sequence[float], Sequence[float]]
 """Values along x and along y."""

@@ -25,8 +25,7 @@ import numpy as np
 import torch
 from arms import ROOT, joined, parser_of, plot, run_apart
 
-from generator_loop.evaluation.columns import INITIAL
-from generator_loop.evaluation.held_out import Evaluation
+from generator_loop.evaluation.columns import INITIAL, Evaluation
 from generator_loop.evaluation.summary import difference, diversity
 from generator_loop.loop import iterate
 from generator_loop.run.build import open_session, read_config

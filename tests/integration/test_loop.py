@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,10 @@ import torch
 
 from generator_loop import loop
 from generator_loop.__main__ import main
+from generator_loop.guards import GUARDS
+from generator_loop.records import Prompt, Rollout, Scored
+from generator_loop.refresh import PAIR_SOURCES
+from generator_loop.refresh.base import PairTools
 from generator_loop.run import state
 from generator_loop.run.build import open_session, read_config
 from generator_loop.run.estimate import num_clips
@@ -23,6 +27,7 @@ from generator_loop.run.launch import Processes
 from generator_loop.run.session import Session
 from generator_loop.tracking import checkpoint
 from reward_model import read_video
+from reward_model.records import Video, VideoPair
 from tests.tiny_models import RECIPE, save_tiny_judge, save_tiny_wan
 
 pytestmark = pytest.mark.slow
@@ -154,6 +159,61 @@ def test_a_finished_run_is_sampled_by_prompt_and_noise(finished: Path, tmp_path:
     trained, _ = read_video(tmp_path / "trained" / "a red ball-0.mp4")
     base, _ = read_video(tmp_path / "base" / "00000-0.mp4")
     assert trained.frames.shape == base.frames.shape and not torch.equal(trained.frames, base.frames)
+
+
+class FirstBeatsLast:
+    """A pair source of a plug-in: a prompt's first clip beats its last one."""
+
+    def __init__(self, prompts: Sequence[Prompt]) -> None:
+        self.frames = torch.zeros(0)
+
+    def observe(self, samples: Rollout, scored: Scored, tools: PairTools) -> None:
+        self.frames = torch.cat([self.frames, samples.frames]) if len(self.frames) else samples.frames
+
+    def pairs(self, tools: PairTools) -> list[VideoPair]:
+        first, last = (Video(frames=self.frames[place], fps=tools.fps) for place in (0, -1))
+        self.frames = torch.zeros(0)
+        return [VideoPair(first, last, None, {"overall": 1.0}, "plug-in")]
+
+    def state(self) -> Mapping[str, torch.Tensor]:
+        return {"frames": self.frames}
+
+    def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        self.frames = state["frames"]
+
+
+class Clock:
+    """A guard of a plug-in that objects to the second iteration."""
+
+    def measure(self, samples: Rollout, scored: Scored) -> Mapping[str, float]:
+        return {"num_clips": float(len(samples.frames))}
+
+    def check(self, now: Mapping[str, float], first: Mapping[str, float]) -> str:
+        return f"{now['num_clips']:.0f} clips again" if now is not first and first != now else ""
+
+
+def test_a_pair_source_and_a_guard_are_one_entry_each(recipe, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setitem(PAIR_SOURCES, "first_beats_last", FirstBeatsLast)
+    monkeypatch.setitem(GUARDS, "clock", Clock())
+    overrides = recipe(tmp_path / "run", refresh__pair_source="first_beats_last", loop__num_rounds=1)
+    session = opened(overrides)
+    state.begin(session)
+    assert loop.run(session, lambda: session.step == 1) is None
+    resumed = opened(overrides)
+    state.restore(resumed)
+    assert torch.equal(resumed.refresher.source.frames, session.refresher.source.frames)
+    assert len(resumed.refresher.source.frames) == 6
+    loop.run(resumed, never)
+    found = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert found["rounds"][-1]["judge_kept"] is not None
+    assert "iteration 2: 6 clips again" in found["alarms"]
+    logged = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["num_clips"] for line in logged if line["kind"] == "iteration"] == [6.0, 6.0]
+
+
+def test_an_unknown_pair_source_is_refused_with_the_nearest_name(recipe, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="refresh.pair_source is 'new_beats_odl'; did you mean 'new_beats_old'"):
+        read_config(None, recipe(tmp_path, refresh__pair_source="new_beats_odl"))
 
 
 def test_resuming_with_other_settings_is_refused(recipe, finished: Path) -> None:

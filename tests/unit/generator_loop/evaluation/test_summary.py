@@ -10,7 +10,7 @@ import pytest
 from generator_loop.config import PromptConfig
 from generator_loop.evaluation import summary
 from generator_loop.evaluation import toy_world as world
-from generator_loop.evaluation.held_out import Evaluation
+from generator_loop.evaluation.columns import Evaluation
 from generator_loop.records import Draw
 from generator_loop.refresh.anchors import Affine
 from generator_loop.sampling.prompts import open_prompts

@@ -129,9 +129,9 @@ def assert_damaged(url: str, video: dict[str, Any], *, or_refused: bool = False)
     if or_refused and 400 <= status < 500:
         return found["error"]
     assert status == 200, (status, found)
-    (row,) = found["results"]
-    assert (row["valid"], row["reward"], set(row["scores"].values())) == (False, None, {None}), row
-    (reason,) = set(row["reasons"].values())
+    (record,) = found["results"]
+    assert (record["valid"], record["reward"], set(record["scores"].values())) == (False, None, {None}), record
+    (reason,) = set(record["reasons"].values())
     assert reason
     return reason
 

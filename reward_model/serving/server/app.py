@@ -19,7 +19,7 @@ from reward_model.serving.options import CompareOptions, ExplainOptions, Request
 from reward_model.serving.server import schema
 from reward_model.serving.server.batcher import Batcher
 from reward_model.serving.server.config import ServerConfig
-from reward_model.serving.server.guard import HEALTH, Guard
+from reward_model.serving.server.guard import HEALTH, RequestGuard
 from reward_model.serving.server.judge import JudgeJob
 from reward_model.serving.server.metrics import CONTENT_TYPE, ServerMetrics
 
@@ -154,12 +154,12 @@ def create_app(judge: JudgeInterface, config: ServerConfig, *, token: str | None
             yield
 
     app = FastAPI(title="video-judge", description=DESCRIPTION, lifespan=lifespan, redirect_slashes=False)
-    app.add_middleware(Guard, config=config, metrics=metrics, token=token)
+    app.add_middleware(RequestGuard, config=config, metrics=metrics, token=token)
     app.add_exception_handler(RequestValidationError, _malformed)
     app.add_exception_handler(StarletteHTTPException, _refused)
     app.add_exception_handler(Exception, _failed)
 
-    @app.post("/score", response_model=schema.Scores, responses=PROBLEMS)
+    @app.post("/score", response_model=schema.ScoreResults, responses=PROBLEMS)
     async def score(body: schema.ScoreBody) -> dict[str, Any]:
         """Score videos; a missing score is null with its reason."""
         _check_count(len(body.videos), config)
@@ -167,7 +167,7 @@ def create_app(judge: JudgeInterface, config: ServerConfig, *, token: str | None
         items = [([(f"videos[{i}]", video)], prompts[i]) for i, video in enumerate(body.videos)]
         return {"results": await reader.answer(body.options(), items)}
 
-    @app.post("/compare", response_model=schema.Preferences, responses=PROBLEMS)
+    @app.post("/compare", response_model=schema.PreferenceResults, responses=PROBLEMS)
     async def compare(body: schema.CompareBody) -> dict[str, Any]:
         """Compare the two videos of each pair by overall quality."""
         _check_count(len(body.first), config)

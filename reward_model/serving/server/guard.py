@@ -41,7 +41,7 @@ class Gone(Exception):
     """The client left before its body was complete."""
 
 
-class Guard:
+class RequestGuard:
     """Passes on complete requests within limits, and counts all requests."""
 
     def __init__(self, app: App, *, config: ServerConfig, metrics: ServerMetrics, token: str | None) -> None:

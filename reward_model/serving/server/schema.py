@@ -123,7 +123,7 @@ class Score(BaseModel):
     frames: JudgedFrames | None
 
 
-class Scores(BaseModel):
+class ScoreResults(BaseModel):
     """One result per video, in their order."""
 
     results: list[Score]
@@ -141,7 +141,7 @@ class Preference(BaseModel):
     reason: str
 
 
-class Preferences(BaseModel):
+class PreferenceResults(BaseModel):
     """One result per pair, in their order."""
 
     results: list[Preference]

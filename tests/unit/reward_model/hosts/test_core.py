@@ -20,7 +20,7 @@ from tests.tiny_judge import build_judge
 PROMPT = "a red circle moving left"
 
 
-class BrightnessJudge:
+class BlackFailsJudge:
     """A judge whose overall is the mean pixel; black clips have none and clips of one frame are an error."""
 
     def __init__(self) -> None:
@@ -112,7 +112,7 @@ def ask_together(judge, clips):
 
 
 def test_requests_that_wait_are_scored_together_and_each_gets_its_own():
-    judge = BrightnessJudge()
+    judge = BlackFailsJudge()
     clips = [torch.full((2, 3, 4, 4), value) for value in (0.25, 0.5, 0.0, 0.75)]
     found = [one.result() for one in ask_together(judge, clips)]
     assert judge.batches == [1, 3]
@@ -122,7 +122,7 @@ def test_requests_that_wait_are_scored_together_and_each_gets_its_own():
 
 
 def test_a_request_that_fails_spares_those_that_waited_with_it():
-    judge = BrightnessJudge()
+    judge = BlackFailsJudge()
     clips = [torch.full((size, 3, 4, 4), 0.5) for size in (2, 2, 2, 1)]
     errors = [one.exception() for one in ask_together(judge, clips)]
     assert [type(error) for error in errors] == [type(None), type(None), type(None), ValueError]

@@ -74,8 +74,8 @@ def test_flow_factory_scores_point_by_point(judge):
 def test_flow_factory_ranks_a_group_by_the_comparator(judge):
     order = judge.with_role("comparator").rank(clips(), PROMPTS[0], fps=FPS).order
     rewards, info = process(Groupwise, samples_of(clips(), PROMPTS[:1] * 3), judge="toy", fps=FPS)
-    assert [rewards[row].item() for row in order] == [1.0, 0.5, 0.0]
-    assert [info["place"][row] for row in order] == [0.0, 1.0, 2.0]
+    assert [rewards[index].item() for index in order] == [1.0, 0.5, 0.0]
+    assert [info["place"][index] for index in order] == [0.0, 1.0, 2.0]
 
 
 def test_flow_factory_hears_of_wrong_settings_and_samples(mute):

@@ -21,7 +21,7 @@ def multi_score(device, weights, functions):
     def total(images, prompts, metadata, only_strict=True):
         details = {name: scorers[name](images, prompts, metadata)[0] for name in weights}
         columns = [[weight * value for value in details[name]] for name, weight in weights.items()]
-        return {**details, "avg": [sum(row) for row in zip(*columns, strict=True)]}, {}
+        return {**details, "avg": [sum(terms) for terms in zip(*columns, strict=True)]}, {}
 
     return total
 

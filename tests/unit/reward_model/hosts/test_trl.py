@@ -25,8 +25,8 @@ def clips(num=2):
 @pytest.fixture
 def folder(tmp_path):
     """Two clips and a file that is none."""
-    for row, clip in enumerate(clips()):
-        write_video(tmp_path / f"{row}.mp4", clip, FPS)
+    for index, clip in enumerate(clips()):
+        write_video(tmp_path / f"{index}.mp4", clip, FPS)
     (tmp_path / "notes.mp4").write_text("not a video")
     return tmp_path
 

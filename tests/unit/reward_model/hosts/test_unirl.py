@@ -53,7 +53,7 @@ def attach(backend, request):
     backend.onload()
     response = backend.compute_rewards(request)
     failed = [
-        (row, why) for row, (ok, why) in enumerate(zip(response.successes, response.errors, strict=True)) if not ok
+        (index, why) for index, (ok, why) in enumerate(zip(response.successes, response.errors, strict=True)) if not ok
     ]
     if failed:
         raise RuntimeError(f"{failed}")

@@ -40,8 +40,8 @@ def shared():
 def test_every_video_of_a_request_gets_its_score_in_order(shared):
     status, found, _ = score(shared[0], 0.25, 0.75, 0.5, prompts=["x", None, "y"])
     assert status == 200
-    assert [row["reward"] for row in found["results"]] == [0.25, 0.75, 0.5]
-    assert [row["prompt"] for row in found["results"]] == ["x", None, "y"]
+    assert [record["reward"] for record in found["results"]] == [0.25, 0.75, 0.5]
+    assert [record["prompt"] for record in found["results"]] == ["x", None, "y"]
     assert found["results"][0]["frames"] == {
         "indices": [0, 1],
         "times": [0.0, 0.0],
@@ -52,7 +52,7 @@ def test_every_video_of_a_request_gets_its_score_in_order(shared):
 
 def test_one_prompt_serves_all(shared):
     _, found, _ = score(shared[0], 0.25, 0.75, prompts="x")
-    assert [row["prompt"] for row in found["results"]] == ["x", "x"]
+    assert [record["prompt"] for record in found["results"]] == ["x", "x"]
 
 
 def test_a_damaged_video_is_an_answer_and_leaves_the_others_their_scores(shared):

@@ -1,6 +1,6 @@
 """`video-judge`: score, compare and explain videos, calibrate and check a judge.
 
-A command's module is imported when that command is asked for, so that `--help` is quick.
+Only the module of the given command is imported, which keeps `--help` fast.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from reward_model.commands.judge_options import JudgeFactory, add_judge_options,
 
 COMMANDS = {
     "score": ("reward_model.commands.score", "score videos: files, folders, CSV or JSONL lists"),
-    "compare": ("reward_model.commands.compare", "say which of two videos is better, for one pair or a list"),
-    "rank": ("reward_model.commands.rank", "put videos of one prompt in order"),
-    "explain": ("reward_model.commands.explain", "say why a video scores as it does"),
-    "eval": ("reward_model.commands.evaluate", "set a judge against labels"),
-    "calibrate": ("reward_model.commands.calibrate", "learn what scores mean, and the constants of z scores"),
-    "sanity": ("reward_model.commands.sanity", "damage clips on purpose: do the scores fall as they must?"),
-    "bench": ("reward_model.commands.bench", "measure clips a second and peak memory"),
-    "export": ("reward_model.commands.export", "write a judge, or one role merged, with a model card"),
+    "compare": ("reward_model.commands.compare", "compare two videos, or a list of pairs"),
+    "rank": ("reward_model.commands.rank", "rank videos of one prompt"),
+    "explain": ("reward_model.commands.explain", "explain the scores of a video"),
+    "eval": ("reward_model.commands.evaluate", "measure agreement with labels"),
+    "calibrate": ("reward_model.commands.calibrate", "measure what scores mean, and the constants of z scores"),
+    "sanity": ("reward_model.commands.sanity", "damage clips on purpose, and check that the scores fall"),
+    "bench": ("reward_model.commands.bench", "measure clips per second and peak memory"),
+    "export": ("reward_model.commands.export", "write a judge, or one merged role, with a model card"),
     "serve": ("reward_model.commands.serve", "answer requests over HTTP"),
 }
 """Command -> its module and one line of help."""
@@ -34,7 +34,7 @@ DESCRIPTION = """Judge generated or natural video.
 
 Four dimensions are scored, each in [0, 1], higher is better: visual_quality, motion_quality, text_alignment and
 overall. Text alignment needs the prompt that the video was generated from; without one, overall is the mean of the
-other dimensions. A score that could not be had is empty (null in JSON) and says why; it is never a made-up number."""
+other dimensions. An unavailable score is empty (null in JSON) and comes with a reason; scores are never made up."""
 
 EXAMPLES = """examples:
   video-judge score clip.mp4 --prompt "a large red circle moving left slowly over a plain floor"
@@ -42,22 +42,22 @@ EXAMPLES = """examples:
   video-judge compare first.mp4 second.mp4 --prompt "..."
   video-judge rank clips/*.mp4 --prompt "..."                best first
   video-judge explain clip.mp4
-  video-judge eval --world moving_shapes --num 500           agreement with known labels
-  video-judge sanity --judge FOLDER                          does it react to what it should?
+  video-judge eval --world moving_shapes --num 500           agreement with labels
+  video-judge sanity --judge FOLDER                          must score damaged clips lower
   video-judge calibrate rated.csv --judge FOLDER             constants for z scores, into the judge's folder
   video-judge COMMAND --help                                 all options of a command, with examples
 
-What is a good score? It depends on the judge. `video-judge calibrate moving_shapes --dry-run` prints a reference table
-for the judge that you name: scores at quantiles of known clips, and the labels that go with them.
+The meaning of a score depends on the judge. `video-judge calibrate moving_shapes --dry-run` prints a reference table
+for the judge of --judge: its scores at quantiles of known clips, and the labels of these clips.
 
-exit status: 0 all well; 1 an item could not be scored or a check failed; 2 the command line or an input file is wrong."""
+exit status: 0 success; 1 an item has no score or a check failed; 2 the command line or an input file is wrong."""
 
 
 def main(argv: Sequence[str] | None = None, *, judge_factory: JudgeFactory | None = None) -> int:
     """Run one command.
 
     Args:
-        argv: arguments without the program's name; None takes those of the process.
+        argv: arguments without the program name; None takes those of the process.
         judge_factory: makes the judge; None loads the one that `--judge` names.
 
     Returns:
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None, *, judge_factory: JudgeFactory | Non
 
 
 def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
-    """Return the parser of all commands; only the one that `argv` asks for knows its options."""
+    """Return the parser of all commands; only the command in `argv` has its options."""
     layout = partial(argparse.RawDescriptionHelpFormatter, max_help_position=28)
     parser = argparse.ArgumentParser(
         prog="video-judge", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=layout
@@ -86,10 +86,10 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     for name, (module, summary) in COMMANDS.items():
         command = commands.add_parser(name, help=summary, formatter_class=layout)
         if name == asked:
-            room = import_module(module)
+            chosen = import_module(module)
             add_judge_options(command, batches=name not in UNBATCHED)
-            room.add_arguments(command)
-            command.set_defaults(run=room.run)
+            chosen.add_arguments(command)
+            command.set_defaults(run=chosen.run)
     return parser
 
 

@@ -17,15 +17,16 @@ import torch
 from reward_model.records import DIMENSIONS, Clip, Comparison, FramePlan, RewardOutput
 from reward_model.scoring.json_records import comparison_records, output_records, unexplained_record
 from reward_model.serving import wire
+from reward_model.serving.options import CompareOptions, RequestOptions, ScoreOptions
 from reward_model.serving.server.app import create_app
-from reward_model.serving.server.judge import Comparing, Question, Scoring, Work
+from reward_model.serving.server.config import ServerConfig
+from reward_model.serving.server.judge import JudgeJob
 from reward_model.serving.server.main import make_server
 from reward_model.serving.server.schema import FileVideo, FramesVideo
-from reward_model.serving.server.settings import ServerSettings
 
 
 class MeanJudge:
-    """Scores a clip by its mean pixel; a file is never readable. Notes the batches that it answers.
+    """Scores a clip by its mean pixel; files are unreadable. Records the batches that it answers.
 
     Reading a clip takes `reading` seconds, answering a batch `seconds`.
     """
@@ -35,7 +36,7 @@ class MeanJudge:
 
     def __init__(self, seconds: float = 0.0, *, reading: float = 0.0, fail: BaseException | None = None) -> None:
         self.seconds, self.reading, self.fail = seconds, reading, fail
-        self.batches: list[tuple[Work, int]] = []
+        self.batches: list[tuple[RequestOptions, int]] = []
 
     def read(self, video: FileVideo | FramesVideo) -> Clip | str:
         """Return the clip of frames, and no clip of a file."""
@@ -46,17 +47,17 @@ class MeanJudge:
         num = len(frames)
         return Clip(frames, FramePlan(tuple(range(num)), (0.0,) * num, ("slow",) * num, video.fps))
 
-    def answer(self, work: Work, questions: Sequence[Question]) -> list[wire.JsonRecord]:
+    def answer(self, options: RequestOptions, jobs: Sequence[JudgeJob]) -> list[wire.JsonRecord]:
         """Answer after `seconds`; fail for a batch with a clip that is black."""
-        self.batches.append((work, len(questions)))
+        self.batches.append((options, len(jobs)))
         time.sleep(self.seconds)
-        values = [[float("nan") if isinstance(c, str) else float(c.frames.mean()) for c in q.clips] for q in questions]
-        if self.fail is not None and any(0.0 in found for found in values):
+        values = [[float("nan") if isinstance(c, str) else float(c.frames.mean()) for c in job.clips] for job in jobs]
+        if self.fail is not None and any(0.0 in means for means in values):
             raise self.fail
-        prompts = [question.prompt for question in questions]
-        if isinstance(work, Scoring):
-            return output_records(_output([found[0] for found in values], questions), prompts)
-        if isinstance(work, Comparing):
+        prompts = [job.prompt for job in jobs]
+        if isinstance(options, ScoreOptions):
+            return output_records(_output([means[0] for means in values], jobs), prompts)
+        if isinstance(options, CompareOptions):
             margin = torch.tensor([first - second for first, second in values])
             good = ~margin.isnan()
             reasons = ["" if ok else "damaged: cut" for ok in good]
@@ -64,7 +65,7 @@ class MeanJudge:
         return [unexplained_record("damaged: cut", prompt) for prompt in prompts]
 
 
-def _output(values: list[float], questions: Sequence[Question]) -> RewardOutput:
+def _output(values: list[float], jobs: Sequence[JudgeJob]) -> RewardOutput:
     scores = torch.tensor(values)
     reasons = ["damaged: cut" if score != score else "" for score in values]
     return RewardOutput(
@@ -76,18 +77,18 @@ def _output(values: list[float], questions: Sequence[Question]) -> RewardOutput:
         valid=dict.fromkeys(DIMENSIONS, ~scores.isnan()),
         reasons=dict.fromkeys(DIMENSIONS, reasons),
         texts=None,
-        frame_plan=[None if isinstance(q.clips[0], str) else q.clips[0].plan for q in questions],
+        frame_plan=[None if isinstance(job.clips[0], str) else job.clips[0].plan for job in jobs],
         overall_from=[("overall",)] * len(values),
     )
 
 
 @contextmanager
-def running(judge: Any, settings: ServerSettings | None = None, *, token: str | None = None) -> Iterator[str]:
+def running(judge: Any, config: ServerConfig | None = None, *, token: str | None = None) -> Iterator[str]:
     """Serve a judge from another thread and yield the address; the end of the block is a clean shutdown."""
-    settings = settings or ServerSettings()
+    config = config or ServerConfig()
     listener = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server = make_server(create_app(judge, settings, token=token), settings)
+    server = make_server(create_app(judge, config, token=token), config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     try:
@@ -107,9 +108,9 @@ def ask(
     with closing(http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)) as connection:
         connection.request(method, route, payload, {"Content-Type": "application/json", **(headers or {})})
         response = connection.getresponse()
-        text, found = response.read(), {name.lower(): value for name, value in response.headers.items()}
-        is_json = found.get("content-type", "").startswith("application/json")
-        return response.status, json.loads(text) if is_json else text.decode("utf-8", "replace"), found
+        text, answered = response.read(), {name.lower(): value for name, value in response.headers.items()}
+        is_json = answered.get("content-type", "").startswith("application/json")
+        return response.status, json.loads(text) if is_json else text.decode("utf-8", "replace"), answered
 
 
 def frames_of(value: float, num: int = 2, side: int = 2) -> dict[str, object]:

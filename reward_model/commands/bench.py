@@ -1,4 +1,4 @@
-"""`video-judge bench`: clips a second and peak memory, by batch size."""
+"""`video-judge bench`: clips per second and peak memory, by batch size."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ EXAMPLES = """examples:
   video-judge bench --judge FOLDER clips/ --batch-sizes 1 4 16
   video-judge bench --judge FOLDER clips/ --readout reason --repeats 1
 
-Files are read and their frames planned once, which is timed by itself; then each batch size scores all clips, after
-one batch to warm up, and the median of the repeats counts. Memory is the device's peak of each size on CUDA, and on a
-CPU the process's peak so far, which batch sizes in rising order can only raise."""
+Files are read and their frames planned once, timed separately. Then each batch size scores all clips, after one batch
+to warm up; the result is the median of the repeats. Peak memory on CUDA is the device's peak for that batch size; on a
+CPU it is the process's peak so far, so it can only grow from one batch size to the next."""
 
 PROMPT = "a large red circle moving left slowly over a plain floor"
-"""Of files without one, so that all dimensions are scored."""
+"""Prompt of files without one; with it all dimensions are scored."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What one batch size reached."""
+    """Measurements of one batch size."""
 
     batch_size: int
     clips_per_second: float
@@ -43,26 +43,28 @@ class Speed:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    parser.description, parser.epilog = "Measure clips a second and peak memory, by batch size.", EXAMPLES
+    parser.description, parser.epilog = "Measure clips per second and peak memory, by batch size.", EXAMPLES
     parser.add_argument("inputs", nargs="*", help="video files, folders or lists (default: rendered clips)")
-    parser.add_argument("--prompt", default=PROMPT, help="generation prompt of videos that have none in a list")
-    parser.add_argument("--batch-sizes", nargs="+", type=positive, default=[1, 4, 8, 16], help="(default: 1 4 8 16)")
-    parser.add_argument("--num", type=positive, default=32, help="rendered clips (default: 32)")
+    parser.add_argument("--prompt", default=PROMPT, help="generation prompt of videos without one in a list")
+    parser.add_argument(
+        "--batch-sizes", nargs="+", type=positive, default=[1, 4, 8, 16], help="batch sizes to time (default: 1 4 8 16)"
+    )
+    parser.add_argument("--num", type=positive, default=32, help="number of rendered clips (default: 32)")
     parser.add_argument("--repeats", type=positive, default=3, help="passes over the clips (default: 3)")
     parser.add_argument(
-        "--readout", choices=("level", "reason"), default="level", help="one pass, or a reasoned answer"
+        "--readout", choices=("level", "reason"), default="level", help="one forward pass, or a reasoned answer"
     )
 
 
 def run(args: argparse.Namespace, judge_factory: JudgeFactory) -> int:
-    """Time the judge on clips in memory and print one row a batch size."""
+    """Time the judge on clips in memory and print one line per batch size."""
     judge = open_judge(args, judge_factory, real_clips=bool(args.inputs))
     start = time.perf_counter()
     videos, prompts, failed = _read(args, judge) if args.inputs else _render(args.num)
     reading = time.perf_counter() - start
     if not videos:
         raise ValueError(f"none of the {failed} videos can be read")
-    rows = [_measure(judge, videos, prompts, size, args) for size in sorted(set(args.batch_sizes))]
+    speeds = [_measure(judge, videos, prompts, size, args) for size in sorted(set(args.batch_sizes))]
     height, width = videos[0].frames.shape[-2:]
     facts = {
         "judge": args.judge,
@@ -74,23 +76,23 @@ def run(args: argparse.Namespace, judge_factory: JudgeFactory) -> int:
         "first_clip": f"{len(videos[0].frames)} frames of {width}x{height}",
         "clips_read_per_second": (len(videos) + failed) / reading if args.inputs else None,
     }
-    _show(args, facts, rows)
+    _show(args, facts, speeds)
     return int(failed > 0)
 
 
-def _show(args: argparse.Namespace, facts: dict[str, Any], rows: Sequence[Speed]) -> None:
+def _show(args: argparse.Namespace, facts: dict[str, Any], speeds: Sequence[Speed]) -> None:
     from reward_model.evaluation.tables import format_rows
 
     if args.json:
-        for row in rows:
-            print(json.dumps(facts | asdict(row), allow_nan=False))
+        for speed in speeds:
+            print(json.dumps(facts | asdict(speed), allow_nan=False))
         return
     print(", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in facts.items() if value is not None))
-    print(format_rows([asdict(row) for row in rows]))
+    print(format_rows([asdict(speed) for speed in speeds]))
 
 
 def _read(args: argparse.Namespace, judge: Any) -> tuple[list[Video], list[str | None], int]:
-    """Return the planned frames of the files that can be read, their prompts, and how many cannot."""
+    """Return the planned frames of readable files, their prompts, and the number of unreadable files."""
     from reward_model.media.video_io import read_video
     from reward_model.records import VideoError
 

@@ -1,4 +1,4 @@
-"""`video-judge compare`: which of two videos is better, for one pair or a list of pairs."""
+"""`video-judge compare`: the better of two videos, for one pair or a list of pairs."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
     from reward_model.records import Comparison
 
 COLUMNS = {"first": "path_A", "second": "path_B", "prompt": "prompt"}
-"""Columns of a list of pairs, as VideoAlign's files name them."""
+"""Columns of a list of pairs, as in VideoAlign's files."""
 
 EXAMPLES = """examples:
   video-judge compare first.mp4 second.mp4 --prompt "a red ring moving up"
   video-judge compare pairs.csv --json             columns path_A, path_B and prompt, paths relative to the file
   video-judge compare pairs.jsonl --columns first=winner second=loser
 
-Both orders are asked and averaged. p_first is the probability that the first is better, p_tie that neither is, margin
-the lead of the first (-1 to 1); consistent says whether both orders have one winner. For whole groups see
-`video-judge rank`; for agreement with known preferences `video-judge eval --pairs`."""
+Each pair is compared in both orders, and the results are averaged. p_first is the probability that the first video is
+better, p_tie that neither is; margin is the lead of the first (-1 to 1); consistent tells whether both orders have the
+same winner. `video-judge rank` ranks a group; `video-judge eval --pairs` measures agreement with known preferences."""
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Two videos of one prompt."""
+class PathPair:
+    """Paths of two videos with one prompt."""
 
     first: str
     second: str
@@ -41,16 +41,16 @@ class Pair:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    parser.description, parser.epilog = "Say which of two videos is better overall.", EXAMPLES
-    parser.add_argument("inputs", nargs="+", metavar="FILE", help="two video files, or one CSV or JSONL of pairs")
-    parser.add_argument("--prompt", help="generation prompt of every pair that has none in a list")
+    parser.description, parser.epilog = "Compare two videos by overall quality.", EXAMPLES
+    parser.add_argument("inputs", nargs="+", metavar="FILE", help="two video files, or one CSV or JSONL list of pairs")
+    parser.add_argument("--prompt", help="generation prompt of pairs without one in a list")
     parser.add_argument(
-        "--columns", nargs="+", default=[], metavar="OURS=THEIRS", help="columns of a list: first, second, prompt"
+        "--columns", nargs="+", default=[], metavar="OURS=THEIRS", help="columns of a list: first, second and prompt"
     )
 
 
 def run(args: argparse.Namespace, judge_factory: JudgeFactory) -> int:
-    """Compare all pairs in both orders, printing as results come."""
+    """Compare all pairs in both orders, and print each batch of results as it is ready."""
     pairs = _pairs(args)
     judge = open_judge(args, judge_factory, role="comparator")
     progress, failed = progress_bar(unit="pairs", beside_output=True), False
@@ -67,36 +67,36 @@ def run(args: argparse.Namespace, judge_factory: JudgeFactory) -> int:
     return int(failed)
 
 
-def _pairs(args: argparse.Namespace) -> list[Pair]:
+def _pairs(args: argparse.Namespace) -> list[PathPair]:
     if len(args.inputs) == 1 and Path(args.inputs[0]).suffix.lower() in LISTS:
         return list(_listed(Path(args.inputs[0]), column_map(args.columns) or {}, args.prompt))
     if len(args.inputs) != 2:
-        raise ValueError(f"compare takes two videos, or one CSV or JSONL of pairs; got {len(args.inputs)} files")
+        raise ValueError(f"compare takes two videos, or one CSV or JSONL list of pairs; got {len(args.inputs)} files")
     if args.columns:
-        raise ValueError("--columns describes a list of pairs; two videos have none")
+        raise ValueError("--columns describes a list of pairs; two videos have no columns")
     first, second = args.inputs
-    return [Pair(first, second, args.prompt)]
+    return [PathPair(first, second, args.prompt)]
 
 
-def _listed(path: Path, columns: dict[str, str], prompt: str | None) -> Iterator[Pair]:
+def _listed(path: Path, columns: dict[str, str], prompt: str | None) -> Iterator[PathPair]:
     from reward_model.datasets.base import read_records
 
     if unknown := sorted(set(columns) - set(COLUMNS)):
         raise ValueError(f"--columns: unknown name {unknown[0]!r}; expected some of {', '.join(COLUMNS)}")
     names = COLUMNS | columns
-    for place, row in enumerate(read_records(path), start=1):
+    for line, record in enumerate(read_records(path), start=1):
         for name in ("first", "second"):
-            if not str(row.get(names[name]) or "").strip():
-                raise ValueError(f"{path}, row {place}: no video in column {names[name]!r}; see --columns")
-        first, second = (str(path.parent / str(row[names[name]]).strip()) for name in ("first", "second"))
-        yield Pair(first, second, str(row.get(names["prompt"]) or "").strip() or prompt)
+            if not str(record.get(names[name]) or "").strip():
+                raise ValueError(f"{path}, record {line}: no video in column {names[name]!r}; see --columns")
+        first, second = (str(path.parent / str(record[names[name]]).strip()) for name in ("first", "second"))
+        yield PathPair(first, second, str(record.get(names["prompt"]) or "").strip() or prompt)
 
 
-def _compare(judge: Any, pairs: Sequence[Pair]) -> Iterator[Result]:
+def _compare(judge: Any, pairs: Sequence[PathPair]) -> Iterator[Result]:
     sides = [pair.first for pair in pairs], [pair.second for pair in pairs]
     output: Comparison = judge.compare(*sides, [pair.prompt for pair in pairs], batch_size=len(pairs))
-    for pair, row in zip(pairs, comparison_records(output, [pair.prompt for pair in pairs]), strict=True):
-        yield {"first": pair.first, "second": pair.second, **row}
+    for pair, record in zip(pairs, comparison_records(output, [pair.prompt for pair in pairs]), strict=True):
+        yield {"first": pair.first, "second": pair.second, **record}
 
 
 def _sentence(result: Result) -> str:

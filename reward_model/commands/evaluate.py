@@ -1,4 +1,4 @@
-"""`video-judge eval`: a judge against labels, on rated clips, labelled pairs or the embedded world."""
+"""`video-judge eval`: agreement of a judge with labels of clips, pairs or the embedded world."""
 
 from __future__ import annotations
 
@@ -17,22 +17,27 @@ EXAMPLES = """examples:
   video-judge eval --pairs pairs.csv --readout level
   video-judge eval --manifest ratings.csv --columns video=path "visual_quality=VQ[1,5]"
 
-srcc, krcc and plcc are rank and linear correlation with the labels (srcc with its 95 % bootstrap interval), plcc
-logistic the latter after the usual fit; pair accuracy is taken within prompts. Every figure stands beside what random
-scores reach. Coverage is the share of clips that could be scored; below 1 the exit status is 1."""
+srcc and krcc are rank correlations with the labels (srcc with a 95 % bootstrap interval), plcc is linear correlation,
+and plcc logistic is plcc after the usual logistic fit. Pair accuracy compares clips of the same prompt. Each figure is
+shown next to the value for random scores. Coverage is the share of clips with a score; below 1 the exit status is 1."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    parser.description, parser.epilog = "Set a judge against labels.", EXAMPLES
+    parser.description, parser.epilog = "Measure how well a judge agrees with labels.", EXAMPLES
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--world", choices=("moving_shapes",), help="rendered held-out clips, labelled by the oracle")
-    source.add_argument("--manifest", metavar="FILE", help="CSV or JSONL of rated clips")
-    source.add_argument("--pairs", metavar="FILE", help="CSV or JSONL of pairs labelled A, B or same")
-    parser.add_argument("--num", type=positive, default=500, help="clips of a world (default: 500)")
-    parser.add_argument("--seed", type=int, default=1234, help="seed of a world (default: 1234)")
+    source.add_argument("--manifest", metavar="FILE", help="CSV or JSONL list of rated clips")
+    source.add_argument("--pairs", metavar="FILE", help="CSV or JSONL list of pairs labelled A, B or same")
+    parser.add_argument("--num", type=positive, default=500, help="number of clips of a world (default: 500)")
+    parser.add_argument("--seed", type=int, default=1234, help="random seed of a world (default: 1234)")
     parser.add_argument("--columns", nargs="+", default=[], metavar="OURS=THEIRS", help="columns of the file")
-    parser.add_argument("--readout", choices=("level", "reason", "compare"), default="level", help="how to read it")
+    parser.add_argument(
+        "--readout",
+        choices=("level", "reason", "compare"),
+        default="level",
+        help="readout of the judge (default: level)",
+    )
     parser.add_argument("--samples", type=positive, default=1, help="reasoned answers to average (default: 1, greedy)")
     parser.add_argument("--min-gap", type=float, help="smallest label gap of a pair (default: 0.05; compare: 0.1)")
 
@@ -43,7 +48,7 @@ def run(args: argparse.Namespace, judge_factory: JudgeFactory) -> int:
 
     table = _evaluate(args, judge_factory)
     print(json.dumps(tables.to_json(table), allow_nan=False) if args.json else tables.format_table(table))
-    return int(any(row.coverage < 1 for row in table.rows) or not table.rows)
+    return int(any(line.coverage < 1 for line in table.rows) or not table.rows)
 
 
 def _evaluate(args: argparse.Namespace, judge_factory: JudgeFactory) -> RatingTable | PairTable:
@@ -61,7 +66,7 @@ def _evaluate(args: argparse.Namespace, judge_factory: JudgeFactory) -> RatingTa
     if args.manifest:
         clips = read_manifest(args.manifest, columns=columns)
     elif columns:
-        raise ValueError("--columns describes a file; a world has none")
+        raise ValueError("--columns describes a file; a world has no columns")
     else:
         clips = benchmark.moving_shapes_clips(args.num, seed=args.seed)
     judge = open_judge(args, judge_factory, role=role, real_clips=bool(args.manifest))

@@ -1,4 +1,4 @@
-"""`video-judge explain`: why a video scores as it does."""
+"""`video-judge explain`: reasoned text, faults and decisive frames of a video."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ EXAMPLES = """examples:
   video-judge explain clip.mp4
   video-judge explain clip.mp4 --prompt "a red ring moving up" --json
 
-The text is the judge's reasoned answer. Below it, per dimension: the level word, the score and the faults that the
-answer names, and the frame on which the level hangs most, by the gradient of the score at the pixels."""
+The text is the judge's reasoned answer. Below it, each dimension has the level word, the score and the faults that the
+answer names, and the frame that affects the level most, by the gradient of the score with respect to the pixels."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    parser.description, parser.epilog = "Say why a video scores as it does.", EXAMPLES
+    parser.description, parser.epilog = "Explain the scores of a video.", EXAMPLES
     parser.add_argument("video", help="video file")
     parser.add_argument("--prompt", help="generation prompt")
 
 
 def run(args: argparse.Namespace, judge_factory: JudgeFactory) -> int:
-    """Print reasoned text, levels, faults and the frames that matter."""
+    """Print the reasoned text, levels, faults and decisive frames."""
     from reward_model.records import VideoError
 
     judge = open_judge(args, judge_factory)
     try:
-        row = explanation_record(judge.explain(args.video, args.prompt), args.prompt)
+        record = explanation_record(judge.explain(args.video, args.prompt), args.prompt)
     except VideoError as error:
-        row = unexplained_record(str(error), args.prompt)
-    result = {"path": args.video, **row}
+        record = unexplained_record(str(error), args.prompt)
+    result = {"path": args.video, **record}
     print(json_line(result) if args.json else _text(result))
     return int(not result["valid"])
 
@@ -44,14 +44,14 @@ def _text(result: dict[str, Any]) -> str:
     lines = [result["text"], ""]
     for name, level in result["levels"].items():
         shares = result["saliency"].get(name, [])
-        parts = [f"{name}: {level}"]
+        facts = [f"{name}: {level}"]
         if result["scores"].get(name) is not None:
-            parts.append(f"reasoned score {result['scores'][name]:.3f}")
+            facts.append(f"reasoned score {result['scores'][name]:.3f}")
         if result["labels"].get(name):
-            parts.append("faults: " + ", ".join(result["labels"][name]))
+            facts.append("faults: " + ", ".join(result["labels"][name]))
         if shares and None not in shares:
-            parts.append(f"frame {max(range(len(shares)), key=shares.__getitem__) + 1} of {len(shares)} matters most")
-        lines.append("; ".join(parts))
+            facts.append(f"frame {max(range(len(shares)), key=shares.__getitem__) + 1} of {len(shares)} matters most")
+        lines.append("; ".join(facts))
     if result["reason"]:
-        lines.append(f"the reasoned answer could not be read: {result['reason']}")
+        lines.append(f"the reasoned answer could not be parsed: {result['reason']}")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""`video-judge export`: a judge, or one of its roles merged, as a folder with a model card, and on to a hub."""
+"""`video-judge export`: a judge, or one merged role, as a folder with a model card, optionally uploaded to a hub."""
 
 from __future__ import annotations
 
@@ -16,39 +16,39 @@ if TYPE_CHECKING:
 EXAMPLES = """examples:
   video-judge export OUT --judge FOLDER --tables held_out.json --license apache-2.0     the judge and its card
   video-judge export OUT --judge FOLDER --merge generated --dtype bfloat16       a stock checkpoint for transformers and vLLM
-  video-judge export OUT --judge FOLDER --push OWNER/NAME --private              and on to the hub
+  video-judge export OUT --judge FOLDER --push OWNER/NAME --private              and upload it to the hub
 
-Tables are what `video-judge eval --json` prints, each into a file of its own. A merged role is a judge as well."""
+Each file of --tables holds the output of one `video-judge eval --json`. A merged role can be used as a judge, too."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    parser.description, parser.epilog = "Write a judge as a folder for others, with a model card.", EXAMPLES
-    parser.add_argument("output", type=Path, help="folder to write; new or empty for --merge")
-    parser.add_argument(
-        "--merge", metavar="ROLE", help="write this role merged, as a stock checkpoint; base: none merged"
-    )
+    parser.description, parser.epilog = "Write a judge as a folder with a model card, to share it.", EXAMPLES
+    parser.add_argument("output", type=Path, help="folder to write; must be new or empty with --merge")
+    parser.add_argument("--merge", metavar="ROLE", help="merge this role into a stock checkpoint; base: merge none")
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
         default="float32",
-        help="of the weights (default: float32)",
+        help="dtype of the weights (default: float32)",
     )
     card = parser.add_argument_group("model card")
-    card.add_argument("--name", help="title and hub id (default: the repository of --push, or the folder's name)")
+    card.add_argument("--name", help="title and hub id (default: the repository of --push, or the name of the folder)")
     card.add_argument("--license", default="", help="licence id, such as apache-2.0")
     card.add_argument("--tables", nargs="+", default=[], metavar="FILE", help="JSON of `video-judge eval --json`")
-    card.add_argument("--provenance", metavar="FILE", help="JSON of training stages (default: the judge's own, if any)")
-    card.add_argument("--notes", default="", help="a paragraph of yours")
-    card.add_argument("--base-id", default="", help="hub id of a base that is a folder of this machine")
+    card.add_argument(
+        "--provenance", metavar="FILE", help="JSON of training stages (default: those in the judge's folder, if any)"
+    )
+    card.add_argument("--notes", default="", help="a paragraph of your own for the card")
+    card.add_argument("--base-id", default="", help="hub id of the base, if the judge names a local folder")
     card.add_argument("--base-revision", help="revision of --base-id")
     hub = parser.add_argument_group("hub")
     hub.add_argument("--push", metavar="OWNER/NAME", help="upload the folder to this repository")
-    hub.add_argument("--private", action="store_true", help="a new repository is private")
+    hub.add_argument("--private", action="store_true", help="create the repository as private")
 
 
 def run(args: argparse.Namespace, _: JudgeFactory) -> int:
-    """Write the folder, upload it where asked, and say where it is; the judge is taken whole, without a role in use."""
+    """Write the folder, upload it with --push, and print its place; the judge is loaded with all roles, none active."""
     from reward_model.evaluation.card import write_card
     from reward_model.evaluation.export import export_hub_folder, push_to_hub
     from reward_model.judge.exchange.merge import merge_role
@@ -74,14 +74,14 @@ def _facts(args: argparse.Namespace) -> CardFacts:
     return CardFacts(
         name=args.name or args.push or args.output.name,
         license=args.license,
-        tables={title: rows for file in args.tables for title, rows in read_tables(file).items()},
+        tables={title: table for file in args.tables for title, table in read_tables(file).items()},
         stages=_stages(args),
         notes=args.notes,
     )
 
 
 def _stages(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the stages of the file that is named, or of the judge's own where it has one."""
+    """Return the training stages in the file of --provenance, or in the judge's folder if it has such a file."""
     own = _source(args) / "provenance.json"
     file = Path(args.provenance) if args.provenance else own
     if file == own and not own.is_file():

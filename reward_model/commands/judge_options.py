@@ -1,4 +1,4 @@
-"""The options that all commands share, and the judge that they name."""
+"""Options shared by all commands, and the judge that they name."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from collections.abc import Callable
 from typing import Any
 
 JudgeFactory = Callable[[argparse.Namespace], Any]
-"""Takes the parsed arguments and returns what `VideoJudgeReward` is."""
+"""Takes the parsed arguments and returns a `VideoJudgeReward` or an object with its methods."""
 
 TOY_WARNING = (
-    "warning: the embedded toy judge is for moving shapes, small rendered clips; its scores say nothing about real "
-    "video. Name a judge with --judge FOLDER_OR_HUB_ID."
+    "warning: the embedded toy judge is for moving shapes, small rendered clips; its scores are meaningless for real "
+    "video. Choose a judge with --judge FOLDER_OR_HUB_ID."
 )
 
 
 def add_judge_options(parser: argparse.ArgumentParser, *, batches: bool) -> None:
-    """Add what every command understands: which judge, where it runs, how it answers; `batches` for those that batch."""
+    """Add the options of all commands: the judge, its device and the output; `batches` adds --batch-size."""
     shared = parser.add_argument_group("judge")
     shared.add_argument("--judge", default="toy", help="judge folder or hub id (default: the embedded toy judge)")
-    shared.add_argument("--role", help="adapter to use (default: generated, or comparator where clips are compared)")
+    shared.add_argument("--role", help="adapter to use (default: generated, or comparator for comparisons)")
     shared.add_argument("--device", help="device such as cpu or cuda (default: the first CUDA device, else cpu)")
     shared.add_argument("--threads", type=positive, default=1, help="CPU threads (default: 1)")
     if batches:
-        shared.add_argument("--batch-size", type=positive, default=8, help="clips or pairs a forward pass (default: 8)")
-    shared.add_argument(
-        "--allow-damaged", action="store_true", help="judge damaged files by the frames that can be read"
-    )
-    shared.add_argument("--json", action="store_true", help="print one JSON object a line")
+        shared.add_argument(
+            "--batch-size", type=positive, default=8, help="clips or pairs per forward pass (default: 8)"
+        )
+    shared.add_argument("--allow-damaged", action="store_true", help="judge damaged files by their readable frames")
+    shared.add_argument("--json", action="store_true", help="print one JSON object per line")
 
 
 def load_judge(args: argparse.Namespace) -> Any:
-    """Load the judge that the arguments name, with the thread count of this process set."""
+    """Load the judge that the arguments name, and set the thread count of this process."""
     import torch
 
     from reward_model.video_reward import VideoJudgeReward
@@ -46,13 +46,13 @@ def load_judge(args: argparse.Namespace) -> Any:
 def open_judge(
     args: argparse.Namespace, judge_factory: JudgeFactory, *, role: str = "generated", real_clips: bool = True
 ) -> Any:
-    """Make the judge of a command, after a warning where the embedded judge is set on clips it does not know.
+    """Make the judge of a command; warn if the embedded judge is used on clips of another world.
 
     Args:
-        args: the parsed arguments; their role is filled in where none was given.
+        args: the parsed arguments; their role is set if none was given.
         judge_factory: makes the judge.
-        role: the command's default.
-        real_clips: whether the clips may be of another world than the embedded judge's.
+        role: default role of the command.
+        real_clips: whether the clips may come from outside the embedded judge's world.
 
     Returns:
         The judge.
@@ -64,13 +64,13 @@ def open_judge(
 
 
 def warn_of_toy(args: argparse.Namespace) -> None:
-    """Say on stderr that the embedded judge knows moving shapes only, where it is the judge."""
+    """Warn on stderr if the judge is the embedded one, which knows only moving shapes."""
     if args.judge == "toy":
         print(TOY_WARNING, file=sys.stderr)
 
 
 def column_map(items: list[str]) -> dict[str, str] | None:
-    """Return the map of `--columns OURS=THEIRS ...`, None where none was given; ValueError for another form."""
+    """Return the mapping of `--columns OURS=THEIRS ...`, None if there is none; ValueError for another form."""
     for item in items:
         if "=" not in item:
             raise ValueError(f"--columns takes OURS=THEIRS, got {item!r}")

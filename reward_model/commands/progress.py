@@ -1,4 +1,4 @@
-"""How far a long command is: done, rate and the time that remains, on stderr."""
+"""Progress of a long command on stderr: items done, rate and remaining time."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import TextIO
 
 EVERY = 5.0
-"""Seconds between lines where stderr is a file; a terminal's one line is drawn anew each time."""
+"""Seconds between lines if stderr is a file; on a terminal the line is redrawn every time."""
 
 
-class Progress:
-    """Draws `done/total` with the rate since it was made; callable as a benchmark's `progress`."""
+class ProgressLine:
+    """Writes `done/total` with the rate since construction; callable as the `progress` of a benchmark."""
 
     def __init__(
         self, *, unit: str = "clips", stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
@@ -21,7 +21,7 @@ class Progress:
         self.start = self.last = clock()
 
     def __call__(self, done: int, total: int) -> None:
-        """Tell that `done` of `total` are finished."""
+        """Report that `done` of `total` items are finished."""
         now, ended = self.clock(), done >= total
         terminal = self.stream.isatty()
         if not (terminal or ended or now - self.last >= EVERY):
@@ -29,25 +29,25 @@ class Progress:
         self.last = now
         rate = done / max(now - self.start, 1e-9)
         left = f"{duration((total - done) / rate)} left" if done else "starting"
-        text = f"{done}/{total} {self.unit}, {rate:.2f} a second, {left}"
+        text = f"{done}/{total} {self.unit}, {rate:.2f} per second, {left}"
         end = "\n" if ended or not terminal else ""
         self.stream.write(("\r\x1b[K" if terminal else "") + text + end)
         self.stream.flush()
 
 
-def progress_bar(wanted: bool = False, *, unit: str = "clips", beside_output: bool = False) -> Progress | None:
-    """Return a progress line where it was asked for or somebody watches, else None.
+def progress_bar(wanted: bool = False, *, unit: str = "clips", beside_output: bool = False) -> ProgressLine | None:
+    """Return a progress line if it is requested or stderr is a terminal, else None.
 
     Args:
-        wanted: whatever stderr is.
-        unit: what is counted.
-        beside_output: results are printed meanwhile, and on a terminal show by themselves how far it is.
+        wanted: return one even if stderr is not a terminal.
+        unit: plural name of the items.
+        beside_output: results are printed meanwhile; if stdout is a terminal, too, they show the progress themselves.
 
     Returns:
-        The line.
+        The progress line.
     """
     watched = sys.stderr.isatty() and not (beside_output and sys.stdout.isatty())
-    return Progress(unit=unit) if wanted or watched else None
+    return ProgressLine(unit=unit) if wanted or watched else None
 
 
 def duration(seconds: float) -> str:

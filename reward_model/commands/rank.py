@@ -1,4 +1,4 @@
-"""`video-judge rank`: videos of one prompt, best first."""
+"""`video-judge rank`: videos of one prompt in order, best first."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ EXAMPLES = """examples:
   video-judge rank a.mp4 b.mp4 c.mp4 --prompt "a red ring moving up"
   video-judge rank clips/ --prompt "..." --json
 
-N videos take at most N log2 N comparisons, each in both orders. Of two that the judge calls even the earlier one comes
-first. A video that cannot be read is named, and left out of the order."""
+N videos take at most N log2 N comparisons, each in both orders. Ties keep the order of the command line. An unreadable
+video is listed with the reason and left out of the order."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    parser.description, parser.epilog = "Put videos of one prompt in order, best first.", EXAMPLES
+    parser.description, parser.epilog = "Rank videos of one prompt, best first.", EXAMPLES
     parser.add_argument("inputs", nargs="+", help="video files or folders of them")
-    parser.add_argument("--prompt", help="generation prompt of all")
+    parser.add_argument("--prompt", help="generation prompt of all videos")
 
 
 def run(args: argparse.Namespace, judge_factory: JudgeFactory) -> int:
@@ -36,8 +36,8 @@ def run(args: argparse.Namespace, judge_factory: JudgeFactory) -> int:
     failed = {path: reason for path, reason in zip(paths, ranking.reasons, strict=True) if reason}
     order = [paths[place] for place in ranking.order]
     if args.json:
-        found = {"order": order, "prompt": args.prompt, "valid": not failed, "reasons": failed}
-        print(json_line(found | {"num_compared": ranking.num_compared}))
+        ranked = {"order": order, "prompt": args.prompt, "valid": not failed, "reasons": failed}
+        print(json_line(ranked | {"num_compared": ranking.num_compared}))
     else:
         for place, path in enumerate(order, start=1):
             print(f"{place:4d}  {path}")

@@ -1,4 +1,4 @@
-"""A file of scores that survives a kill: records are appended whole, and a cut last one is taken off before going on."""
+"""A file of scores that survives a kill: whole records are appended, and resuming drops a record cut short."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from reward_model.commands.inputs import Item
 from reward_model.commands.results import CSV_COLUMNS, Result, csv_line, csv_record, json_line
 
 ENCODING = {"encoding": "utf-8", "errors": "surrogateescape"}
-"""File names need not be UTF-8; what is not comes back as it was."""
+"""File names may hold bytes that are not UTF-8; these are written and read back unchanged."""
 
 HEAD = csv_record(CSV_COLUMNS) + "\n"
 
@@ -23,27 +22,27 @@ class ResultFile:
     """Scores of a list of items in a CSV or JSONL file, in the order of the list.
 
     Attributes:
-        missing: places in the list whose item the file does not have yet.
-        num_failed: items of the list in the file that are not valid.
+        missing: places in the list of the items that are not in the file yet.
+        num_failed: number of items of the list that are in the file and not valid.
     """
 
     def __init__(self, path: Path, items: Sequence[Item], *, maker: str, resume: bool) -> None:
-        """Open the file, new or to go on with.
+        """Open a new file, or one to resume.
 
         Args:
-            path: ends in .csv or .jsonl; its folder is made.
-            items: what will be written.
-            maker: the `judged_by` line; a file of another one is not continued.
-            resume: go on with a file that is there.
+            path: file that ends in .csv or .jsonl; missing folders are made.
+            items: items that will be written.
+            maker: the `judged_by` line; a file with another one is not resumed.
+            resume: continue an existing file.
 
         Raises:
-            ValueError: another suffix, a file that is there without `resume`, or one that was not written by this
-                command with this judge.
+            ValueError: another suffix; an existing file without `resume`; or a file that was not written by this command
+                with this judge.
         """
         if path.suffix not in (".csv", ".jsonl"):
             raise ValueError(f"--output must end in .csv or .jsonl, got {path}")
         if path.exists() and path.stat().st_size and not resume:
-            raise ValueError(f"{path} exists already; add --resume to go on with it, or name another --output")
+            raise ValueError(f"{path} exists already; add --resume to continue it, or name another --output")
         self.path, self._csv = path, path.suffix == ".csv"
         path.parent.mkdir(parents=True, exist_ok=True)
         written = path.read_bytes() if path.exists() else b""
@@ -51,14 +50,14 @@ class ResultFile:
         known = self._read(whole, written[len(whole) :], maker)
         with path.open("ab") as file:
             file.truncate(len(whole))
-        there = Counter(key for key, _ in known)
-        self.missing: Sequence[int] = [place for place, item in enumerate(items) if not _take(there, _key(item))]
+        present = Counter(key for key, _ in known)
+        self.missing: Sequence[int] = [place for place, item in enumerate(items) if not _take(present, _key(item))]
         asked = Counter(map(_key, items))
         self.num_failed = sum(not valid for key, valid in known if asked[key])
         self._head = HEAD if self._csv and not whole else ""
 
     def write(self, results: Sequence[Result]) -> None:
-        """Append results, all in one write."""
+        """Append results in one write."""
         line = csv_line if self._csv else json_line
         self.num_failed += sum(not result["valid"] for result in results)
         text = self._head + "".join(line(result) + "\n" for result in results)
@@ -76,31 +75,31 @@ class ResultFile:
             head, *records = list(csv.reader(io.StringIO(text, newline=""))) or [list(CSV_COLUMNS)]
             if head != list(CSV_COLUMNS) or any(len(record) != len(head) for record in records):
                 raise ValueError(f"{wrong}: its columns are {head}")
-            rows: list[dict[str, Any]] = [dict(zip(head, record, strict=True)) for record in records]
+            results: list[Result] = [dict(zip(head, record, strict=True)) for record in records]
         else:
-            rows = _objects(text, wrong)
-        if others := {row["judged_by"] for row in rows} - {maker}:
+            results = _objects(text, wrong)
+        if others := {result["judged_by"] for result in results} - {maker}:
             raise ValueError(
                 f"{self.path} holds scores of {sorted(others)[0]!r}, not of {maker!r}; name another --output"
             )
-        return [((row["path"], row["prompt"] or ""), row["valid"] in (True, "true")) for row in rows]
+        return [((one["path"], one["prompt"] or ""), one["valid"] in (True, "true")) for one in results]
 
 
-def _objects(text: str, wrong: str) -> list[dict[str, Any]]:
-    rows = []
+def _objects(text: str, wrong: str) -> list[Result]:
+    results = []
     for line in text.split("\n")[:-1]:
         try:
-            row = json.loads(line)
+            result = json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"{wrong}: {error}") from error
-        if not isinstance(row, dict) or not {"path", "prompt", "valid", "judged_by"} <= set(row):
-            raise ValueError(f"{wrong}: it has the line {line[:60]!r}")
-        rows.append(row)
-    return rows
+        if not isinstance(result, dict) or not {"path", "prompt", "valid", "judged_by"} <= set(result):
+            raise ValueError(f"{wrong}: one of its lines is {line[:60]!r}")
+        results.append(result)
+    return results
 
 
 def _whole_records(written: bytes, *, is_csv: bool) -> int:
-    """Return how many bytes are whole records; in CSV a line end within quotes ends none."""
+    """Return the number of bytes in whole records; in CSV a line end within quotes does not end one."""
     if not is_csv:
         return written.rfind(b"\n") + 1
     end = place = quotes = 0
@@ -115,7 +114,7 @@ def _key(item: Item) -> tuple[str, str]:
     return item.path, item.prompt or ""
 
 
-def _take(there: Counter[tuple[str, str]], key: tuple[str, str]) -> bool:
-    """Take one record of that key away, if there is one; equal items each need their own."""
-    there[key] -= 1
-    return there[key] >= 0
+def _take(present: Counter[tuple[str, str]], key: tuple[str, str]) -> bool:
+    """Remove one record of that key, and return whether there was one; equal items need a record each."""
+    present[key] -= 1
+    return present[key] >= 0

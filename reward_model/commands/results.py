@@ -1,4 +1,4 @@
-"""One scored video as a JSON object, a line of a table, or a row of a CSV file."""
+"""One scored video as a JSON object, a line of a table, or a line of a CSV file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from reward_model.records import DIMENSIONS, NO_PROMPT
 from reward_model.scoring.json_records import output_records, unscored_record
 
 Result = dict[str, Any]
-"""What is written of one video; JSON values only."""
+"""Result of one video as a JSON object."""
 
 SHORT = {name: entry.short for name, entry in BY_NAME.items()}
 """Dimension -> heading of its column on the terminal."""
@@ -25,12 +25,12 @@ CSV_COLUMNS = (
     *(f"{name}_std" for name in DIMENSIONS),
     *("overall_from", "reasons", "warnings", "text", "frames", "judged_by"),
 )
-"""Columns of a CSV of scores; an empty cell is a value that could not be had."""
+"""Columns of a CSV of scores; an empty cell is a missing value."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How a judge is read: `readout` level or reason, the mean of `samples` answers, `normalize` as in its call."""
+    """Options of a score: `readout` level or reason, the mean of `samples` answers, `normalize` as in a call."""
 
     readout: str = "level"
     samples: int = 1
@@ -38,13 +38,13 @@ class Reading:
 
 
 def judged_by(args: argparse.Namespace, reading: Reading) -> str:
-    """Return one line that names judge and reading; scores of different lines do not belong together."""
+    """Return one line that names judge and reading; scores are comparable only if their lines are equal."""
     samples = f" samples={reading.samples}" if reading.samples > 1 else ""
     return f"{args.judge} role={args.role} readout={reading.readout}{samples} scores={reading.normalize}"
 
 
 def score_items(judge: Any, items: Sequence[Item], reading: Reading, maker: str) -> list[Result]:
-    """Score a batch; `maker` is what `judged_by` says of the judge."""
+    """Score a batch; `maker` is the line of `judged_by`."""
     output = judge(
         [item.path for item in items],
         [item.prompt for item in items],
@@ -53,17 +53,17 @@ def score_items(judge: Any, items: Sequence[Item], reading: Reading, maker: str)
         normalize=reading.normalize,
         batch_size=len(items),
     )
-    rows = output_records(output, [item.prompt for item in items])
-    return [{"path": item.path, **row, "judged_by": maker} for item, row in zip(items, rows, strict=True)]
+    records = output_records(output, [item.prompt for item in items])
+    return [{"path": item.path, **record, "judged_by": maker} for item, record in zip(items, records, strict=True)]
 
 
 def unscored(item: Item, reason: str, maker: str) -> Result:
-    """Return the result of a video that no judge has answered for."""
+    """Return the result of a video without a score."""
     return {"path": item.path, **unscored_record(reason, item.prompt), "judged_by": maker}
 
 
 def table_head(width: int) -> str:
-    """Return the first line of a table whose paths take `width` characters."""
+    """Return the heading of a table whose paths take `width` characters."""
     return "  ".join(["file".ljust(width), *(name.rjust(7) for name in SHORT.values()), "remarks"])
 
 
@@ -79,12 +79,12 @@ def table_line(result: Result, width: int) -> str:
 
 
 def json_line(result: Mapping[str, Any]) -> str:
-    """Return a result as one line of strict JSON, without its end."""
+    """Return a result as one line of strict JSON, without the line end."""
     return json.dumps(result, allow_nan=False)
 
 
 def csv_line(result: Result) -> str:
-    """Return a result as one CSV record (RFC 4180 quoting, which may hold line ends), without its end."""
+    """Return a result as one CSV record (RFC 4180 quoting, which may hold line ends), without the line end."""
     frames = result["frames"]
     cells = {
         "path": result["path"],
@@ -103,7 +103,7 @@ def csv_line(result: Result) -> str:
 
 
 def csv_record(cells: Sequence[str]) -> str:
-    """Join cells; the csv module of Python 3.11 would leave a lone carriage return unquoted and not read it back."""
+    """Join cells; the csv module of Python 3.11 leaves a lone carriage return unquoted and cannot read it back."""
     return ",".join('"' + cell.replace('"', '""') + '"' if set(cell) & set(',"\r\n') else cell for cell in cells)
 
 

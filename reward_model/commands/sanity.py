@@ -1,4 +1,4 @@
-"""`video-judge sanity`: clips are damaged on purpose, and the scores must fall where the damage is."""
+"""`video-judge sanity`: damage clips on purpose, and check that the scores of the damaged dimension fall."""
 
 from __future__ import annotations
 
@@ -15,28 +15,36 @@ if TYPE_CHECKING:
     from reward_model.records import RatedClip
 
 EXAMPLES = """examples:
-  video-judge sanity                                        the embedded judge on clips of its own world
+  video-judge sanity                                        the embedded judge on clips of its world
   video-judge sanity --judge FOLDER list.csv                your clips with their prompts (columns path and prompt)
   video-judge sanity --judge FOLDER clips/ --json
 
-Must fall: text alignment under another clip's prompt, and under the own one where it names a direction and the clip
-runs backwards; motion quality of shuffled and of frozen frames; visual quality of blurred and of noisy frames. Another
-frame rate is reported only. Every clip is its own control; `change` is the mean change of its score with a 95 %
-bootstrap interval, and a direction holds if the whole interval is below 0. Good clips that fit their prompts say most.
-The exit status is 1 if a direction fails or a clip cannot be read. For what a score means see `video-judge calibrate`."""
+These scores must fall: text alignment with another clip's prompt, and with the clip's own prompt if it names a
+direction and the clip is reversed; motion quality of shuffled and of frozen frames; visual quality of blurred and of
+noisy frames. The effect of another frame rate is only reported. Each clip is its own control: `change` is the mean
+change of the score with a 95 % bootstrap interval, and a check passes if the whole interval is below 0. Good clips that
+fit their prompts make the best test. The exit status is 1 if a check fails or a clip is unreadable. For the meaning of
+a score see `video-judge calibrate`."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    parser.description, parser.epilog = "Damage clips on purpose: do the scores fall as they must?", EXAMPLES
+    parser.description, parser.epilog = (
+        "Damage clips on purpose, and check that the scores fall as they must.",
+        EXAMPLES,
+    )
     parser.add_argument(
         "inputs", nargs="*", help="video files, folders or lists (default: clips of the embedded world)"
     )
-    parser.add_argument("--prompt", help="generation prompt of every video that has none in a list")
-    parser.add_argument("--path-column", default="path", help="column of a list with the videos (default: path)")
-    parser.add_argument("--prompt-column", default="prompt", help="column with the prompts (default: prompt)")
-    parser.add_argument("--num", type=positive, default=100, help="clips of the embedded world (default: 100)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of clips, swaps and damage (default: 0)")
+    parser.add_argument("--prompt", help="generation prompt of videos without one in a list")
+    parser.add_argument("--path-column", default="path", help="column of a list that holds the videos (default: path)")
+    parser.add_argument(
+        "--prompt-column", default="prompt", help="column of a list that holds the prompts (default: prompt)"
+    )
+    parser.add_argument(
+        "--num", type=positive, default=100, help="number of clips of the embedded world (default: 100)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="random seed of clips, swaps and damage (default: 0)")
 
 
 def run(args: argparse.Namespace, judge_factory: JudgeFactory) -> int:

@@ -1,4 +1,4 @@
-"""`video-judge score`: files, folders and lists to a table, JSON lines or a file that survives a kill."""
+"""`video-judge score`: scores of files, folders and lists as a table, JSON lines or a resumable file."""
 
 from __future__ import annotations
 
@@ -24,37 +24,37 @@ from reward_model.commands.results import (
     unscored,
 )
 
-DESCRIPTION = """Score videos. Inputs are video files, folders (searched in depth), and CSV or JSONL lists with the columns path and
+DESCRIPTION = """Score videos. Inputs are video files, folders (searched recursively), and CSV or JSONL lists with the columns path and
 prompt; paths of a list are relative to its folder."""
 
 EXAMPLES = """examples:
   video-judge score clip.mp4 --prompt "a large red circle moving left slowly over a plain floor"
-  video-judge score clips/ more/*.mp4 --json            one JSON object a line, null where a score could not be had
+  video-judge score clips/ more/*.mp4 --json            one JSON object per line; a missing score is null
   video-judge score list.csv --output scores.jsonl      path and prompt from a list
-  video-judge score clips/ --output scores.csv --resume go on where a killed run stopped; its cut last line is repaired
-  video-judge score clips/ --output scores.csv --jobs 4 four processes, each with a judge of its own
+  video-judge score clips/ --output scores.csv --resume continue after a kill; a record cut short is redone
+  video-judge score clips/ --output scores.csv --jobs 4 four processes, each with its own judge
   video-judge score clips/ --jobs 2 --device cuda:0,cuda:1
   video-judge score clip.mp4 --readout reason --samples 8
-  video-judge score clip.mp4 --normalize z              standardised by the judge's constants, see video-judge calibrate
+  video-judge score clip.mp4 --normalize z              standardised by constants, see video-judge calibrate
 
-std is the spread of the ratings that the judge holds possible, in units of quality (0 to 1) whatever the scores' unit.
-Remarks and warnings name what is unlike the clips of the judge's training: frame rate, number of frames, frame size.
-With --resume an item is known by its path and prompt; what could not be scored before is not tried again (delete its
-line to do so). The exit status is 1 if any item could not be scored."""
+std is the standard deviation of the judge's distribution over ratings, in units of quality (0 to 1) with any
+--normalize. Remarks and warnings list properties of a clip outside the judge's training range: frame rate, number of frames, frame
+size. --resume recognises an item by its path and prompt; an item that failed before is not retried (delete its line to
+retry it). The exit status is 1 if an item has no score."""
 
 
 class Sink(Protocol):
-    """Where results go; `missing` are the places in the list of items that are not there yet."""
+    """Destination of results; `missing` holds the places of the items that are not written yet."""
 
     missing: Sequence[int]
     num_failed: int
 
     def write(self, results: Sequence[Result]) -> None:
-        """Take results in the order of the items."""
+        """Write results, in the order of the items."""
 
 
 class Printed:
-    """Results on stdout, as JSON lines or as a table whose paths take `width` characters."""
+    """Prints results as JSON lines, or as a table whose paths take `width` characters."""
 
     def __init__(self, num_items: int, *, as_json: bool, width: int) -> None:
         self.missing: Sequence[int] = range(num_items)
@@ -76,11 +76,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     parser.description, parser.epilog = DESCRIPTION, EXAMPLES
     parser.add_argument("inputs", nargs="+", help="video files, folders of them, or CSV or JSONL lists")
-    parser.add_argument("--prompt", help="generation prompt of every video that has none in a list")
-    parser.add_argument("--path-column", default="path", help="column of a list with the videos (default: path)")
-    parser.add_argument("--prompt-column", default="prompt", help="column with the prompts (default: prompt)")
+    parser.add_argument("--prompt", help="generation prompt of videos without one in a list")
+    parser.add_argument("--path-column", default="path", help="column of a list that holds the videos (default: path)")
     parser.add_argument(
-        "--readout", choices=("level", "reason"), default="level", help="one pass, or a reasoned answer"
+        "--prompt-column", default="prompt", help="column of a list that holds the prompts (default: prompt)"
+    )
+    parser.add_argument(
+        "--readout", choices=("level", "reason"), default="level", help="one forward pass, or a reasoned answer"
     )
     parser.add_argument("--samples", type=positive, default=1, help="reasoned answers to average (default: 1, greedy)")
     parser.add_argument(
@@ -89,18 +91,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="unit",
         help="unit of the scores: 0 to 1, 1 to 5, or standard deviations by the judge's constants (default: unit)",
     )
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write a .csv or .jsonl in place of printing")
-    parser.add_argument("--resume", action="store_true", help="go on with an --output that is there")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write a .csv or .jsonl file instead of printing")
+    parser.add_argument("--resume", action="store_true", help="continue an existing --output")
     parser.add_argument("--jobs", type=positive, default=1, help="processes, each with its own judge (default: 1)")
-    parser.add_argument("--progress", action="store_true", help="show progress even where stderr is no terminal")
+    parser.add_argument("--progress", action="store_true", help="show progress even if stderr is not a terminal")
 
 
 def run(args: argparse.Namespace, judge_factory: JudgeFactory) -> int:
     """Score all items and write results in their order."""
     if args.resume and args.output is None:
-        raise ValueError("--resume goes on with a file; name it with --output")
+        raise ValueError("--resume continues a file; name it with --output")
     if args.jobs == 1 and args.device and "," in args.device:
-        raise ValueError(f"--device {args.device} names several devices; give each a process with --jobs")
+        raise ValueError(f"--device {args.device} names several devices; use --jobs to give each a process")
     items = list_items(args.inputs, prompt=args.prompt, path_column=args.path_column, prompt_column=args.prompt_column)
     args.role = args.role or "generated"
     sink = _open_sink(args, items)
@@ -118,7 +120,7 @@ def run(args: argparse.Namespace, judge_factory: JudgeFactory) -> int:
             if progress:
                 progress(done, len(missing))
     except workers.WorkersGoneError as error:
-        print(f"video-judge score: {error}; {len(missing) - done} items are not scored", file=sys.stderr)
+        print(f"video-judge score: {error}; {len(missing) - done} items were not scored", file=sys.stderr)
         return 1
     if args.output:
         _tell(args, sink, num_items=len(items), num_new=done)
@@ -159,7 +161,7 @@ def _report(event: str) -> None:
 
 
 def _tell(args: argparse.Namespace, sink: Sink, *, num_items: int, num_new: int) -> None:
-    """Say what is in the output file now."""
+    """Print the number of items in the output file."""
     if args.json:
         counts = {"items": num_items, "new": num_new, "failed": sink.num_failed}
         print(json_line({"output": str(args.output), **counts}))

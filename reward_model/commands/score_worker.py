@@ -1,4 +1,4 @@
-"""One of the processes of `video-judge score --jobs N`: batches come in by stdin, results go out by stdout."""
+"""Worker process of `video-judge score --jobs N`: reads batches from stdin and writes results to stdout."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from reward_model.commands.results import Reading, judged_by, score_items
 
 
 def serve(args: argparse.Namespace, reading: Reading, requests: IO[str], replies: IO[str]) -> None:
-    """Answer every line of `requests` until they end; see `workers` for the form of both."""
+    """Answer every line of `requests`; `workers` describes the format of both streams."""
     judge = None
     for line in requests:
         try:
@@ -29,10 +29,10 @@ def serve(args: argparse.Namespace, reading: Reading, requests: IO[str], replies
 
 
 def main() -> None:
-    """Take the settings from the command line and answer on stdout, which nothing else may write to."""
+    """Read the options from the command line and answer on stdout; other output goes to stderr."""
     settings = json.loads(sys.argv[1])
     reading = Reading(**settings.pop("reading"))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides, and ends its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it and ends its workers
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     serve(argparse.Namespace(**settings), reading, sys.stdin, replies)

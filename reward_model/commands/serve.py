@@ -1,4 +1,4 @@
-"""`video-judge serve`: the server of `reward_model.serving.server.main`, with the judge that the options name."""
+"""`video-judge serve`: runs `reward_model.serving.server.main` with the judge that the options name."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ add_arguments = server.add_arguments
 
 
 def run(args: argparse.Namespace, judge_factory: JudgeFactory) -> int:
-    """Serve until SIGTERM or SIGINT; the judge is loaded once the address is had."""
+    """Serve until SIGTERM or SIGINT; the judge is loaded after the address is bound."""
     return server.run(args, lambda parsed: open_judge(parsed, judge_factory))

@@ -1,8 +1,8 @@
-"""Several processes that score, each with its own judge; batches go to whoever is free and come back in order.
+"""Scoring in several processes, each with its own judge; free workers take batches, results come back in order.
 
-A worker is a program that reads one JSON object a line, `{"items": [[path, prompt], ...]}`, and answers each with one
-line: `{"results": [...]}`, or `{"error": "..."}` for what the user must mend. A worker that dies is reported and its
-batch goes to another; a batch that two workers died of is given up.
+A worker is a program that reads one JSON object per line, `{"items": [[path, prompt], ...]}`, and answers each with one
+line: `{"results": [...]}`, or `{"error": "..."}` for a user error. The death of a worker is reported, and its batch goes
+to another worker; a batch that has killed two workers is given up.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from reward_model.commands.inputs import Item
 from reward_model.commands.results import Reading, Result
 
 Report = Callable[[str], None]
-"""Told what happened to a worker, in a line."""
+"""Called with one line about the death of a worker."""
 
 MAX_DEATHS = 2
-"""Workers that a batch may cost: the first may have died of something else."""
+"""Deaths after which a batch is given up; the first may have had another cause."""
 
 
 class WorkersGoneError(RuntimeError):
@@ -33,7 +33,7 @@ class WorkersGoneError(RuntimeError):
 
 
 def commands(args: argparse.Namespace, reading: Reading, *, num: int) -> list[list[str]]:
-    """Return the command lines of `num` workers for the judge of the arguments; several devices are dealt out in turn."""
+    """Return the command lines of `num` workers for the judge of the arguments; several devices are assigned in turn."""
     names = ("judge", "role", "threads", "allow_damaged")
     settings = {name: getattr(args, name) for name in names} | {"reading": dataclasses.asdict(reading)}
     devices = args.device.split(",") if args.device else [None]
@@ -44,7 +44,7 @@ def commands(args: argparse.Namespace, reading: Reading, *, num: int) -> list[li
 
 
 class Worker:
-    """One running process; `place` is the batch it is asked about."""
+    """One running process; `place` is the number of its current batch."""
 
     def __init__(self, command: Sequence[str], number: int) -> None:
         self.number, self.place = number, -1
@@ -53,14 +53,14 @@ class Worker:
         self.stdin, self.stdout = self.process.stdin, self.process.stdout
 
     def ask(self, place: int, items: Sequence[Item]) -> None:
-        """Send a batch; that a worker is dead shows when its answer is read."""
+        """Send a batch; the death of a worker is noticed when its answer is read."""
         self.place = place
         with contextlib.suppress(BrokenPipeError):
             self.stdin.write(json.dumps({"items": [[item.path, item.prompt] for item in items]}).encode() + b"\n")
             self.stdin.flush()
 
     def answer(self) -> list[Result] | None:
-        """Return the results of the batch, None if the worker died; ValueError for what it refuses."""
+        """Return the results of the batch, None if the worker has died; ValueError for a user error."""
         line = self.stdout.readline()
         if not line.endswith(b"\n"):
             return None
@@ -70,13 +70,13 @@ class Worker:
         return reply["results"]
 
     def epitaph(self) -> str:
-        """Say how a dead worker ended."""
+        """Return how a dead worker ended."""
         status = self.process.wait()
         how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
         return f"process {self.number} {how}"
 
     def stop(self) -> None:
-        """End the process, whatever it does."""
+        """Kill the process."""
         self.process.kill()
         self.process.wait()
         self.stdout.close()
@@ -87,19 +87,19 @@ class Worker:
 def scatter(
     command_lines: Sequence[Sequence[str]], batches: Sequence[Sequence[Item]], *, report: Report
 ) -> Iterator[list[Result] | str]:
-    """Yield the results of each batch in order, or why there are none.
+    """Yield the results of each batch in order, or the reason why there are none.
 
     Args:
-        command_lines: one worker each.
-        batches: what to score.
-        report: told of workers that died.
+        command_lines: one per worker.
+        batches: items to score.
+        report: called when a worker dies.
 
     Yields:
         Results of one batch, or a reason.
 
     Raises:
         WorkersGoneError: all workers died before the last batch.
-        ValueError: a worker refused the judge or the settings.
+        ValueError: a worker refused the judge or the options.
     """
     waiting, deaths = deque(range(len(batches))), Counter[int]()
     answers: dict[int, list[Result] | str] = {}
@@ -119,20 +119,22 @@ def scatter(
                 for key, _ in selector.select():
                     worker = key.data
                     selector.unregister(worker.stdout)
-                    if (found := worker.answer()) is not None:
-                        answers[worker.place] = found
+                    if (results := worker.answer()) is not None:
+                        answers[worker.place] = results
                         idle.append(worker)
-                    elif (again := _mourn(worker, batches[worker.place], deaths, report)) is None:
+                    elif (reason := _record_death(worker, batches[worker.place], deaths, report)) is None:
                         waiting.appendleft(worker.place)
                     else:
-                        answers[worker.place] = again
+                        answers[worker.place] = reason
             yield answers.pop(due)
 
 
-def _mourn(worker: Worker, batch: Sequence[Item], deaths: Counter[int], report: Report) -> str | None:
-    """Report a death; return why the batch is given up, None if another worker is to try it."""
+def _record_death(worker: Worker, batch: Sequence[Item], deaths: Counter[int], report: Report) -> str | None:
+    """Report a death; return why the batch is given up, None if another worker shall retry it."""
     deaths[worker.place] += 1
     names = batch[0].path + (f" and the {len(batch) - 1} items after it" if len(batch) > 1 else "")
     given_up = deaths[worker.place] >= MAX_DEATHS
-    report(f"{worker.epitaph()} at {names}; {'given up' if given_up else 'its items go to another'}")
-    return f"{MAX_DEATHS} processes died of this batch; the last, {worker.epitaph()}" if given_up else None
+    report(f"{worker.epitaph()} at {names}; {'given up' if given_up else 'its items go to another process'}")
+    return (
+        f"{MAX_DEATHS} processes died while scoring this batch; the last one, {worker.epitaph()}" if given_up else None
+    )

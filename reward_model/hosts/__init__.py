@@ -1,6 +1,6 @@
-"""The judge in other people's trainers: one file per host, which opens with the lines that plug it in.
+"""Adapters that plug the judge into other people's trainers: one file per host, which opens with the lines to copy.
 
-Each adapter turns the host's layout, range and frame rate into a call of `VideoJudgeReward` and its answer into what the
-host expects. A clip without a score is whatever the host knows for that (None, NaN, a flag); where it knows nothing the
-call raises, and a number is never made up. No host is imported, but torchmetrics by its own file.
+Each adapter converts the host's layout, range and frame rate into a call of `VideoJudgeReward`, and the result into the
+form that the host expects. A missing score is reported in the host's own way (None, NaN, a flag); where the host has
+none, the call raises. No score is ever made up. Only torchmetrics.py imports its host.
 """

@@ -1,4 +1,4 @@
-"""What all hosts share: a judge that is loaded once, frames as the judge takes them, scores as Python floats.
+"""Shared by all hosts: a judge that is loaded once, frames in the judge's format, scores as Python floats.
 
 Shapes: B videos, T frames, C = 3 channels, H, W pixels.
 """
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from reward_model.media.intake import VideoLike
     from reward_model.records import RewardOutput
 
-Result = TypeVar("Result")
+ReturnT = TypeVar("ReturnT")
 JudgeLike = VideoJudgeReward | str | Path
 """A judge, or what `VideoJudgeReward.from_pretrained` loads: a folder, a hub id, or "toy" for the embedded one."""
 
 OVERSHOOT = 0.5
-"""How far outside [-1, 1] a decoder's output may lie and be clamped; frames in 0..255 do not hide in this."""
+"""Largest distance from [-1, 1] at which a decoder's output is clamped, not refused; frames in 0..255 lie further out."""
 
 
 @dataclass(frozen=True)
@@ -36,20 +36,20 @@ class HostScores:
     """Scores of B videos.
 
     Attributes:
-        rewards: B; NaN where the reward could not be had.
-        parts: dimension -> B, NaN likewise.
-        reasons: B; why there is no reward, empty where there is one.
+        rewards: B; NaN where the reward is missing.
+        scores: dimension -> B; NaN where the score is missing.
+        reasons: B; why the reward is missing, empty where it is not.
     """
 
     rewards: list[float]
-    parts: dict[str, list[float]]
+    scores: dict[str, list[float]]
     reasons: list[str]
 
     def or_raise(self, advice: str = "") -> HostScores:
-        """Return these scores, for hosts to which a missing reward cannot be told.
+        """Return these scores; raise if a reward is missing, for hosts that have no value for that.
 
         Args:
-            advice: what else the user should know.
+            advice: last sentence of the error message.
 
         Returns:
             The same scores.
@@ -57,11 +57,10 @@ class HostScores:
         Raises:
             RuntimeError: a reward is missing.
         """
-        bad = [f"video {row}: {reason}" for row, reason in enumerate(self.reasons) if reason]
-        if bad:
-            raise RuntimeError(
-                f"{len(bad)} of {len(self.reasons)} rewards could not be had: {'; '.join(bad)}. {advice}"
-            )
+        missing = [f"video {index}: {reason}" for index, reason in enumerate(self.reasons) if reason]
+        if missing:
+            total = len(self.reasons)
+            raise RuntimeError(f"{len(missing)} of {total} rewards are unavailable: {'; '.join(missing)}. {advice}")
         return self
 
 
@@ -71,19 +70,19 @@ _LOADING = Lock()
 def load_judge(
     judge: JudgeLike, *, device: str | torch.device | None = None, dtype: str | torch.dtype = "auto"
 ) -> VideoJudgeReward:
-    """Return a judge; the same path, device and dtype give the same one, however often and from where hosts ask.
+    """Return a judge; repeated calls with the same path, device and dtype return the same object.
 
     Args:
-        judge: loaded, or where it is; one that is loaded stays where it is.
-        device: where to load it; None as `VideoJudge.from_pretrained`.
-        dtype: of the weights; "auto" keeps the stored one.
+        judge: a loaded judge, which is returned as it is, or the place to load one from.
+        device: device to load it on; None as in `VideoJudge.from_pretrained`.
+        dtype: dtype of the weights; "auto" keeps the stored one.
 
     Returns:
-        The judge, frozen.
+        The judge; frozen if it was loaded here.
     """
     if not isinstance(judge, (str, Path)):
         return judge
-    with _LOADING:  # hosts call from many threads, and a large judge fits only once
+    with _LOADING:  # hosts call from many threads, and memory holds a large judge only once
         return _loaded(str(judge), str(device) if device is not None else None, dtype)
 
 
@@ -105,8 +104,8 @@ def score(
 
     Args:
         judge: the judge.
-        videos: as in a call of the judge; a tensor [B, C, H, W] holds stills, which are clips of one frame.
-        prompts: one each, or one for all.
+        videos: as in a call of the judge; a tensor [B, C, H, W] holds stills, scored as clips of one frame.
+        prompts: one per video, or one for all.
         fps: frame rate in Hz of tensors and PIL lists.
         layout: axes of tensors.
         weights: dimension -> weight of the reward; None for overall.
@@ -120,27 +119,27 @@ def score(
 
 
 def scores_of(out: RewardOutput, weights: Mapping[str, float] | None) -> HostScores:
-    """Return the scores of a judge's answer, whose rewards have these weights."""
+    """Convert a judge's output, whose rewards were computed with these weights, to Python floats."""
     rewards = out.rewards.tolist()
     return HostScores(
         rewards=rewards,
-        parts={name: values.tolist() for name, values in out.scores.items()},
-        reasons=["" if math.isfinite(value) else _reason(out, row, weights) for row, value in enumerate(rewards)],
+        scores={name: values.tolist() for name, values in out.scores.items()},
+        reasons=["" if math.isfinite(value) else _reason(out, index, weights) for index, value in enumerate(rewards)],
     )
 
 
-def _reason(out: RewardOutput, row: int, weights: Mapping[str, float] | None) -> str:
+def _reason(out: RewardOutput, index: int, weights: Mapping[str, float] | None) -> str:
     names = weights if weights is not None else out.reasons
-    return next((out.reasons[name][row] for name in names if out.reasons[name][row]), "no finite score")
+    return next((out.reasons[name][index] for name in names if out.reasons[name][index]), "no finite score")
 
 
 def with_time(frames: Tensor) -> Tensor:
-    """Return stills [B, C, H, W] as clips of one frame [B, 1, C, H, W]; clips stay as they are."""
+    """Return stills [B, C, H, W] as clips of one frame [B, 1, C, H, W]; clips are returned unchanged."""
     return frames.unsqueeze(1) if frames.ndim == 4 else frames
 
 
 def from_signed(frames: Tensor) -> Tensor:
-    """Bring frames from [-1, 1] to [0, 1] with their gradient; what a decoder overshoots is clamped.
+    """Map frames from [-1, 1] to [0, 1], keeping the gradient; values up to `OVERSHOOT` outside are clamped.
 
     Args:
         frames: any shape.
@@ -149,19 +148,19 @@ def from_signed(frames: Tensor) -> Tensor:
         The same shape in [0, 1].
 
     Raises:
-        ValueError: values that are not of [-1, 1], or not finite.
+        ValueError: values further outside [-1, 1], or not finite.
     """
     low, high = frames.detach().amin().item(), frames.detach().amax().item()
     if not (low >= -1 - OVERSHOOT and high <= 1 + OVERSHOOT):
-        raise ValueError(f"frames must lie in [-1, 1], got [{low:.3g}, {high:.3g}]; hand over the decoder's own output")
+        raise ValueError(f"frames must lie in [-1, 1], got [{low:.3g}, {high:.3g}]; pass the decoder's own output")
     return ((frames + 1) / 2).clamp(0, 1)
 
 
-def in_thread(function: Callable[..., Result]) -> Callable[..., Coroutine[Any, Any, Result]]:
-    """Return a coroutine function that runs `function` in a thread, for hosts that await their rewards."""
+def in_thread(function: Callable[..., ReturnT]) -> Callable[..., Coroutine[Any, Any, ReturnT]]:
+    """Return a coroutine function that runs `function` in a thread, for hosts that await rewards."""
 
     @functools.wraps(function)
-    async def call(*args: Any, **kwargs: Any) -> Result:
+    async def call(*args: Any, **kwargs: Any) -> ReturnT:
         """Run the function in a thread and wait for it."""
         return await asyncio.to_thread(function, *args, **kwargs)
 

@@ -1,11 +1,11 @@
-"""DDPO and AlignProp as TRL had them up to 0.22: a reward of a batch of images, or of videos in pipelines of your own.
+"""DDPO and AlignProp of TRL up to 0.22: a reward for batches of images, or of videos in your own pipelines.
 
     from reward_model.hosts.ddpo import tuple_reward
 
     trainer = DDPOTrainer(config, tuple_reward("path/to/judge", fps=8), prompt_function, pipeline)
     trainer = AlignPropTrainer(config, tuple_reward("path/to/judge", fps=8, differentiable=True), prompt_function, pipeline)
 
-Both trainers average what they are given, so that a missing reward raises.
+Both trainers average the rewards, so a missing one raises.
 
 Source: huggingface/trl 0.22, DDPOTrainer.compute_rewards and AlignPropTrainer.compute_rewards.
 
@@ -33,26 +33,26 @@ def tuple_reward(
     weights: Mapping[str, float] | None = None,
     device: str | torch.device | None = None,
 ) -> TupleReward:
-    """Return `f(images, prompts, prompt_metadata) -> (rewards, parts)`.
+    """Return `f(images, prompts, prompt_metadata) -> (rewards, scores)`.
 
     Args:
-        judge: a judge, or where it is.
+        judge: a judge, or where to load it from.
         fps: frame rate in Hz of videos.
-        differentiable: keep the gradient from the rewards to the pixels, for AlignProp.
-        weights: dimension -> weight of the reward; None for overall. Stills do not move: weigh visual_quality and
-            text_alignment.
-        device: where to load the judge; in a run of several processes, name each one's own.
+        differentiable: keep the gradient from the rewards to the pixels, which AlignProp needs.
+        weights: dimension -> weight of the reward; None for overall. For stills, which
+            do not move, weight visual_quality and text_alignment.
+        device: device to load the judge on; with several processes, each names its own.
 
     Returns:
-        The reward function: images [B, C, H, W] or videos [B, T, C, H, W] in [0, 1] to rewards [B] and each dimension's
-        scores. It raises RuntimeError where a reward could not be had.
+        The reward function. It maps images [B, C, H, W] or videos [B, T, C, H, W] in [0, 1] to rewards [B] and the
+        scores of each dimension. It raises RuntimeError where a reward is missing.
     """
     loaded = load_judge(judge, device=device)
 
     def reward(images: Tensor, prompts: Sequence[str], prompt_metadata: Any) -> tuple[Tensor, dict[str, list[float]]]:
-        """Return rewards [B] and each dimension's scores."""
+        """Return rewards [B] and the scores of each dimension."""
         videos = with_time(images)
         out = loaded(videos, list(prompts), fps=fps, weights=weights, differentiable=differentiable)
-        return out.rewards, scores_of(out, weights).or_raise().parts
+        return out.rewards, scores_of(out, weights).or_raise().scores
 
     return reward

@@ -1,6 +1,6 @@
 """Flow-Factory: a pointwise and a groupwise reward model.
 
-The host tells its two kinds apart by its base classes, so one module of your own names them; its YAML names that class:
+The host recognises the kind by its base class, so a module of your own combines the two; the host's YAML names it:
 
     from flow_factory.rewards.abc import GroupwiseRewardModel, PointwiseRewardModel
     from reward_model.hosts.flow_factory import GroupwiseJudge, PointwiseJudge
@@ -10,7 +10,7 @@ The host tells its two kinds apart by its base classes, so one module of your ow
 
     rewards: [{name: judge, reward_model: my_rewards.VideoJudge, judge: path/to/judge, fps: 16, dtype: bfloat16}]
 
-The host has no word for a missing reward: a NaN would spread over the batch, so it raises.
+The host has no value for a missing reward, and a NaN would spread over the batch, so a missing reward raises.
 
 Source: X-GenGroup/Flow-Factory, src/flow_factory/rewards/{abc,reward_processor}.py, commit a0b2bc5.
 
@@ -32,14 +32,14 @@ COMPARATOR = "comparator"
 
 @dataclass(frozen=True)
 class RewardModelOutput:
-    """Rewards of B videos and each dimension's scores, with the names that the host reads."""
+    """Rewards of B videos and the scores of each dimension, under the names that the host reads."""
 
     rewards: list[float]
     extra_info: dict[str, list[float]]
 
 
-class _Judge:
-    """What both share; comes before the host's base class, whose constructor sets `device` and `dtype`."""
+class _FlowFactoryJudge:
+    """Base of both models; precedes the host's base class, whose constructor sets `device` and `dtype`."""
 
     required_fields = ("prompt", "video")
     use_tensor_inputs = True
@@ -50,18 +50,18 @@ class _Judge:
         """Load the judge.
 
         Args:
-            config: the host's RewardArguments, whose `extra_kwargs` are judge, fps and, where wanted, weights.
-            accelerator: the host's.
+            config: the host's RewardArguments, whose `extra_kwargs` are judge, fps and optionally weights.
+            accelerator: the host's accelerator.
 
         Raises:
-            ValueError: other extra settings, or missing ones.
+            ValueError: unknown or missing extra settings.
         """
         super().__init__(config, accelerator)  # type: ignore[call-arg]  # the host's base class takes both
         settings: Mapping[str, Any] = config.extra_kwargs
         unknown, missing = set(settings) - {"judge", "fps", "weights"}, {"judge", "fps"} - set(settings)
         if unknown or missing:
             raise ValueError(
-                f"a judge's entry in rewards needs judge and fps, and may have weights; missing {sorted(missing)}, "
+                f"a judge's entry in rewards takes judge, fps and optionally weights; missing {sorted(missing)}, "
                 f"unknown {sorted(unknown)}"
             )
         self.fps: float = settings["fps"]
@@ -69,62 +69,62 @@ class _Judge:
         self.model = load_judge(settings["judge"], device=self.device, dtype=self.dtype)
 
 
-class PointwiseJudge(_Judge):
-    """Scores each video by itself."""
+class PointwiseJudge(_FlowFactoryJudge):
+    """Scores each video on its own."""
 
     def __call__(self, prompt: Sequence[str], video: Sequence[Tensor] | None = None) -> RewardModelOutput:
         """Return the rewards of B videos.
 
         Args:
-            prompt: one each.
+            prompt: one per video.
             video: B tensors [T, C, H, W] in [0, 1].
 
         Returns:
-            Rewards, and each dimension's scores.
+            Rewards and the scores of each dimension.
 
         Raises:
             ValueError: samples without video.
-            RuntimeError: a reward could not be had.
+            RuntimeError: a reward is missing.
         """
-        found = score(self.model, _given(video), list(prompt), fps=self.fps, weights=self.weights).or_raise()
-        return RewardModelOutput(found.rewards, found.parts)
+        output = score(self.model, _videos(video), list(prompt), fps=self.fps, weights=self.weights).or_raise()
+        return RewardModelOutput(output.rewards, output.scores)
 
 
-class GroupwiseJudge(_Judge):
-    """Ranks the videos of one prompt by its comparator, with fewer comparisons than pairs."""
+class GroupwiseJudge(_FlowFactoryJudge):
+    """Ranks the videos of one prompt by the judge's comparator, with at most N log2 N comparisons."""
 
     def __init__(self, config: Any, accelerator: Any) -> None:
-        """Load the judge and look at it as a comparator; see `PointwiseJudge`."""
+        """Load the judge in its comparator role; see `PointwiseJudge`."""
         super().__init__(config, accelerator)
         if self.weights is not None:
-            raise ValueError("weights go with the pointwise model: a comparison is about the whole video")
+            raise ValueError("weights go with the pointwise model: a comparison rates the whole video")
         self.model = self.model.with_role(COMPARATOR)
 
     def __call__(self, prompt: Sequence[str], video: Sequence[Tensor] | None = None) -> RewardModelOutput:
         """Return the rewards of a group: 1 for the best, 0 for the worst, evenly spaced.
 
         Args:
-            prompt: the same for all.
+            prompt: the same prompt for all.
             video: tensors [T, C, H, W] in [0, 1].
 
         Returns:
-            Rewards in the order of the samples, and their places, 0 for the best.
+            Rewards and places (0 for the best), in the order of the samples.
 
         Raises:
             ValueError: samples without video, a group of one, or of several prompts.
-            RuntimeError: the judge does not compare.
+            RuntimeError: the judge does not answer comparisons.
         """
-        videos = _given(video)
+        videos = _videos(video)
         if len(videos) < 2 or len(set(prompt)) != 1:
             raise ValueError(
                 f"a group must have two or more videos of one prompt, got {len(videos)} of {len(set(prompt))} prompts"
             )
         order = self.model.rank(videos, prompt[0], fps=self.fps).order
-        places = [float(order.index(row)) for row in range(len(videos))]
+        places = [float(order.index(index)) for index in range(len(videos))]
         return RewardModelOutput([1 - place / (len(videos) - 1) for place in places], {"place": places})
 
 
-def _given(video: Sequence[Tensor] | None) -> list[Tensor]:
+def _videos(video: Sequence[Tensor] | None) -> list[Tensor]:
     if video is None:
-        raise ValueError("the samples have no video: this reward needs a generator of videos, not of images")
+        raise ValueError("the samples have no video: this reward needs a video generator, not an image generator")
     return list(video)

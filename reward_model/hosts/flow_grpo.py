@@ -5,10 +5,10 @@ In the host's `flow_grpo/rewards.py`:
     from reward_model.hosts.flow_grpo import reward_factory
 
     score_functions = {..., "video_judge": reward_factory("path/to/judge", fps=16)}  # in multi_score
-    config.reward_fn = {"video_judge": 1.0}                                          # in the run's configuration
+    config.reward_fn = {"video_judge": 1.0}                                          # in the training configuration
 
-The host calls the function from eight threads and adds up whatever it returns, so that a missing reward would poison a
-whole batch: the function raises instead, and the run stops.
+The host calls the function from eight threads and adds up the results, so one missing reward would spoil the whole
+batch: the function raises instead, and training stops.
 
 Source: yifan123/flow_grpo, flow_grpo/rewards.py and scripts/train_wan2_1.py, commit ac4c86e; NVlabs/DiffusionNFT, commit
 24af555; Shredded-Pork/Flash-GRPO, scripts/train_wanx2_1_flash.py, commit 4211013.
@@ -37,12 +37,11 @@ def reward_factory(
     Args:
         judge: a judge, or where it is; loaded once per device, however often the host asks.
         fps: frame rate in Hz of the host's videos.
-        weights: dimension -> weight of the reward; None for overall. For stills [B, C, H, W], which do not move, weigh
+        weights: dimension -> weight of the reward; None for overall. For stills [B, C, H, W], which do not move, weight
             visual_quality and text_alignment.
 
     Returns:
-        `factory(device) -> reward`. It is a plain function with an argument `device`, by which the host knows that it
-        wants one.
+        `factory(device) -> reward`, a plain function; the host recognises a factory by the argument name `device`.
     """
 
     def video_judge(device: str | torch.device) -> RewardFunction:
@@ -52,10 +51,10 @@ def reward_factory(
         def reward(
             videos: Tensor | Sequence[Any], prompts: Sequence[str], metadata: Any, only_strict: bool = True
         ) -> tuple[list[float], dict[str, list[float]]]:
-            """Return the rewards and each dimension's scores."""
+            """Return the rewards and the scores of each dimension."""
             frames = videos if isinstance(videos, Tensor) else _frames_of_pair(videos)
-            scores = score(loaded, frames, list(prompts), fps=fps, weights=weights).or_raise()
-            return scores.rewards, scores.parts
+            output = score(loaded, frames, list(prompts), fps=fps, weights=weights).or_raise()
+            return output.rewards, output.scores
 
         return reward
 
@@ -63,8 +62,8 @@ def reward_factory(
 
 
 def _frames_of_pair(pair: Sequence[Any]) -> Tensor:
-    """Return the frames of Flash-GRPO's [frames, mp4 paths]: they have not been through a lossy file."""
+    """Return the frames of Flash-GRPO's pair [frames, mp4 paths]; unlike the files, they are not compressed."""
     if len(pair) != 2 or not isinstance(pair[0], Tensor):
         kinds = ", ".join(type(item).__name__ for item in pair)
-        raise ValueError(f"videos must be a tensor [B, T, C, H, W] or [such a tensor, paths], got [{kinds}]")
+        raise ValueError(f"videos must be a tensor [B, T, C, H, W] or a pair [tensor, paths], got [{kinds}]")
     return pair[0]

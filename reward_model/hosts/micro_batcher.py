@@ -1,4 +1,4 @@
-"""For hosts that ask for one clip at a time from many threads: what waits for the judge is scored together."""
+"""Micro-batching for hosts that score one clip per call from many threads: queued clips are scored together."""
 
 from __future__ import annotations
 
@@ -14,77 +14,91 @@ from reward_model.hosts.core import HostScores, JudgeLike, load_judge, score
 
 @dataclass(eq=False)
 class _Request:
-    """One clip and its prompt; `scores` once they are there."""
+    """One clip and its prompt; `scores` is set once they are computed."""
 
     video: Any
     prompt: str | None
     scores: HostScores | None = None
 
 
-class Desk:
-    """Where requests wait for one judge: whoever has the turn takes along all that wait."""
+class MicroBatcher:
+    """Queue of clips for one judge: the thread holding the lock scores every queued clip in one batch."""
 
     def __init__(self, judge: JudgeLike, fps: float | None, weights: Mapping[str, float] | None, device: str | None):
-        """Load the judge; `desk_of` is the usual way."""
-        self._judge, self._fps, self._weights = load_judge(judge, device=device), fps, weights
-        self._waiting: deque[_Request] = deque()
-        self._turn = Lock()
+        """Load the judge; `shared_micro_batcher` returns a shared instance.
 
-    def ask(self, video: Any, prompt: str | None) -> HostScores:
-        """Return the scores of one clip, after waiting for the judge.
+        Args:
+            judge: a judge, or where to load it from.
+            fps: frame rate in Hz of tensors.
+            weights: dimension -> weight of the reward; None for overall.
+            device: device to load the judge on.
+        """
+        self._judge, self._fps, self._weights = load_judge(judge, device=device), fps, weights
+        self._queue: deque[_Request] = deque()
+        self._lock = Lock()
+
+    @property
+    def num_queued(self) -> int:
+        """Number of clips that no batch has taken yet."""
+        return len(self._queue)
+
+    def score(self, video: Any, prompt: str | None) -> HostScores:
+        """Score one clip; blocks until the judge has answered.
 
         Args:
             video: tensor [T, C, H, W], path or bytes.
             prompt: its prompt; None where there is none.
 
         Returns:
-            Scores of one row.
+            Scores of one clip.
         """
         request = _Request(video, prompt)
-        self._waiting.append(request)
-        with self._turn:
+        self._queue.append(request)
+        with self._lock:
             if request.scores is None:
-                self._serve(request)
+                self._score_queue(request)
         assert request.scores is not None
         return request.scores
 
-    def _serve(self, first: _Request) -> None:
-        """Score a request with all that wait; those that go without then have turns of their own."""
+    def _score_queue(self, first: _Request) -> None:
+        """Score `first` with all queued requests in one batch; if that fails, score it alone, and the rest retry."""
         batch = {first: None}
-        while self._waiting:
-            batch[self._waiting.popleft()] = None
+        while self._queue:
+            batch[self._queue.popleft()] = None
         try:
-            self._score(list(batch))
+            self._score_batch(list(batch))
         except ValueError:
             if len(batch) == 1:
                 raise
-            self._score([first])  # somebody's clip is wrong, and may not fail its neighbours
+            self._score_batch([first])  # one invalid clip must not fail the others
 
-    def _score(self, requests: list[_Request]) -> None:
+    def _score_batch(self, requests: list[_Request]) -> None:
         videos, prompts = [one.video for one in requests], [one.prompt for one in requests]
-        found = score(self._judge, videos, prompts, fps=self._fps, weights=self._weights)
-        for row, one in enumerate(requests):
-            parts = {name: [values[row]] for name, values in found.parts.items()}
-            one.scores = HostScores([found.rewards[row]], parts, [found.reasons[row]])
+        batch = score(self._judge, videos, prompts, fps=self._fps, weights=self._weights)
+        for index, one in enumerate(requests):
+            scores = {name: [values[index]] for name, values in batch.scores.items()}
+            one.scores = HostScores([batch.rewards[index]], scores, [batch.reasons[index]])
 
 
-def desk_of(judge: JudgeLike, *, fps: float | None, weights: Mapping[str, float] | None, device: str | None) -> Desk:
-    """Return the desk for these settings, always the same one.
+def shared_micro_batcher(
+    judge: JudgeLike, *, fps: float | None, weights: Mapping[str, float] | None, device: str | None
+) -> MicroBatcher:
+    """Return the micro-batcher of these settings; the same settings give the same object.
 
     Args:
-        judge: a judge, or where it is.
+        judge: a judge, or where to load it from.
         fps: frame rate in Hz of tensors.
         weights: dimension -> weight of the reward; None for overall.
-        device: where to load the judge.
+        device: device to load the judge on.
 
     Returns:
-        The desk.
+        The micro-batcher.
     """
-    return _desk(judge, fps, None if weights is None else tuple(sorted(weights.items())), device)
+    return _cached(judge, fps, None if weights is None else tuple(sorted(weights.items())), device)
 
 
 @functools.cache
-def _desk(
+def _cached(
     judge: JudgeLike, fps: float | None, weights: tuple[tuple[str, float], ...] | None, device: str | None
-) -> Desk:
-    return Desk(judge, fps, None if weights is None else dict(weights), device)
+) -> MicroBatcher:
+    return MicroBatcher(judge, fps, None if weights is None else dict(weights), device)

@@ -1,8 +1,8 @@
-"""pyiqa's habit: metrics by name, with their direction and range as attributes.
+"""Judges as pyiqa metrics: created by name, with direction and range as attributes.
 
     from reward_model.hosts.pyiqa import create_judge, list_judges
 
-    metric = create_judge("toy", fps=8)                 # list_judges() names those that need no download
+    metric = create_judge("toy", fps=8)                 # list_judges() names the judges that need no download
     metric(videos, prompts=prompts)                     # [B, T, C, H, W] in [0, 1], or a path, to scores [B]
     metric.lower_better, metric.score_range, metric.metric_mode
     loss = create_judge("toy", as_loss=True, fps=8)(videos)  # a scalar with gradient
@@ -25,7 +25,7 @@ from reward_model.hosts.core import load_judge, with_time
 from reward_model.video_reward import TOY_JUDGE, VideoJudgeReward
 
 EMBEDDED: dict[str, str | Path] = {"toy": "toy", "toy_audit": TOY_JUDGE.with_name("toy_audit")}
-"""Name -> place of the judges that come with the package."""
+"""Name -> location of the judges that come with the package."""
 
 
 def list_judges() -> list[str]:
@@ -47,10 +47,10 @@ def create_judge(
     Args:
         name: one of `list_judges()`, a judge folder or a hub id.
         as_loss: return loss_weight times the mean score, with gradient to the pixels.
-        device: where to load it.
-        fps: frame rate in Hz of tensors; files carry their own.
-        dimension: which score.
-        loss_weight: -1, unlike pyiqa's 1, because better is higher and a loss is minimised.
+        device: device to load it on.
+        fps: frame rate in Hz of tensors; files have their own.
+        dimension: dimension of the score.
+        loss_weight: factor of the loss; -1, unlike pyiqa's 1, because higher is better and a loss is minimised.
 
     Returns:
         The metric.
@@ -60,7 +60,7 @@ def create_judge(
 
 
 class JudgeMetric(nn.Module):
-    """A metric that needs no reference: higher is better, in [0, 1]."""
+    """A no-reference metric in [0, 1]; higher is better."""
 
     lower_better = False
     metric_mode = "NR"
@@ -69,13 +69,13 @@ class JudgeMetric(nn.Module):
     def __init__(
         self, judge: VideoJudgeReward, *, fps: float | None, dimension: str, loss_weight: float | None
     ) -> None:
-        """Wrap a judge; `create_judge` is the usual way.
+        """Wrap a judge; `create_judge` does it by name.
 
         Args:
             judge: the judge.
             fps: frame rate in Hz of tensors.
-            dimension: which score.
-            loss_weight: None for a metric.
+            dimension: dimension of the score.
+            loss_weight: factor of the loss; None for a metric.
         """
         super().__init__()
         self.judge, self.fps, self.dimension = judge, fps, dimension
@@ -90,19 +90,19 @@ class JudgeMetric(nn.Module):
         *,
         prompts: str | Sequence[str | None] | None = None,
     ) -> Tensor:
-        """Return the scores [B], NaN where one could not be had; or the loss.
+        """Return the scores [B], NaN where one is missing; or the loss.
 
         Args:
-            target: videos [B, T, C, H, W] or stills [B, C, H, W] in [0, 1], a path, or a sequence of what a judge takes.
+            target: videos [B, T, C, H, W] or stills [B, C, H, W] in [0, 1], a path, or any sequence that a judge accepts.
             ref: None; the metric needs no reference.
-            prompts: one each, for text alignment.
+            prompts: one per video, for text alignment.
 
         Returns:
-            [B] without gradient, or with `as_loss` a scalar with it.
+            [B] without gradient; with `as_loss`, a scalar with gradient.
 
         Raises:
             ValueError: a reference.
-            RuntimeError: with `as_loss`, a score could not be had.
+            RuntimeError: with `as_loss`, a score is missing.
         """
         if ref is not None:
             raise ValueError("ref must be None: the judge needs no reference (metric_mode is 'NR')")

@@ -1,4 +1,4 @@
-"""torchmetrics: the judge as a metric with states that are gathered over processes.
+"""torchmetrics: the judge as a metric whose state is gathered over processes.
 
     from reward_model.hosts.torchmetrics import VideoJudgeMetric  # needs torchmetrics
 
@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
@@ -24,7 +25,7 @@ from reward_model.video_reward import VideoJudgeReward
 
 
 class VideoJudgeMetric(Metric):
-    """Mean score of each dimension over the videos that have it, and the share of videos with a reward.
+    """Mean of each dimension over the videos that have a score, and the share of videos with a reward.
 
     Copies of the metric (`clone`, collections, trackers) share its judge, which stays on its own device.
     """
@@ -48,17 +49,17 @@ class VideoJudgeMetric(Metric):
         """Load the judge.
 
         Args:
-            judge: a judge, or where it is.
-            fps: frame rate in Hz of tensors; None where all videos are files.
+            judge: a judge, or where to load it from.
+            fps: frame rate in Hz of tensors; None if all videos are files.
             layout: axes of tensors.
-            device: where to load the judge.
-            **kwargs: of `torchmetrics.Metric`.
+            device: device to load the judge on.
+            **kwargs: arguments of `torchmetrics.Metric`.
         """
         super().__init__(**kwargs)
-        self._judge = _Shared(load_judge(judge, device=device))
+        self._judge = _SharedJudge(load_judge(judge, device=device))
         self.fps, self.layout = fps, layout
         self.dimensions = tuple(self._judge.judge.judge.config.dimensions)
-        # flat, so that a process without videos has a state of the same rank as the others
+        # flat: a process without videos then has a state of the same rank as the others
         self.add_state("scores", default=[], dist_reduce_fx="cat")
 
     def update(self, videos: Tensor | Sequence[Any], prompts: str | Sequence[str | None] | None = None) -> None:
@@ -66,26 +67,26 @@ class VideoJudgeMetric(Metric):
 
         Args:
             videos: as in a call of the judge, e.g. [B, T, C, H, W] in [0, 1].
-            prompts: one each; without them text alignment is missing.
+            prompts: one per video; without them text alignment is missing.
         """
         if isinstance(videos, Tensor) and self.layout == "BTCHW":
             videos = with_time(videos)
         out = self._judge.judge(videos, prompts, fps=self.fps, layout=self.layout)
-        columns = torch.stack([*(out.scores[name] for name in self.dimensions), out.rewards], dim=1)  # [B, D + 1]
-        self.scores.append(columns.flatten().to(self.device))
+        scores = torch.stack([*(out.scores[name] for name in self.dimensions), out.rewards], dim=1)  # [B, D + 1]
+        self.scores.append(scores.flatten().to(self.device))
 
     def compute(self) -> dict[str, Tensor]:
-        """Return each dimension's mean, NaN where no video has it, and "valid", the share of videos with a reward."""
-        columns = dim_zero_cat(self.scores).view(-1, len(self.dimensions) + 1)  # [N, D + 1]
-        means = dict(zip(self.dimensions, columns[:, :-1].nanmean(dim=0), strict=True))
-        return {**means, "valid": columns[:, -1].isfinite().float().mean()}
+        """Return the mean of each dimension, NaN if no video has it, and "valid", the share of videos with a reward."""
+        scores = rearrange(dim_zero_cat(self.scores), "(n d) -> n d", d=len(self.dimensions) + 1)  # [N, D + 1]
+        means = dict(zip(self.dimensions, scores[:, :-1].nanmean(dim=0), strict=True))
+        return {**means, "valid": scores[:, -1].isfinite().float().mean()}
 
 
-class _Shared:
-    """A judge that copies of its owner share: it is large, and holds a lock that cannot be copied."""
+class _SharedJudge:
+    """A judge that deep copies of its owner share; it is large, and its lock cannot be copied."""
 
     def __init__(self, judge: VideoJudgeReward) -> None:
         self.judge = judge
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Shared:
+    def __deepcopy__(self, memo: dict[int, Any]) -> _SharedJudge:
         return self

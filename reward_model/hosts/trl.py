@@ -1,21 +1,21 @@
-"""TRL: the judge among the `reward_funcs` of a GRPO or RLOO trainer of a text model.
+"""TRL: the judge as one of the `reward_funcs` of a GRPO or RLOO trainer of a text model.
 
-TRL's trainers sample text, so that a reward needs a clip beside it. Three uses, by where clip and text come from:
+TRL's trainers sample text, so the reward needs a clip as well. There are three uses, by the source of clip and text:
 
     from reward_model.hosts.trl import in_thread, video_reward
 
-    # captions: the completion describes the clip in the data set's column "video"
+    # captions: the completion describes the clip in the dataset column "video"
     caption = video_reward("path/to/judge", video="video", weights={"text_alignment": 1.0})
-    # prompt rewriting: render(completions) -> clips by your generator, judged against the prompt as the user wrote it
+    # prompt rewriting: render(completions) -> clips of your generator, judged against the prompt that the user wrote
     rewrite = video_reward("path/to/judge", video=render, text="prompt", fps=16)
-    # agents: the completion names a file that it made in a folder
+    # agents: the completion names a file that the agent has made in a folder
     agent = video_reward("path/to/judge", video="completion", text="prompt", folder="clips")
 
-    GRPOTrainer(model, reward_funcs=[in_thread(caption)], ...)  # awaited beside other rewards; without in_thread, synchronous
+    GRPOTrainer(model, reward_funcs=[in_thread(caption)], ...)  # awaited with the other rewards; synchronous without in_thread
 
-A completion without a score gets None: it is not learned from or, beside other rewards, this one adds nothing to it. The
-reason is a column of TRL's completions table.
-(`reward_model.rewards.compose` has the other direction: TRL's functions as rewards for training the judge.)
+A completion without a score gets None: TRL leaves it out, or, with several rewards, leaves out this one. The reason is
+logged as a column of TRL's completions table.
+(`reward_model.rewards.compose` is the other direction: TRL's functions as rewards that train the judge.)
 
 Source: huggingface/trl, GRPOTrainer._calculate_rewards of trl 1.16.0.
 """
@@ -33,7 +33,7 @@ from reward_model.hosts.core import JudgeLike, in_thread, load_judge, score
 __all__ = ["in_thread", "video_reward"]
 
 Render = Callable[[list[str]], Sequence[Any]]
-"""render(texts) -> one clip each (tensor [T, C, H, W], PIL frames, path or bytes), None where there is none."""
+"""render(texts) -> one clip per text (tensor [T, C, H, W], PIL frames, path or bytes), None if rendering failed."""
 
 
 def video_reward(
@@ -50,22 +50,22 @@ def video_reward(
     """Return a reward function that judges a clip against a text for every completion.
 
     Args:
-        judge: a judge, or where it is.
-        video: where clips come from: a column (paths, bytes, or undecoded videos of `datasets`), "completion" (the
+        judge: a judge, or where to load it from.
+        video: source of the clips: a column (paths, bytes, or undecoded videos of `datasets`), "completion" (the
             completion is the name of a file in `folder`), or a function that renders the completions.
-        text: what they are judged against: "completion", "prompt", or a column.
-        folder: for "completion" only: files outside it do not count, because a policy would soon name a better clip.
-        fps: frame rate in Hz of rendered tensors and PIL frames; files carry their own.
+        text: text that the clips are judged against: "completion", "prompt", or a column.
+        folder: for "completion" only; files outside it do not count, or the policy could learn to name a better clip.
+        fps: frame rate in Hz of rendered tensors and PIL frames; files have their own.
         weights: dimension -> weight of the reward; None for overall.
-        device: where to load the judge; in a run of several processes, name each one's own.
-        name: under which TRL logs the reward.
+        device: device to load the judge on; with several processes, each names its own.
+        name: name under which TRL logs the reward.
 
     Returns:
         `f(prompts, completions, ..., **columns) -> list[float | None]`. It logs the share of completions without a score as
         "<name>/failed" and their reasons as the column "<name>_reason".
 
     Raises:
-        ValueError: a folder that is missing or not needed.
+        ValueError: `folder` is missing, or given without video="completion".
     """
     if (video == "completion") != (folder is not None):
         raise ValueError(
@@ -80,7 +80,7 @@ def video_reward(
         log_metric: Callable[[str, float], None] | None = None,
         **columns: Any,
     ) -> list[float | None]:
-        """Return one reward a completion; None where it could not be had."""
+        """Return one reward per completion; None where it is missing."""
         named = {
             **columns,
             "prompt": [_text(one) for one in prompts],
@@ -93,12 +93,12 @@ def video_reward(
             clips = [_file_in(Path(folder), completion) for completion in named["completion"]]
         else:
             clips = [_undecoded(one) for one in _column(named, video)]
-        rows = [row for row, clip in enumerate(clips) if clip is not None]
-        found = score(loaded, [clips[row] for row in rows], [texts[row] for row in rows], fps=fps, weights=weights)
+        given = [index for index, clip in enumerate(clips) if clip is not None]
+        output = score(loaded, [clips[i] for i in given], [texts[i] for i in given], fps=fps, weights=weights)
         rewards: list[float | None] = [None] * len(completions)
         reasons = ["no clip"] * len(completions)
-        for row, value, reason in zip(rows, found.rewards, found.reasons, strict=True):
-            rewards[row], reasons[row] = (None if reason else value), reason
+        for index, value, reason in zip(given, output.rewards, output.reasons, strict=True):
+            rewards[index], reasons[index] = (None if reason else value), reason
         if log_extra is not None:
             log_extra(f"{name}_reason", reasons)
         if log_metric is not None:
@@ -111,7 +111,7 @@ def video_reward(
 
 def _column(columns: Mapping[str, list[Any]], name: str) -> list[Any]:
     if name not in columns:
-        raise ValueError(f"no column {name!r} to take clips or texts from; there are {', '.join(sorted(columns))}")
+        raise ValueError(f"no column {name!r} for clips or texts; the columns are {', '.join(sorted(columns))}")
     return columns[name]
 
 
@@ -120,11 +120,11 @@ def _text(message: Any) -> str:
     content = message if isinstance(message, str) else message[-1]["content"]
     if isinstance(content, str):
         return content
-    return "".join(part["text"] for part in content if part["type"] == "text")
+    return "".join(piece["text"] for piece in content if piece["type"] == "text")
 
 
 def _undecoded(item: Any) -> Any:
-    """Return bytes or path of a video column of `datasets` without decoding; other items are clips already."""
+    """Return bytes or path of a video column of `datasets` without decoding; other items are already clips."""
     return (item["bytes"] or item["path"]) if isinstance(item, Mapping) else item
 
 

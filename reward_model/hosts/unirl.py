@@ -1,13 +1,13 @@
 """UniRL: a reward backend inside the trainer, or a scorer of its reward service.
 
-In a module of your own, which the recipe's `_target_` names, or in the service's `scorers`:
+In a module of your own, named by the recipe's `_target_`, or in the service's `scorers`:
 
     from reward_model.hosts.unirl import JudgeBackend, JudgeScorer
 
     class VideoJudge(JudgeBackend, RewardBackend): ...     # reward: {_target_: my_rewards.VideoJudge, judge: .., fps: 16}
     class VideoJudgeScorer(JudgeScorer, BaseScorer): ...   # register("video_judge", VideoJudgeScorer)
 
-A missing score is NaN with `successes=False` and its reason, on which the trainer stops the step.
+A missing score is NaN with `successes=False` and the reason; the trainer then stops the step.
 
 Source: Tencent-Hunyuan/UniRL, unirl/reward/{base,service}.py, unirl/types/reward.py and
 unirl-reward-service/reward_service/scorers/base.py, commit 1a7b501.
@@ -30,7 +30,7 @@ from reward_model.records import DIMENSIONS
 
 
 class RewardRequest(Protocol):
-    """What is read of the host's request: B prompts and B videos [C, T, H, W] in [0, 1] or uint8."""
+    """Fields of the host's request that are read: B prompts and B videos [C, T, H, W] in [0, 1] or uint8."""
 
     @property
     def prompts(self) -> list[str]:
@@ -38,24 +38,24 @@ class RewardRequest(Protocol):
 
     @property
     def videos(self) -> list[Tensor] | None:
-        """Return B videos, None where the request has none."""
+        """Return B videos, None if the request has none."""
 
 
 class ScoreItem(Protocol):
-    """What is read of an item of the service: its turns (text, image), and mp4 bytes or a path for each."""
+    """Fields of an item of the service that are read: its turns (text, image), and the video of each turn."""
 
     @property
     def history(self) -> Sequence[tuple[str, Any]]:
-        """Return the turns, each (kind, content)."""
+        """Return the turns, each (text, image)."""
 
     @property
     def videos(self) -> Sequence[bytes | str | None] | None:
-        """Return mp4 bytes or a path for each turn, None where it has none."""
+        """Return mp4 bytes or a path for each turn, None for a turn without video."""
 
 
 @dataclass(frozen=True)
 class RewardResponse:
-    """Rewards of B videos, with the names that the host reads."""
+    """Rewards of B videos, under the names that the host reads."""
 
     rewards: list[float]
     component_rewards: dict[str, list[float]]
@@ -65,7 +65,7 @@ class RewardResponse:
 
 
 class JudgeBackend:
-    """The host's `RewardBackend` without importing it: usable as it is, or before it in a list of bases."""
+    """The host's `RewardBackend` without importing it; use it alone, or before `RewardBackend` in a list of bases."""
 
     input_kind = "video"
     preferred_input_kind = "video"
@@ -80,9 +80,9 @@ class JudgeBackend:
         """Load the judge.
 
         Args:
-            judge: a judge, or where it is.
+            judge: a judge, or where to load it from.
             fps: frame rate in Hz of the videos.
-            device: where to load it, and where `onload` puts it back.
+            device: device to load it on, to which `onload` moves it back.
             weights: dimension -> weight of the reward; None for overall.
         """
         self.model_name = "video_judge"
@@ -95,47 +95,47 @@ class JudgeBackend:
         return self.model_name
 
     def is_available(self) -> bool:
-        """Say that the judge is loaded."""
+        """Return True: the judge is loaded."""
         return True
 
     def compute_rewards(self, request: RewardRequest) -> RewardResponse:
         """Score a request.
 
         Args:
-            request: the host's.
+            request: the host's request.
 
         Returns:
-            Rewards and each dimension's scores; NaN, `successes` False and the reason where a reward could not be had.
+            Rewards and the scores of each dimension; NaN, `successes` False and the reason where a reward is missing.
 
         Raises:
-            ValueError: a request without videos, or frames of another range.
+            ValueError: a request without videos, or frames outside the range.
         """
         if not request.videos:
-            raise ValueError("the request has no videos; this backend needs a generator of videos")
+            raise ValueError("the request has no videos; this backend needs a video generator")
         start = time.perf_counter()
-        found = score(self.judge, request.videos, request.prompts, fps=self.fps, layout="BCTHW", weights=self.weights)
+        output = score(self.judge, request.videos, request.prompts, fps=self.fps, layout="BCTHW", weights=self.weights)
         return RewardResponse(
-            rewards=found.rewards,
-            component_rewards=found.parts,
-            successes=[not reason for reason in found.reasons],
-            errors=[reason or None for reason in found.reasons],
+            rewards=output.rewards,
+            component_rewards=output.scores,
+            successes=[not reason for reason in output.reasons],
+            errors=[reason or None for reason in output.reasons],
             compute_time=time.perf_counter() - start,
         )
 
     def offload(self) -> None:
-        """Move the judge to the CPU, for all who share it."""
+        """Move the judge to the CPU, for every user of the shared judge."""
         self.judge.to("cpu")
 
     def onload(self) -> None:
-        """Move the judge back to where it was loaded."""
+        """Move the judge back to the device that it was loaded on."""
         self.judge.to(self._home)
 
     def dispose(self) -> None:
-        """Let go of nothing: the judge is shared."""
+        """Do nothing: the judge is shared."""
 
 
 class JudgeScorer:
-    """The service's `BaseScorer` without importing it; overall comes first, which is what the trainer takes by default."""
+    """The service's `BaseScorer` without importing it; overall comes first because the trainer takes the first by default."""
 
     name = "video_judge"
     sub_metric_names = tuple(reversed(DIMENSIONS))
@@ -144,31 +144,31 @@ class JudgeScorer:
         """Load the judge.
 
         Args:
-            judge: a judge, or where it is.
-            device: where to load it.
-            dtype: of the weights.
+            judge: a judge, or where to load it from.
+            device: device to load it on.
+            dtype: dtype of the weights.
         """
         self.judge = load_judge(judge, device=device, dtype=dtype)
 
     def score(self, items: Sequence[ScoreItem]) -> list[dict[str, float]]:
-        """Score the video of each item's last turn against that turn's text.
+        """Score the video of each item's last turn against the text of that turn.
 
         Args:
-            items: any number.
+            items: any number of items.
 
         Returns:
-            One dict each: dimension -> score in [0, 1], NaN where it could not be had.
+            One dict per item: dimension -> score in [0, 1], NaN where it is missing.
 
         Raises:
             ValueError: an item without video.
         """
         videos = [item.videos[-1] if item.videos else None for item in items]
-        lacking = [row for row, video in enumerate(videos) if video is None]
+        lacking = [index for index, video in enumerate(videos) if video is None]
         if lacking:
             raise ValueError(f"video_judge needs a video on the last turn of every item; items {lacking} have none")
-        found = score(self.judge, [v for v in videos if v is not None], [i.history[-1][0] for i in items], fps=None)
-        names = [name for name in self.sub_metric_names if name in found.parts]
-        return [{name: found.parts[name][row] for name in names} for row in range(len(items))]
+        output = score(self.judge, [v for v in videos if v is not None], [i.history[-1][0] for i in items], fps=None)
+        names = [name for name in self.sub_metric_names if name in output.scores]
+        return [{name: output.scores[name][index] for name in names} for index in range(len(items))]
 
     def close(self) -> None:
-        """Let go of nothing: the judge is shared."""
+        """Do nothing: the judge is shared."""

@@ -1,4 +1,4 @@
-"""VADER: a loss on decoded frames whose gradient trains the generator.
+"""VADER: a loss on decoded frames, whose gradient trains the generator.
 
 Where the host's training script chooses its `loss_fn`:
 
@@ -36,18 +36,18 @@ def reward_loss(
     """Return `loss_fn(frames, prompts) -> (loss, reward)`.
 
     Args:
-        judge: a judge, or where it is.
+        judge: a judge, or where to load it from.
         fps: frame rate in Hz of the decoded frames.
-        device: where to load it.
+        device: device to load it on.
         target: None minimises -reward; a number minimises |reward - target|.
         scale: factor of the loss.
         space: "expectation" or "logit"; see `VideoJudgeReward.as_loss`.
         weights: dimension -> weight of the reward; None for overall.
 
     Returns:
-        The loss function. Its frames are the decoder's output in [-1, 1]: videos [B, F, C, H, W] with one prompt or B,
-        one video [F, C, H, W] with its prompt as a string, or stills [B, C, H, W] with a list of prompts. Both results are
-        scalars, the reward without gradient. It raises RuntimeError where a reward could not be had.
+        The loss function. It takes the decoder's output in [-1, 1]: videos [B, F, C, H, W] with one prompt or B prompts,
+        one video [F, C, H, W] with a string, or stills [B, C, H, W] with a list of prompts. Both results are scalars, the
+        reward without gradient. It raises RuntimeError where a reward is missing.
     """
     loss = load_judge(judge, device=device).as_loss(target, scale=scale, space=space, weights=weights)
 

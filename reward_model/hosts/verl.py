@@ -1,13 +1,13 @@
-"""verl-omni and verl: `compute_score` functions that the run's configuration names.
+"""verl-omni and verl: `compute_score` functions that the training configuration names.
 
     reward.custom_reward_function.path=pkg://reward_model.hosts.verl
     reward.custom_reward_function.name=compute_score_video
     +reward.custom_reward_function.reward_kwargs.judge=path/to/judge
     +reward.custom_reward_function.reward_kwargs.fps=16
-    # beside other rewards: reward.reward_functions.video.{path,name,judge,fps,weight} and, always, required=true
+    # with other rewards: reward.reward_functions.video.{path,name,judge,fps,weight}, and always required=true
 
-These hosts ask for one sample at a time, from many tasks at once: what waits while the judge is busy goes into its next
-call together. A missing reward raises; verl-omni counts that as 0 unless the entry says `required=true`.
+These hosts score one sample per call, from many tasks at once: samples that queue up while the judge is busy are scored
+in its next batch. A missing reward raises; verl-omni counts that as 0 unless the entry says `required=true`.
 
 Source: verl-project/verl-omni, verl_omni/reward_loop/reward_manager, commit a1139ba; volcengine/verl,
 verl/trainer/ppo/reward.py and verl/experimental/reward_loop, January 2026.
@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 
 from reward_model.hosts.core import HostScores, JudgeLike, in_thread
-from reward_model.hosts.micro_batcher import desk_of
+from reward_model.hosts.micro_batcher import shared_micro_batcher
 
-ADVICE = "In verl-omni set required=true for this reward, or it counts as 0."
+ADVICE = "In verl-omni set required=true for this reward; otherwise it counts as 0."
 
 
 def compute_score_video_sync(
@@ -46,20 +46,20 @@ def compute_score_video_sync(
     Args:
         data_source: not used.
         solution_image: uint8 [T, C, H, W] in 0..255, or a still [C, H, W].
-        ground_truth: the prompt; empty where there is none.
+        ground_truth: the prompt; empty if there is none.
         extra_info: not used.
-        judge: a judge, or where it is.
+        judge: a judge, or where to load it from.
         fps: frame rate in Hz of the video.
         weights: dimension -> weight of the score; None for overall.
-        device: where to load the judge.
-        **host: what the host hands over besides.
+        device: device to load the judge on.
+        **host: further arguments of the host, not used.
 
     Returns:
-        "score" and each dimension, which the host logs.
+        "score" and each dimension, for the host's log.
 
     Raises:
-        ValueError: not such a tensor, latents for instance.
-        RuntimeError: there is no score.
+        ValueError: another kind of tensor, such as latents.
+        RuntimeError: the score is missing.
     """
     if solution_image.dtype != torch.uint8 or solution_image.ndim not in (3, 4):
         raise ValueError(
@@ -67,7 +67,9 @@ def compute_score_video_sync(
             f"{solution_image.dtype} {list(solution_image.shape)}; set the rollout's output_type to pixels"
         )
     video = solution_image if solution_image.ndim == 4 else solution_image.unsqueeze(0)
-    return _named(desk_of(judge, fps=fps, weights=weights, device=device).ask(video, ground_truth or None))
+    return _named(
+        shared_micro_batcher(judge, fps=fps, weights=weights, device=device).score(video, ground_truth or None)
+    )
 
 
 def compute_score_caption_sync(
@@ -88,30 +90,32 @@ def compute_score_caption_sync(
         data_source: not used.
         solution_str: the text.
         ground_truth: not used.
-        extra_info: holds the video's path or bytes.
-        judge: a judge, or where it is.
-        key: of the video in extra_info.
+        extra_info: mapping with the path or bytes of the video.
+        judge: a judge, or where to load it from.
+        key: key of the video in extra_info.
         weights: dimension -> weight of the score; None for text alignment.
-        device: where to load the judge.
-        **host: what the host hands over besides.
+        device: device to load the judge on.
+        **host: further arguments of the host, not used.
 
     Returns:
-        "score" and each dimension, which the host logs.
+        "score" and each dimension, for the host's log.
 
     Raises:
         ValueError: no video.
-        RuntimeError: there is no score.
+        RuntimeError: the score is missing.
     """
     if not (extra_info or {}).get(key):
         raise ValueError(f"extra_info must hold a path or bytes as {key!r}, got {sorted(extra_info or {})}")
     assert extra_info is not None
     weights = weights if weights is not None else {"text_alignment": 1.0}
-    return _named(desk_of(judge, fps=None, weights=weights, device=device).ask(extra_info[key], solution_str))
+    return _named(
+        shared_micro_batcher(judge, fps=None, weights=weights, device=device).score(extra_info[key], solution_str)
+    )
 
 
 def _named(scores: HostScores) -> dict[str, float]:
     scores.or_raise(ADVICE)
-    return {"score": scores.rewards[0], **{name: values[0] for name, values in scores.parts.items()}}
+    return {"score": scores.rewards[0], **{name: values[0] for name, values in scores.scores.items()}}
 
 
 compute_score_video = in_thread(compute_score_video_sync)

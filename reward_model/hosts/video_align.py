@@ -1,13 +1,13 @@
-"""VideoAlign's inference object, for hosts that hold a copy of it: DanceGRPO, Pref-GRPO, VideoX-Fun and others.
+"""VideoAlign's inference object, for hosts that contain a copy of it: DanceGRPO, Pref-GRPO, VideoX-Fun and others.
 
-Change the one import; the constructor and `reward` keep their form:
+Only the import changes; constructor and `reward` have the same signatures:
 
     from reward_model.hosts.video_align import VideoVLMRewardInference
 
     inferencer = VideoVLMRewardInference("path/to/judge", device="cuda:0", dtype=torch.bfloat16)
     inferencer.reward(["clip.mp4"], ["a red circle moving left"], use_norm=True)  # [{"VQ": .., "MQ": .., "TA": .., "Overall": ..}]
 
-A clip that cannot be scored has NaN, not an exception: DanceGRPO turns exceptions into rewards of -1.
+A clip that cannot be scored gets NaN, not an exception, which DanceGRPO would turn into a reward of -1.
 
 Source: KwaiVGI/VideoAlign, inference.py, commit 219ab9d.
 """
@@ -26,7 +26,7 @@ RATED = tuple(video_align_names().values())
 
 
 class VideoVLMRewardInference:
-    """VideoAlign's `VideoVLMRewardInference` on a judge; its `reward` is `VideoJudgeReward.reward`."""
+    """VideoAlign's `VideoVLMRewardInference` with a judge; its `reward` is `VideoJudgeReward.reward`."""
 
     def __init__(
         self,
@@ -40,18 +40,18 @@ class VideoVLMRewardInference:
 
         Args:
             load_from_pretrained: judge folder, hub id, "toy", or a judge.
-            load_from_pretrained_step: -1; a judge folder holds one state.
-            device: where to load it.
-            dtype: of the weights.
-            model_name_or_path: None; the judge's own configuration names its base.
+            load_from_pretrained_step: must be -1; a judge folder holds one checkpoint.
+            device: device to load it on.
+            dtype: dtype of the weights.
+            model_name_or_path: must be None; the judge's configuration names its base.
 
         Raises:
-            ValueError: a step, or another base.
+            ValueError: a step or a base is given.
         """
         if load_from_pretrained_step != -1:
             raise ValueError(
-                f"load_from_pretrained_step must be -1, got {load_from_pretrained_step}: a judge folder holds one state; "
-                "name the folder of that step"
+                f"load_from_pretrained_step must be -1, got {load_from_pretrained_step}: a judge folder holds one "
+                "checkpoint; name the folder of that step"
             )
         if model_name_or_path is not None:
             raise ValueError(
@@ -62,7 +62,7 @@ class VideoVLMRewardInference:
         self.reward = self.judge.reward
         missing = [name for name in RATED if name not in self.judge.judge.config.calibration]
         if missing:
-            # said now, because DanceGRPO swallows what is raised later
+            # warn now: DanceGRPO swallows exceptions that are raised later
             warnings.warn(
                 f"the judge has no calibration constants for {', '.join(missing)}: reward(use_norm=True) will raise; "
                 "write them with `video-judge calibrate`, or use use_norm=False",

@@ -1,4 +1,4 @@
-"""VideoX-Fun: a reward class of its reward back-propagation scripts, with a gradient to the frames.
+"""VideoX-Fun: a reward class for its reward back-propagation scripts, with a gradient to the frames.
 
 In the host's `videox_fun/reward/reward_fn.py`, and on its command line:
 
@@ -26,7 +26,7 @@ LAYOUT = "BCTHW"
 
 
 class JudgeFrames:
-    """The host's `BaseReward` without importing it: usable as it is, or before `BaseReward` in a list of bases."""
+    """The host's `BaseReward` without importing it; use it alone, or before `BaseReward` in a list of bases."""
 
     def __init__(
         self,
@@ -38,13 +38,13 @@ class JudgeFrames:
         loss_scale: float = 1.0,
         weights: Mapping[str, float] | None = None,
     ) -> None:
-        """Load the judge; all but device and dtype come from the host's JSON.
+        """Load the judge; all arguments but device and dtype come from the host's JSON.
 
         Args:
-            judge: a judge, or where it is.
-            fps: frame rate in Hz of the frames handed over, which the host may have thinned out.
-            device: where to load it.
-            dtype: of the weights.
+            judge: a judge, or where to load it from.
+            fps: frame rate in Hz of the frames as passed, of which the host may have dropped some.
+            device: device to load it on.
+            dtype: dtype of the weights.
             max_reward: None makes the loss -reward; a number makes it |reward - max_reward|.
             loss_scale: factor of the loss.
             weights: dimension -> weight of the reward; None for overall.
@@ -59,19 +59,19 @@ class JudgeFrames:
 
         Args:
             batch_frames: [B, C, T, H, W] in [0, 1].
-            batch_prompt: one each; without prompts, overall is the mean of what needs none.
+            batch_prompt: one per video; without prompts, overall is the mean of the other dimensions.
 
         Returns:
-            The loss with gradient to the frames, and the reward without.
+            The loss with gradient to the frames, and the reward without gradient.
 
         Raises:
-            RuntimeError: a reward could not be had.
+            RuntimeError: a reward is missing.
         """
         loss, rewards = self._loss(batch_frames, batch_prompt, fps=self.fps, layout=LAYOUT)
         return loss, rewards.mean()
 
     def get_reward(self, batch_frames: Tensor, batch_prompt: Sequence[str] | None = None) -> Tensor:
-        """Return the rewards [B], with gradient where torch records one, NaN where one could not be had."""
+        """Return the rewards [B], NaN where one is missing; with gradient if torch records one."""
         out = self.judge(
             batch_frames,
             batch_prompt,

@@ -1,1 +1,1 @@
-"""The judge in other people's code."""
+"""The judge over HTTP: server, client and their wire format."""

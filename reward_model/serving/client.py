@@ -1,4 +1,4 @@
-"""A judge that is served elsewhere, with the calls and records of `VideoJudgeReward`; the light base is all it needs.
+"""Client of a served judge, with the calls and records of `VideoJudgeReward`; needs only the base requirements.
 
 Shapes: B videos; frames are RGB [T, C, H, W], float in [0, 1] or uint8.
 """
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from http.client import HTTPConnection, HTTPSConnection, IncompleteRead
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
 
 from torch import Tensor
@@ -20,41 +20,42 @@ from torch import Tensor
 from reward_model.records import Comparison, Explanation, RewardOutput, Video, VideoError
 from reward_model.scoring.json_records import JsonRecord
 from reward_model.serving import wire
+from reward_model.serving.options import Normalize, Readout, ScoreOptions
 
 VideoLike = Tensor | str | Path | bytes | Video
-"""Frames, a file of this machine, its bytes, or decoded frames with their rate."""
+"""Frames, a local file, its bytes, or decoded frames with their rate."""
 
-AGAIN = (429, 503)
-"""Statuses of a server that is busy, after which a request is sent again."""
+RETRY_STATUSES = (429, 503)
+"""Statuses of a busy server, after which a request is sent again."""
 
 FIRST_DELAY, LONGEST_DELAY = 0.1, 5.0
-"""Seconds before the first retry, doubled for each further one, and their end."""
+"""Seconds before the first retry, doubled for each further retry, and their maximum."""
 
 
 class VideoJudgeClient:
-    """Asks a `video-judge serve`; one client may be used by several threads.
+    """Client of `video-judge serve`; several threads may share one.
 
-    Files are read here and sent whole; those that the server calls damaged, or beyond its limits, come back as NaN with
-    that reason, as from a local judge. Frames cross the wire as they are: uint8 takes a quarter of float32's bytes.
+    Files are read here and sent whole. Files that are damaged or beyond the server's limits come back as NaN with the
+    reason, as from a local judge. Frames keep their dtype on the wire: uint8 takes a quarter of the bytes of float32.
     """
 
     def __init__(self, url: str, *, token: str | None = None, timeout: float = 150.0, retries: int = 8) -> None:
-        """Name the server; nothing is sent yet.
+        """Store the address; nothing is sent yet.
 
         Args:
-            url: such as "http://127.0.0.1:8000".
-            token: what the server's token file holds.
-            timeout: seconds that one attempt may wait for the network or the answer.
+            url: address of the server, such as "http://127.0.0.1:8000".
+            token: content of the server's token file; None if it has none.
+            timeout: seconds that one attempt waits for the network or the answer.
             retries: further attempts after a busy answer or a lost connection, up to 5 s apart.
 
         Raises:
-            ValueError: no http or https address.
+            ValueError: `url` is not an http or https address.
         """
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        address = urlsplit(url)
+        if address.scheme not in ("http", "https") or not address.hostname:
             raise ValueError(f"url must be like 'http://host:8000', got {url!r}")
-        self._kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
-        self._host, self._port, self._path = parts.hostname, parts.port, parts.path.rstrip("/")
+        self._kind = HTTPSConnection if address.scheme == "https" else HTTPConnection
+        self._host, self._port, self._path = address.hostname, address.port, address.path.rstrip("/")
         self._headers = {"Content-Type": "application/json"}
         if token is not None:
             self._headers["Authorization"] = f"Bearer {token}"
@@ -70,47 +71,45 @@ class VideoJudgeClient:
         layout: str = "BTCHW",
         dimensions: Sequence[str] | None = None,
         weights: Mapping[str, float] | None = None,
-        readout: Literal["level", "reason"] = "level",
+        readout: Readout = "level",
         num_samples: int = 1,
-        normalize: Literal["unit", "raw", "z"] = "unit",
+        normalize: Normalize = "unit",
         differentiable: bool = False,
         batch_size: int = 8,
     ) -> RewardOutput:
-        """Score B videos; see `VideoJudgeReward.forward`, whose arguments these are.
+        """Score B videos, with the arguments of `VideoJudgeReward.forward`.
 
         Args:
             videos: tensor [B, T, C, H, W], or a sequence of tensors, paths, bytes or `Video` records.
-            prompts: the generation prompts, one each (one string serves all); None where there is none.
+            prompts: the generation prompts, one per video or one string for all; None for no prompt.
             fps: frame rate in Hz; required for tensors.
             layout: axes of tensors.
-            dimensions: what to score; None for all of the judge's.
+            dimensions: dimensions to score; None for all of the judge's.
             weights: dimension -> weight of `rewards`; None makes `rewards` the overall score.
             readout: "level" or "reason".
-            num_samples: reason only: answers to average.
+            num_samples: number of answers to average, for the readout "reason".
             normalize: "unit", "raw" or "z".
             differentiable: must be False: no gradient crosses the wire.
-            batch_size: videos of one request, which the server's limits bound.
+            batch_size: videos per request; the server limits it.
 
         Returns:
             `RewardOutput` on the CPU.
 
         Raises:
-            ValueError: no videos, differentiable=True, or what the server refuses.
-            OSError: a file that cannot be read; no connection.
-            RuntimeError: the server failed, or stayed busy.
+            ValueError: no videos, differentiable=True, or a request that the server refuses.
+            OSError: a file cannot be read, or there is no connection.
+            RuntimeError: the server failed or stayed busy.
         """
         if differentiable:
-            raise ValueError("a served judge has no gradient; load it with VideoJudgeReward.from_pretrained instead")
+            raise ValueError(
+                "a served judge has no gradient; load the judge with VideoJudgeReward.from_pretrained instead"
+            )
         items = _items(videos, fps, layout)
-        settings = {
-            "dimensions": None if dimensions is None else list(dimensions),
-            "weights": None if weights is None else dict(weights),
-            "readout": readout,
-            "num_samples": num_samples,
-            "normalize": normalize,
-        }
-        rows = self._in_batches("/score", {"videos": items}, prompts, settings, batch_size)
-        return wire.reward_output(rows)
+        options = ScoreOptions.of(
+            dimensions=dimensions, weights=weights, readout=readout, num_samples=num_samples, normalize=normalize
+        )
+        results = self._in_batches("/score", {"videos": items}, prompts, options.fields(), batch_size)
+        return wire.reward_output(results)
 
     __call__ = score
 
@@ -125,36 +124,36 @@ class VideoJudgeClient:
         layout: str = "BTCHW",
         batch_size: int = 8,
     ) -> Comparison:
-        """Say which of two videos is better overall; the server compares in its comparator role.
+        """Compare pairs of videos by overall quality; the server uses its comparator role.
 
         Args:
-            a: B first videos, as in `score`.
+            a: B first videos, in the forms of `score`.
             b: B second videos.
             prompts: the generation prompts of the pairs.
-            swap: ask in both orders and average.
+            swap: compare in both orders and average.
             fps: frame rate in Hz of tensors.
             layout: axes of tensors.
-            batch_size: pairs of one request.
+            batch_size: pairs per request.
 
         Returns:
             `Comparison` on the CPU.
 
         Raises:
-            ValueError: different numbers of videos, or what the server refuses.
+            ValueError: different numbers of videos, or a request that the server refuses.
         """
         first, second = _items(a, fps, layout), _items(b, fps, layout)
         if len(first) != len(second):
-            raise ValueError(f"compare needs as many first as second videos, got {len(first)} and {len(second)}")
+            raise ValueError(f"a and b must have equally many videos, got {len(first)} and {len(second)}")
         videos = {"first": first, "second": second}
         return wire.comparison(self._in_batches("/compare", videos, prompts, {"swap": swap}, batch_size))
 
     def explain(
         self, video: VideoLike, prompt: str | None = None, *, fps: float | None = None, layout: str = "TCHW"
     ) -> Explanation:
-        """Explain one video's scores.
+        """Explain the scores of one video.
 
         Args:
-            video: one video, as an item of `score`.
+            video: one video, in a form of `score`.
             prompt: its generation prompt.
             fps: frame rate in Hz of a tensor.
             layout: axes of a tensor.
@@ -165,35 +164,35 @@ class VideoJudgeClient:
         Raises:
             VideoError: the server cannot read the video.
         """
-        row = self._post("/explain", {"video": _item(video, fps, layout), "prompt": prompt})
-        if row["text"] is None:
-            raise VideoError(row["reason"])
-        return wire.explanation(row)
+        result = self._post("/explain", {"video": _item(video, fps, layout), "prompt": prompt})
+        if result["text"] is None:
+            raise VideoError(result["reason"])
+        return wire.explanation(result)
 
     def _in_batches(
         self,
         route: str,
         videos: Mapping[str, Sequence[object]],
         prompts: str | Sequence[str | None] | None,
-        settings: Mapping[str, object],
+        options: Mapping[str, object],
         batch_size: int,
     ) -> list[JsonRecord]:
-        """Return the rows of lists of videos that run side by side, a request at a time."""
+        """Return the results of lists of videos of equal length, one request after the other."""
         num = len(next(iter(videos.values())))
         if num == 0 or batch_size < 1:
             raise ValueError(f"expected videos and a batch_size >= 1, got {num} and {batch_size}")
         if isinstance(prompts, Sequence) and not isinstance(prompts, str) and len(prompts) != num:
-            raise ValueError(f"prompts must be one each: got {len(prompts)} for {num} videos")
-        rows = []
+            raise ValueError(f"prompts must be one string or one per video: got {len(prompts)} for {num} videos")
+        results = []
         for start in range(0, num, batch_size):
-            part = slice(start, start + batch_size)
-            asked = prompts if prompts is None or isinstance(prompts, str) else list(prompts[part])
-            body = {name: column[part] for name, column in videos.items()} | {"prompts": asked} | dict(settings)
-            rows += self._post(route, body)["results"]
-        return rows
+            batch = slice(start, start + batch_size)
+            texts = prompts if prompts is None or isinstance(prompts, str) else list(prompts[batch])
+            body = {name: items[batch] for name, items in videos.items()} | {"prompts": texts} | dict(options)
+            results += self._post(route, body)["results"]
+        return results
 
     def _post(self, route: str, body: Mapping[str, object]) -> Any:
-        """Return the answer to a request, sent again while the server is busy or cannot be reached."""
+        """Return the answer to a request; retry while the server is busy or unreachable."""
         payload = json.dumps(body).encode()
         for attempt in range(self._retries + 1):
             delay = min(FIRST_DELAY * 2**attempt, LONGEST_DELAY) * self._jitter.uniform(0.5, 1.0)
@@ -205,7 +204,7 @@ class VideoJudgeClient:
             else:
                 if status == 200:
                     return json.loads(text)
-                if status not in AGAIN or attempt == self._retries:
+                if status not in RETRY_STATUSES or attempt == self._retries:
                     raise _failure(route, status, text)
                 delay = max(delay, wait)
             time.sleep(delay)
@@ -214,7 +213,7 @@ class VideoJudgeClient:
     def _send(self, path: str, payload: bytes) -> tuple[int, float, bytes]:
         """Return status, seconds to wait before another attempt, and body of one attempt."""
         with closing(self._kind(self._host, self._port, timeout=self._timeout)) as connection:
-            # a server that refuses a body may answer and hang up before all of it is sent
+            # a server that refuses a body may answer and close the connection before all of it is sent
             with suppress(BrokenPipeError, ConnectionResetError):
                 connection.request("POST", path, payload, self._headers)
             response = connection.getresponse()
@@ -252,16 +251,18 @@ def _item(video: VideoLike, fps: float | None, layout: str) -> dict[str, object]
 
 
 def _failure(route: str, status: int, text: bytes) -> Exception:
-    """Return what to raise for a status: ValueError where the request is at fault, RuntimeError where the server is."""
+    """Return the exception of a status: ValueError for a fault of the request, RuntimeError for one of the server."""
     try:
         reason = json.loads(text)["error"]
     except (ValueError, KeyError, TypeError):
-        # not our server's words: a proxy's, or uvicorn's own
+        # not the JSON of our server: the answer is a proxy's or uvicorn's own
         reason = text[:200].decode("utf-8", "replace")
-    kind: Callable[[str], Exception] = ValueError if 400 <= status < 500 and status not in AGAIN else RuntimeError
+    kind: Callable[[str], Exception] = (
+        ValueError if 400 <= status < 500 and status not in RETRY_STATUSES else RuntimeError
+    )
     return kind(f"{route} was answered {status}: {reason}")
 
 
 def _seconds(header: str | None) -> float:
-    """Return the seconds of a Retry-After header; 0 without one, or where it names a date."""
+    """Return the seconds of a Retry-After header; 0 if it is missing or names a date."""
     return float(header) if header is not None and header.isdigit() else 0.0

@@ -1,4 +1,4 @@
-"""What travels between client and server: pixels and files as text, and records from the JSON objects of `rows`.
+"""Wire format of client and server: pixels and files as text, and records from the JSON of `scoring.json_records`.
 
 A video is base64 of a whole file, or base64 of a safetensors file with one tensor named "frames".
 
@@ -19,7 +19,7 @@ from reward_model.records import LEVELS, Comparison, Explanation, FramePlan, Rew
 from reward_model.scoring.json_records import JsonRecord
 
 DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32)
-"""What frames may be made of."""
+"""Dtypes of frames."""
 
 
 def encode_bytes(data: bytes) -> str:
@@ -37,12 +37,12 @@ def decode_bytes(text: str) -> bytes:
         The bytes.
 
     Raises:
-        ValueError: anything else, such as a path or a URL.
+        ValueError: any other text, such as a path or a URL.
     """
     try:
         return base64.b64decode(text, validate=True)
     except ValueError as error:
-        raise ValueError("not base64; send the bytes of the video, no path and no URL") from error
+        raise ValueError("not base64; send the bytes of the video, not a path or URL") from error
 
 
 def encode_frames(frames: Tensor) -> str:
@@ -59,10 +59,10 @@ def decode_frames(text: str) -> Tensor:
         text: base64 of a safetensors file.
 
     Returns:
-        RGB [T, C, H, W] of one of `DTYPES`; values are not looked at.
+        RGB [T, C, H, W] of one of `DTYPES`; values are not checked.
 
     Raises:
-        ValueError: no safetensors, other tensors than "frames", an empty one, or another type or number of axes.
+        ValueError: no safetensors file, tensors other than "frames", an empty axis, or a wrong dtype or number of axes.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -82,48 +82,49 @@ def decode_frames(text: str) -> Tensor:
     return frames
 
 
-def reward_output(rows: Sequence[JsonRecord]) -> RewardOutput:
-    """Return the record of B >= 1 rows; the inverse of `rows.output_records`, on the CPU."""
-    names = list(rows[0]["scores"])
-    texts = [row["text"] for row in rows]
+def reward_output(results: Sequence[JsonRecord]) -> RewardOutput:
+    """Return the record of B >= 1 results, on the CPU; the inverse of `json_records.output_records`."""
+    names = list(results[0]["scores"])
+    texts = [result["text"] for result in results]
     return RewardOutput(
-        rewards=_column(row["reward"] for row in rows),
-        scores=_columns(rows, "scores"),
-        std=_columns(rows, "std"),
+        rewards=_tensor(result["reward"] for result in results),
+        scores=_tensors(results, "scores"),
+        std=_tensors(results, "std"),
         level_probs={
-            name: torch.stack([_vector(row["level_probs"][name]) for row in rows]) for name in rows[0]["level_probs"]
+            name: torch.stack([_tensor_or_nan(result["level_probs"][name]) for result in results])
+            for name in results[0]["level_probs"]
         },
-        level_mass=_columns(rows, "level_mass"),
-        valid={name: torch.tensor([row["valid_dimensions"][name] for row in rows]) for name in names},
-        reasons={name: [row["reasons"].get(name, "") for row in rows] for name in names},
+        level_mass=_tensors(results, "level_mass"),
+        valid={name: torch.tensor([result["valid_dimensions"][name] for result in results]) for name in names},
+        reasons={name: [result["reasons"].get(name, "") for result in results] for name in names},
         texts=None if all(text is None for text in texts) else [text or "" for text in texts],
-        frame_plan=[None if row["frames"] is None else _plan(row["frames"]) for row in rows],
-        overall_from=[tuple(row["overall_from"]) for row in rows],
-        warnings=[tuple(row["warnings"]) for row in rows],
+        frame_plan=[None if result["frames"] is None else _plan(result["frames"]) for result in results],
+        overall_from=[tuple(result["overall_from"]) for result in results],
+        warnings=[tuple(result["warnings"]) for result in results],
     )
 
 
-def comparison(rows: Sequence[JsonRecord]) -> Comparison:
-    """Return the record of B rows; the inverse of `rows.comparison_records`, on the CPU."""
+def comparison(results: Sequence[JsonRecord]) -> Comparison:
+    """Return the record of B results, on the CPU; the inverse of `json_records.comparison_records`."""
     return Comparison(
-        p_first=_column(row["p_first"] for row in rows),
-        p_tie=_column(row["p_tie"] for row in rows),
-        margin=_column(row["margin"] for row in rows),
-        valid=torch.tensor([row["valid"] for row in rows], dtype=torch.bool),
-        reasons=[row["reason"] for row in rows],
-        consistent=torch.tensor([bool(row["consistent"]) for row in rows], dtype=torch.bool),
+        p_first=_tensor(result["p_first"] for result in results),
+        p_tie=_tensor(result["p_tie"] for result in results),
+        margin=_tensor(result["margin"] for result in results),
+        valid=torch.tensor([result["valid"] for result in results], dtype=torch.bool),
+        reasons=[result["reason"] for result in results],
+        consistent=torch.tensor([bool(result["consistent"]) for result in results], dtype=torch.bool),
     )
 
 
-def explanation(row: JsonRecord) -> Explanation:
-    """Return the record of a row with a text; the inverse of `rows.explanation_record`, on the CPU."""
+def explanation(result: JsonRecord) -> Explanation:
+    """Return the record of a result with a text, on the CPU; the inverse of `json_records.explanation_record`."""
     return Explanation(
-        text=row["text"],
-        quality={name: math.nan if value is None else value for name, value in row["scores"].items()},
-        levels=row["levels"],
-        labels={name: tuple(labels) for name, labels in row["labels"].items()},
-        saliency={name: _vector(shares) for name, shares in row["saliency"].items()},
-        reason=row["reason"],
+        text=result["text"],
+        quality={name: math.nan if value is None else value for name, value in result["scores"].items()},
+        levels=result["levels"],
+        labels={name: tuple(labels) for name, labels in result["labels"].items()},
+        saliency={name: _tensor_or_nan(shares) for name, shares in result["saliency"].items()},
+        reason=result["reason"],
     )
 
 
@@ -131,13 +132,13 @@ def _plan(frames: Mapping[str, Any]) -> FramePlan:
     return FramePlan(tuple(frames["indices"]), tuple(frames["times"]), tuple(frames["kinds"]), frames["fps"])
 
 
-def _column(values: Any) -> Tensor:
+def _tensor(values: Any) -> Tensor:
     return torch.tensor([math.nan if value is None else value for value in values], dtype=torch.float32)
 
 
-def _columns(rows: Sequence[JsonRecord], key: str) -> dict[str, Tensor]:
-    return {name: _column(row[key][name] for row in rows) for name in rows[0][key]}
+def _tensors(results: Sequence[JsonRecord], key: str) -> dict[str, Tensor]:
+    return {name: _tensor(result[key][name] for result in results) for name in results[0][key]}
 
 
-def _vector(values: Sequence[float | None] | None) -> Tensor:
-    return _column(values) if values is not None else torch.full((len(LEVELS),), math.nan)
+def _tensor_or_nan(values: Sequence[float | None] | None) -> Tensor:
+    return _tensor(values) if values is not None else torch.full((len(LEVELS),), math.nan)

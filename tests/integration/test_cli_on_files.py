@@ -90,13 +90,13 @@ def test_a_missing_judge_ends_with_a_line(capsys, tmp_path):
 @pytest.mark.slow
 def test_two_processes_write_the_file_of_one(capsys, tmp_path):
     clips = clean_shapes(5, seed=0)
-    rows = ["path,prompt"]
+    lines = ["path,prompt"]
     for place, clip in enumerate(clips):
         # the last but one is of another rate than the judge was trained with
         write_video(tmp_path / f"{place}.mp4", clip.video.frames, 16.0 if place == 3 else 8.0)
-        rows.append(f"{place}.mp4,{clip.prompt}")
+        lines.append(f"{place}.mp4,{clip.prompt}")
     (tmp_path / "half.mp4").write_bytes((tmp_path / "0.mp4").read_bytes()[:500])
-    (tmp_path / "list.csv").write_text("\n".join([*rows, "half.mp4,x"]) + "\n", encoding="utf-8")
+    (tmp_path / "list.csv").write_text("\n".join([*lines, "half.mp4,x"]) + "\n", encoding="utf-8")
     argv = ["score", str(tmp_path / "list.csv"), "--batch-size", "2", "--output"]
     assert cli.main([*argv, str(tmp_path / "one.jsonl")]) == 1
     assert cli.main([*argv, str(tmp_path / "two.jsonl"), "--jobs", "2"]) == 1
@@ -132,17 +132,17 @@ def test_bench_times_the_batch_sizes(reward, capsys, tmp_path):
     argv = ["bench", str(tmp_path), "--batch-sizes", "2", "1", "--repeats", "1", "--json"]
     assert cli.main(argv, judge_factory=lambda args: reward) == 1
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [row["batch_size"] for row in found] == [1, 2]
-    assert all(row["clips_per_second"] == pytest.approx(1 / row["seconds"]) for row in found)
-    assert all(row["peak_mib"] > 100 for row in found)  # torch alone takes more
+    assert [record["batch_size"] for record in found] == [1, 2]
+    assert all(record["clips_per_second"] == pytest.approx(1 / record["seconds"]) for record in found)
+    assert all(record["peak_mib"] > 100 for record in found)  # torch alone takes more
     assert (found[0]["num_clips"], found[0]["num_failed"]) == (1, 1)
     assert (
         cli.main(["bench", "--num", "2", "--batch-sizes", "2", "--repeats", "1"], judge_factory=lambda a: reward) == 0
     )
-    head, names, row = capsys.readouterr().out.splitlines()
+    head, names, line = capsys.readouterr().out.splitlines()
     assert "9 frames of 32x32" in head
     assert names.split() == ["batch", "size", "clips", "per", "second", "seconds", "peak", "mib"]
-    assert row.split()[0] == "2"
+    assert line.split()[0] == "2"
 
 
 @pytest.mark.skipif(not CLIPS.is_dir(), reason="the real clips are not at hand")

@@ -65,7 +65,7 @@ def test_a_loss_as_vader_uses_it_falls():
     assert fallen > 0.025 and risen == pytest.approx(fallen, abs=1e-6)  # overall quality, from 0.065 to 0.106
 
 
-class BaseReward(ABC):
+class HostReward(ABC):
     """The host's base class."""
 
     @abstractmethod
@@ -75,12 +75,14 @@ class BaseReward(ABC):
     def get_reward(self, batch_frames, batch_prompt=None): ...
 
 
-class VideoJudge(JudgeFrames, BaseReward):
-    """What a user writes into the host's module."""
+class BackpropJudge(JudgeFrames, HostReward):
+    """The class that a user writes into the host's module."""
 
 
 def test_a_loss_as_videox_fun_uses_it_falls():
-    loss_fn = VideoJudge("toy", FPS, device="cpu", dtype=torch.float32, max_reward=1.0, weights={"visual_quality": 1.0})
+    loss_fn = BackpropJudge(
+        "toy", FPS, device="cpu", dtype=torch.float32, max_reward=1.0, weights={"visual_quality": 1.0}
+    )
     generator = LastStep()
     fallen, risen = train(generator, lambda frames: loss_fn((frames.clamp(-1, 1) / 2 + 0.5).clamp(0, 1), PROMPTS))
     assert fallen > 0.1 and risen == pytest.approx(fallen, abs=1e-6)  # visual quality, from 0.56 to 0.75

@@ -37,8 +37,8 @@ def test_a_trainer_of_text_learns_from_the_judge(tmp_path: Path, awaited: bool) 
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
-    for row, clip in enumerate(torch.rand(2, 5, 3, 32, 32, generator=torch.Generator().manual_seed(0))):
-        write_video(tmp_path / f"{row}.mp4", clip, FPS)
+    for index, clip in enumerate(torch.rand(2, 5, 3, 32, 32, generator=torch.Generator().manual_seed(0))):
+        write_video(tmp_path / f"{index}.mp4", clip, FPS)
     (tmp_path / "broken.mp4").write_text("not a video")
     clips = [str(tmp_path / name) for name in ("0.mp4", "1.mp4", "broken.mp4")]
     calls = []

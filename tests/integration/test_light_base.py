@@ -69,3 +69,13 @@ def test_the_base_brings_no_library_of_the_extras(base_environment: Path, tmp_pa
     program = "import importlib.util, sys; print([n for n in sys.argv[1:] if importlib.util.find_spec(n)])"
     done = run_in(base_environment, "python", "-c", program, *EXTRAS, cwd=tmp_path)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_the_installed_package_serves_the_former_path_of_the_hosts(base_environment: Path, tmp_path: Path) -> None:
+    program = (
+        "import reward_model.hosts.flow_grpo as new; import reward_model.serving.hosts.flow_grpo as former; "
+        "print(former is new)"
+    )
+    done = run_in(base_environment, "python", "-W", "always", "-c", program, cwd=tmp_path)
+    assert done.stdout.strip() == "True", done.stderr
+    assert done.stderr.count("reward_model.serving.hosts has moved to reward_model.hosts") == 1

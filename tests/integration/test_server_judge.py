@@ -13,14 +13,14 @@ from reward_model import cli
 from reward_model.media.video_io import encode_video, write_video
 from reward_model.records import VideoError
 from reward_model.serving.client import VideoJudgeClient
-from reward_model.serving.server.judge import ServedJudge
-from reward_model.serving.server.settings import ServerSettings
+from reward_model.serving.server.config import ServerConfig
+from reward_model.serving.server.judge import JudgeService
 from reward_model.toy_world import moving_shapes
 from reward_model.video_reward import VideoJudgeReward
 from tests.running_server import ask, frames_of, running
 
 CLIPS = Path(__file__).resolve().parents[3] / "shared" / "clips"
-SETTINGS = ServerSettings(max_frames=200, max_seconds=20.0, max_body_mb=20.0, max_frame_pixels=2**19)
+CONFIG = ServerConfig(max_frames=200, max_seconds=20.0, max_body_mb=20.0, max_frame_pixels=2**19)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def reward():
 
 @pytest.fixture(scope="module")
 def url(reward):
-    with running(ServedJudge(reward, SETTINGS), SETTINGS) as address:
+    with running(JudgeService(reward, CONFIG), CONFIG) as address:
         yield address
 
 
@@ -106,12 +106,12 @@ def test_a_result_has_all_that_the_command_line_prints(url, reward, clips, capsy
     cli.main(["score", str(path), "--json"], judge_factory=lambda args: reward)
     printed = json.loads(capsys.readouterr().out)
     _, found, _ = ask(url, "/score", {"videos": [ask_file(path)]})
-    (row,) = found["results"]
+    (record,) = found["results"]
     of_a_file = {"path", "judged_by"}
-    assert {name: row[name] for name in printed.keys() - of_a_file - {"frames"}} == {
+    assert {name: record[name] for name in printed.keys() - of_a_file - {"frames"}} == {
         name: printed[name] for name in printed.keys() - of_a_file - {"frames"}
     }
-    assert printed["frames"].items() <= row["frames"].items()
+    assert printed["frames"].items() <= record["frames"].items()
 
 
 def ask_file(path):
@@ -130,8 +130,8 @@ def ask_file(path):
 )
 def test_a_video_beyond_the_limits_is_answered_with_the_reason(url, video, reason):
     status, found, _ = ask(url, "/score", {"videos": [video]})
-    (row,) = found["results"]
-    assert (status, row["valid"], set(row["reasons"].values())) == (200, False, {reason})
+    (record,) = found["results"]
+    assert (status, record["valid"], set(record["reasons"].values())) == (200, False, {reason})
 
 
 def test_files_beyond_the_limits_are_answered_with_the_reason(url):

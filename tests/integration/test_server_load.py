@@ -19,7 +19,7 @@ def test_clients_at_one_time_get_their_own_answers():
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    row = json.loads(done.stdout.splitlines()[-1])
-    assert (row["clients"], row["errors"], row["wrong_answers"]) == (16, 0, 0)
-    assert row["answers"] >= 16
-    assert row["clips_a_batch"] > 1
+    record = json.loads(done.stdout.splitlines()[-1])
+    assert (record["clients"], record["errors"], record["wrong_answers"]) == (16, 0, 0)
+    assert record["answers"] >= 16
+    assert record["clips_a_batch"] > 1

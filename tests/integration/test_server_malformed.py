@@ -22,13 +22,13 @@ pytest.importorskip("uvicorn")
 
 from reward_model.media.video_io import encode_video
 from reward_model.serving import wire
-from reward_model.serving.server.judge import ServedJudge
-from reward_model.serving.server.settings import ServerSettings
+from reward_model.serving.server.config import ServerConfig
+from reward_model.serving.server.judge import JudgeService
 from reward_model.toy_world import moving_shapes
 from reward_model.video_reward import VideoJudgeReward
 from tests.running_server import ask, frames_of, running
 
-SETTINGS = ServerSettings(
+CONFIG = ServerConfig(
     max_body_mb=1.0,
     max_videos=4,
     max_frames=60,
@@ -94,7 +94,7 @@ def canary(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def url(canary):
-    with running(ServedJudge(VideoJudgeReward.from_pretrained("toy"), SETTINGS), SETTINGS) as address:
+    with running(JudgeService(VideoJudgeReward.from_pretrained("toy"), CONFIG), CONFIG) as address:
         yield address
 
 
@@ -129,9 +129,9 @@ def assert_damaged(url: str, video: dict[str, Any], *, or_refused: bool = False)
     if or_refused and 400 <= status < 500:
         return found["error"]
     assert status == 200, (status, found)
-    (row,) = found["results"]
-    assert (row["valid"], row["reward"], set(row["scores"].values())) == (False, None, {None}), row
-    (reason,) = set(row["reasons"].values())
+    (record,) = found["results"]
+    assert (record["valid"], record["reward"], set(record["scores"].values())) == (False, None, {None}), record
+    (reason,) = set(record["reasons"].values())
     assert reason
     return reason
 

@@ -23,7 +23,7 @@ from reward_model.serving.server import main as server
 from reward_model.serving.server import judge as server_judge
 from tests.running_server import MeanJudge
 
-server_judge.ServedJudge = lambda reward, settings: MeanJudge(seconds=0.5)
+server_judge.JudgeService = lambda reward, config: MeanJudge(seconds=0.5)
 parser = argparse.ArgumentParser()
 server.add_arguments(parser)
 args = parser.parse_args(["--port", "0"])

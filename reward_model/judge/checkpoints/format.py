@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from reward_model.files import write_text
 from reward_model.judge.checkpoints.location import CONFIG_FILE, Location, refuse_pickles
 from reward_model.judge.checkpoints.released import released_settings
 from reward_model.judge.families import family_of, family_type
@@ -107,8 +108,8 @@ class JudgeConfig:
         return min(fitting, key=len) if wanted else max(fitting, key=len)
 
     def save(self, folder: Path) -> None:
-        """Write judge_config.json."""
-        (folder / CONFIG_FILE).write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+        """Write judge_config.json; an older one is replaced whole."""
+        write_text(folder / CONFIG_FILE, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> JudgeConfig:

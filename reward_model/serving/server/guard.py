@@ -1,6 +1,6 @@
-"""What happens before a request is understood: who asks, how many at a time, how large and how slow their bodies are.
+"""Checks before a request is parsed: its token, the number of open requests, the size and duration of its body.
 
-A plain ASGI layer in front of the routes, because a body has to be refused before it is read, not after.
+A plain ASGI layer in front of the routes, because a body that is too large must be refused before it is read.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
-from reward_model.serving.server.metrics import Metrics
-from reward_model.serving.server.settings import ServerSettings
+from reward_model.serving.server.config import ServerConfig
+from reward_model.serving.server.metrics import ServerMetrics
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -21,16 +21,16 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 HEALTH = "/health"
-"""Answers without a token, for those who watch over the process."""
+"""Route that needs no token, for process monitors."""
 
 ROUTES = ("/score", "/compare", "/explain", HEALTH, "/metrics")
 
 MAX_JSON_PARTS = 100_000
-"""Most commas and brackets of a body, beyond which its parsed form would be many times its size; base64 has none."""
+"""Most commas and brackets in a body; more would parse to many times its size. Base64 has none."""
 
 
 class Refusal(Exception):
-    """A request that is not let in: status, reason and further headers."""
+    """A refused request: status, reason and further headers."""
 
     def __init__(self, status: int, reason: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(reason)
@@ -41,19 +41,19 @@ class Gone(Exception):
     """The client left before its body was complete."""
 
 
-class Guard:
-    """Lets requests in, whole and within limits, and counts them."""
+class RequestGuard:
+    """Passes on complete requests within limits, and counts all requests."""
 
-    def __init__(self, app: App, *, settings: ServerSettings, metrics: Metrics, token: str | None) -> None:
-        """Stand before an application.
+    def __init__(self, app: App, *, config: ServerConfig, metrics: ServerMetrics, token: str | None) -> None:
+        """Wrap an application.
 
         Args:
             app: the application.
-            settings: limits.
-            metrics: where requests are counted.
-            token: what an Authorization header must bear; None lets everybody in.
+            config: limits.
+            metrics: counters of requests.
+            token: bearer token that the Authorization header must hold; None admits every request.
         """
-        self._app, self._settings, self._metrics = app, settings, metrics
+        self._app, self._config, self._metrics = app, config, metrics
         self._token = None if token is None else f"Bearer {token}".encode()
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
@@ -63,8 +63,8 @@ class Guard:
             return
         start, status = time.perf_counter(), 500
 
-        async def watch(message: Message) -> None:
-            """Note the status of the answer and pass it on."""
+        async def send_and_record(message: Message) -> None:
+            """Record the status of the answer and send it on."""
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -72,9 +72,9 @@ class Guard:
 
         self._metrics.num_open += 1
         try:
-            await self._let_in(scope, receive, watch)
+            await self._let_in(scope, receive, send_and_record)
         except Refusal as refusal:
-            await _refuse(watch, refusal)
+            await _refuse(send_and_record, refusal)
         except Gone:
             status = 499
         finally:
@@ -90,8 +90,8 @@ class Guard:
         if scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
-        if self._metrics.num_open > self._settings.max_requests:
-            raise Refusal(429, "too many requests at a time; try again later", {"Retry-After": "1"})
+        if self._metrics.num_open > self._config.max_requests:
+            raise Refusal(429, "too many concurrent requests; try again later", {"Retry-After": "1"})
         if headers.get(b"content-type", b"").partition(b";")[0].strip().lower() != b"application/json":
             raise Refusal(415, "the Content-Type must be application/json")
         body = await self._whole_body(headers, receive)
@@ -101,24 +101,24 @@ class Guard:
         await self._app(scope, lambda: _next(pending, receive), send)
 
     async def _whole_body(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
-        limit, seconds = int(self._settings.max_body_mb * 10**6), self._settings.body_seconds
+        limit, seconds = int(self._config.max_body_mb * 10**6), self._config.body_seconds
         too_large = Refusal(413, f"the body is larger than {limit} bytes")
         if int(headers.get(b"content-length", b"0")) > limit:
             raise too_large
-        parts, size, more = [], 0, True
+        chunks, size, more = [], 0, True
         try:
             async with asyncio.timeout(seconds):
                 while more:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise Gone
-                    parts.append(message.get("body", b""))
-                    size, more = size + len(parts[-1]), message.get("more_body", False)
+                    chunks.append(message.get("body", b""))
+                    size, more = size + len(chunks[-1]), message.get("more_body", False)
                     if size > limit:
                         raise too_large
         except TimeoutError as error:
             raise Refusal(408, f"the body took more than {seconds:g} s", {"Connection": "close"}) from error
-        return b"".join(parts)
+        return b"".join(chunks)
 
 
 async def _next(pending: list[Message], receive: Receive) -> Message:

@@ -1,10 +1,9 @@
-"""The judge as the server uses it: videos are read in several threads, and questions of one kind answered in batches."""
+"""The judge as the server uses it: it reads videos in several threads, and answers jobs in batches in one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
@@ -24,75 +23,50 @@ from reward_model.scoring.json_records import (
 )
 from reward_model.scoring.score import ClipToScore, open_assembler, score_batch
 from reward_model.serving import wire
+from reward_model.serving.options import CompareOptions, RequestOptions, ScoreOptions
+from reward_model.serving.server.config import ServerConfig
 from reward_model.serving.server.schema import FileVideo, FramesVideo
-from reward_model.serving.server.settings import ServerSettings
 from reward_model.video_reward import VideoJudgeReward
 
 COMPARATOR = "comparator"
-"""Role that compares, where the judge has it."""
+"""Role for comparisons, if the judge has it."""
 
 
 @dataclass(frozen=True)
-class Scoring:
-    """Settings of a score; clips of equal settings share a forward pass."""
-
-    dimensions: tuple[str, ...] | None
-    weights: tuple[tuple[str, float], ...] | None
-    readout: Literal["level", "reason"]
-    num_samples: int
-    normalize: Literal["unit", "raw", "z"]
-
-
-@dataclass(frozen=True)
-class Comparing:
-    """Settings of a comparison."""
-
-    swap: bool
-
-
-@dataclass(frozen=True)
-class Explaining:
-    """An explanation has no settings."""
-
-
-Work = Scoring | Comparing | Explaining
-
-
-@dataclass(frozen=True)
-class Question:
-    """One clip to score or explain, or two to compare, read or with the reason why not."""
+class JudgeJob:
+    """One clip to score or explain, or two to compare; a string instead of a clip is the reason why it is unreadable."""
 
     clips: tuple[Clip | str, ...]
     prompt: str | None
 
 
-class ServedJudge:
-    """Reads videos within limits, in any thread, and answers questions, in one thread at a time."""
+class JudgeService:
+    """Reads videos within limits, from any thread, and answers jobs, from one thread at a time."""
 
-    def __init__(self, reward: VideoJudgeReward, settings: ServerSettings) -> None:
-        """Share a judge's weights.
+    def __init__(self, reward: VideoJudgeReward, config: ServerConfig) -> None:
+        """Share the weights of a judge.
 
         Args:
             reward: the judge, in the role that scores and explains.
-            settings: limits of a video.
+            config: limits of a video.
         """
         self.dimensions, self.roles = tuple(reward.judge.config.dimensions), tuple(reward.judge.roles)
-        self._judge, self._role, self._settings = reward.judge, reward.role, settings
+        self._judge, self._role, self._config = reward.judge, reward.role, config
         self._comparator = COMPARATOR if COMPARATOR in self.roles else reward.role
         self._policy, self._allow_damaged = reward.frame_policy, reward.allow_damaged
         self._motion = encoder_of(reward.judge.config.motion)
 
     def read(self, video: FileVideo | FramesVideo) -> Clip | str:
-        """Return the clip that the judge is to see.
+        """Return the clip that the judge sees.
 
         Args:
-            video: of a request.
+            video: video of a request.
 
         Returns:
-            The planned clip, or the reason why it cannot be had: damage, or a limit.
+            The planned clip; or the reason if the video is damaged or beyond a limit.
 
         Raises:
-            ValueError: what was sent is no video.
+            ValueError: the bytes are not a video.
         """
         try:
             return self._read_frames(video) if isinstance(video, FramesVideo) else self._read_file(video)
@@ -100,52 +74,52 @@ class ServedJudge:
             return str(error)
 
     def _read_frames(self, video: FramesVideo) -> Clip | str:
-        settings, frames = self._settings, wire.decode_frames(video.frames)
+        config, frames = self._config, wire.decode_frames(video.frames)
         num, _, height, width = frames.shape
-        _check_size(num, num / video.fps, settings)
-        if height * width > settings.max_frame_pixels or num * height * width > settings.max_clip_pixels:
+        _check_size(num, num / video.fps, config)
+        if height * width > config.max_frame_pixels or num * height * width > config.max_clip_pixels:
             raise VideoError(f"too large: {num} x {width}x{height} pixels")
         (clip,) = to_clips([frames], policy=self._policy, fps=video.fps, motion=self._motion)
         return clip
 
     def _read_file(self, video: FileVideo) -> Clip:
-        settings, data = self._settings, wire.decode_bytes(video.file)
+        config, data = self._config, wire.decode_bytes(video.file)
         if not is_container(data):
             raise ValueError(
                 "not a video file: expected MP4, MOV, Matroska, WebM, AVI, MPEG, FLV, Ogg, ASF or GIF bytes"
             )
         limits = MediaLimits(
-            max_frame_pixels=settings.max_frame_pixels,
-            max_frames=settings.max_frames,
-            max_kept_pixels=settings.max_clip_pixels,
+            max_frame_pixels=config.max_frame_pixels,
+            max_frames=config.max_frames,
+            max_kept_pixels=config.max_clip_pixels,
         )
         clip = plan_clip(data, self._policy, motion=self._motion, allow_damaged=self._allow_damaged, limits=limits)
-        _check_size(0, clip.plan.times[-1], settings)
+        _check_size(0, clip.plan.times[-1], config)
         return clip
 
-    def answer(self, work: Work, questions: Sequence[Question]) -> list[JsonRecord]:
-        """Answer questions of one kind together.
+    def answer(self, options: RequestOptions, jobs: Sequence[JudgeJob]) -> list[JsonRecord]:
+        """Answer jobs with equal options in one batch.
 
         Args:
-            work: what is asked.
-            questions: at most a batch.
+            options: options that the jobs have in common.
+            jobs: at most `batch_size` jobs.
 
         Returns:
-            One row each.
+            One record per job.
 
         Raises:
-            ValueError: settings that this judge refuses.
+            ValueError: options that this judge refuses.
         """
-        prompts = [question.prompt for question in questions]
-        first = [question.clips[0] for question in questions]
-        if isinstance(work, Scoring):
-            return output_records(self._score(first, prompts, work), prompts)
-        if isinstance(work, Comparing):
-            second = [question.clips[1] for question in questions]
-            found = compare_clips(
-                self._judge, self._comparator, first, second, prompts, swap=work.swap, batch_size=len(first)
+        prompts = [job.prompt for job in jobs]
+        first = [job.clips[0] for job in jobs]
+        if isinstance(options, ScoreOptions):
+            return output_records(self._score(first, prompts, options), prompts)
+        if isinstance(options, CompareOptions):
+            second = [job.clips[1] for job in jobs]
+            comparison = compare_clips(
+                self._judge, self._comparator, first, second, prompts, swap=options.swap, batch_size=len(jobs)
             )
-            return comparison_records(found, prompts)
+            return comparison_records(comparison, prompts)
         with self._judge.use_role(self._role):
             return [
                 unexplained_record(clip, prompt)
@@ -154,25 +128,24 @@ class ServedJudge:
                 for clip, prompt in zip(first, prompts, strict=True)
             ]
 
-    def _score(self, clips: Sequence[Clip | str], prompts: Sequence[str | None], work: Scoring) -> RewardOutput:
-        weights = None if work.weights is None else dict(work.weights)
+    def _score(self, clips: Sequence[Clip | str], prompts: Sequence[str | None], options: ScoreOptions) -> RewardOutput:
         assembler = open_assembler(
             self._judge,
             self._role,
             len(clips),
-            dimensions=work.dimensions,
-            weights=weights,
-            readout=work.readout,
-            num_samples=work.num_samples,
+            dimensions=options.dimensions,
+            weights=options.weight_of,
+            readout=options.readout,
+            num_samples=options.num_samples,
         )
         batch = [ClipToScore(index, *given) for index, given in enumerate(zip(clips, prompts, strict=True))]
         with torch.no_grad(), self._judge.use_role(self._role):
-            score_batch(self._judge, assembler, batch, work.readout, work.num_samples)
-        return assembler.output(weights, work.normalize)
+            score_batch(self._judge, assembler, batch, options.readout, options.num_samples)
+        return assembler.output(options.weight_of, options.normalize)
 
 
-def _check_size(num_frames: int, seconds: float, settings: ServerSettings) -> None:
-    if num_frames > settings.max_frames:
-        raise VideoError(f"too long: more than {settings.max_frames} frames")
-    if seconds > settings.max_seconds:
-        raise VideoError(f"too long: {seconds:.4g} s, more than {settings.max_seconds:g} s")
+def _check_size(num_frames: int, seconds: float, config: ServerConfig) -> None:
+    if num_frames > config.max_frames:
+        raise VideoError(f"too long: more than {config.max_frames} frames")
+    if seconds > config.max_seconds:
+        raise VideoError(f"too long: {seconds:.4g} s, more than {config.max_seconds:g} s")

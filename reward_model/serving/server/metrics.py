@@ -1,4 +1,4 @@
-"""Counts of a server in Prometheus' text format."""
+"""Counters of a server in Prometheus' text format."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Iterator
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 BUCKETS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
-"""Upper ends, in seconds, of the classes that requests are counted in."""
+"""Upper ends, in seconds, of the histogram of request times."""
 
 
-class Metrics:
-    """Counters that only go up, and what goes on at the moment; for one thread."""
+class ServerMetrics:
+    """Counters, and gauges of the current state; for one thread."""
 
     def __init__(self) -> None:
         self.num_open = 0
@@ -31,7 +31,7 @@ class Metrics:
         self._sum_seconds += seconds
 
     def result(self, valid: bool) -> None:
-        """Count a video or pair that was answered."""
+        """Count an answered video or pair."""
         self._clips[valid] += 1
 
     def batch(self, num: int, seconds: float) -> None:
@@ -41,7 +41,7 @@ class Metrics:
         self._judge_seconds += seconds
 
     def text(self, num_waiting: int) -> str:
-        """Return the exposition; `num_waiting` questions wait for the judge."""
+        """Return the exposition; `num_waiting` is the number of jobs in the queue."""
         requests = [
             (f'{{route="{route}",status="{status}"}}', n) for (route, status), n in sorted(self._requests.items())
         ]
@@ -49,12 +49,12 @@ class Metrics:
         batches = [("_sum", self._batched), ("_count", self._num_batches)]
         blocks = (
             ("requests_total", "counter", "Finished requests.", requests),
-            ("open_requests", "gauge", "Requests that are being answered.", [("", self.num_open)]),
-            ("request_seconds", "histogram", "From headers to answer.", list(self._histogram())),
+            ("open_requests", "gauge", "Requests being answered.", [("", self.num_open)]),
+            ("request_seconds", "histogram", "Time from headers to answer.", list(self._histogram())),
             ("results_total", "counter", "Videos and pairs answered.", results),
-            ("waiting_questions", "gauge", "Read and not yet with the judge.", [("", num_waiting)]),
-            ("batch_size", "summary", "Questions of a call of the judge.", batches),
-            ("judge_seconds_total", "counter", "Time that the judge was busy.", [("", self._judge_seconds)]),
+            ("waiting_questions", "gauge", "Videos and pairs in the queue of the judge.", [("", num_waiting)]),
+            ("batch_size", "summary", "Videos or pairs per call of the judge.", batches),
+            ("judge_seconds_total", "counter", "Time spent in calls of the judge.", [("", self._judge_seconds)]),
         )
         lines = []
         for name, kind, meaning, samples in blocks:

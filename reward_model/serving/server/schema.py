@@ -1,4 +1,4 @@
-"""Bodies and answers of the server's routes; FastAPI checks them and describes them on its OpenAPI page."""
+"""Request and response bodies of the routes; FastAPI validates them and lists them on its OpenAPI page."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from reward_model.dimensions import BY_NAME
+from reward_model.serving.options import Normalize, Readout, ScoreOptions
 
 MAX_FPS = 1000.0
 MAX_SAMPLES = 16
@@ -19,19 +20,19 @@ else:
     DimensionName = Literal[tuple(BY_NAME)]
 
 
-class Strict(BaseModel):
-    """A body: no other fields, and no values of other types."""
+class StrictBody(BaseModel):
+    """A request body; further fields and values of other types are refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class FileVideo(Strict):
+class FileVideo(StrictBody):
     """A video file."""
 
     file: str = Field(description="base64 of a whole MP4, WebM or other video file")
 
 
-class FramesVideo(Strict):
+class FramesVideo(StrictBody):
     """Decoded frames."""
 
     frames: str = Field(
@@ -49,26 +50,38 @@ def _form(video: Any) -> str:
 Video = Annotated[Annotated[FileVideo, Tag("file")] | Annotated[FramesVideo, Tag("frames")], Discriminator(_form)]
 Prompts = Annotated[
     Prompt | list[Prompt | None] | None,
-    Field(description="generation prompts, one each; one string serves all, null is none"),
+    Field(description="generation prompts, one per video; one string serves all, null is none"),
 ]
 
 
-class ScoreBody(Strict):
-    """What to score, and how."""
+class ScoreBody(StrictBody):
+    """Videos to score, and how to score them."""
 
     videos: list[Video] = Field(min_length=1)
     prompts: Prompts = None
-    dimensions: list[DimensionName] | None = Field(None, min_length=1, description="null: all of the judge's")
-    weights: dict[DimensionName, Annotated[float, Field(allow_inf_nan=False)]] | None = Field(
-        None, min_length=1, description="dimension to its weight in the reward; null makes the reward the overall score"
+    dimensions: list[DimensionName] | None = Field(
+        None, min_length=1, description="dimensions to score; null: all of the judge's"
     )
-    readout: Literal["level", "reason"] = Field("level", description="one forward pass, or a reasoned answer")
+    weights: dict[DimensionName, Annotated[float, Field(allow_inf_nan=False)]] | None = Field(
+        None, min_length=1, description="dimension -> weight in the reward; null makes the reward the overall score"
+    )
+    readout: Readout = Field("level", description="level: one forward pass; reason: a reasoned answer")
     num_samples: int = Field(1, ge=1, le=MAX_SAMPLES, description="reasoned answers to average")
-    normalize: Literal["unit", "raw", "z"] = Field("unit", description="scale: [0, 1], 1 to 5, or standardised")
+    normalize: Normalize = Field("unit", description="scale: [0, 1], 1 to 5, or standardised")
+
+    def options(self) -> ScoreOptions:
+        """Return the options of this request."""
+        return ScoreOptions.of(
+            dimensions=self.dimensions,
+            weights=self.weights,
+            readout=self.readout,
+            num_samples=self.num_samples,
+            normalize=self.normalize,
+        )
 
 
-class CompareBody(Strict):
-    """Pairs of videos, of which the better is asked."""
+class CompareBody(StrictBody):
+    """Pairs of videos to compare."""
 
     first: list[Video] = Field(min_length=1)
     second: list[Video] = Field(min_length=1)
@@ -76,15 +89,15 @@ class CompareBody(Strict):
     swap: bool = Field(True, description="ask in both orders and average")
 
 
-class ExplainBody(Strict):
-    """A video whose scores are to be explained."""
+class ExplainBody(StrictBody):
+    """A video whose scores to explain."""
 
     video: Video
     prompt: Prompt | None = None
 
 
-class FramePlan(BaseModel):
-    """Which frames the judge saw: indices into the source, seconds, kinds, and their rate in Hz."""
+class JudgedFrames(BaseModel):
+    """Frames that the judge saw: indices into the source, times in seconds, kinds, and their rate in Hz."""
 
     indices: list[int]
     times: list[float]
@@ -93,10 +106,10 @@ class FramePlan(BaseModel):
 
 
 class Score(BaseModel):
-    """Scores of one video; null with a reason where one could not be had."""
+    """Scores of one video; a missing score is null with a reason."""
 
     prompt: str | None
-    valid: bool = Field(description="false if more than a prompt was missing")
+    valid: bool = Field(description="false if a score is missing for any reason but a missing prompt")
     valid_dimensions: dict[str, bool]
     reward: float | None
     scores: dict[str, float | None]
@@ -105,19 +118,19 @@ class Score(BaseModel):
     level_mass: dict[str, float | None]
     reasons: dict[str, str]
     overall_from: list[str]
-    warnings: list[str] = Field(description="in what the video is unlike those of the judge's training")
+    warnings: list[str] = Field(description="properties of the video outside the judge's training range")
     text: str | None
-    frames: FramePlan | None
+    frames: JudgedFrames | None
 
 
-class Scores(BaseModel):
-    """One result a video, in their order."""
+class ScoreResults(BaseModel):
+    """One result per video, in their order."""
 
     results: list[Score]
 
 
 class Preference(BaseModel):
-    """Outcome of one pair; null with a reason where there is none."""
+    """Result of one pair; missing values are null with a reason."""
 
     prompt: str | None
     valid: bool
@@ -128,8 +141,8 @@ class Preference(BaseModel):
     reason: str
 
 
-class Preferences(BaseModel):
-    """One result a pair, in their order."""
+class PreferenceResults(BaseModel):
+    """One result per pair, in their order."""
 
     results: list[Preference]
 
@@ -139,7 +152,7 @@ class Reasons(BaseModel):
 
     prompt: str | None
     valid: bool
-    reason: str = Field(description="empty, or why there is no explanation or no reasoned score")
+    reason: str = Field(description="reason why the explanation or a reasoned score is missing; else empty")
     text: str | None
     levels: dict[str, str]
     scores: dict[str, float | None]
@@ -148,7 +161,7 @@ class Reasons(BaseModel):
 
 
 class Health(BaseModel):
-    """What the server answers with."""
+    """State of the server, and the dimensions and roles of its judge."""
 
     status: Literal["ok"]
     dimensions: list[str]
@@ -156,6 +169,6 @@ class Health(BaseModel):
 
 
 class Problem(BaseModel):
-    """Why a request was not answered."""
+    """Reason why a request failed."""
 
     error: str

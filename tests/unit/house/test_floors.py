@@ -13,7 +13,11 @@ FLOORS = {
     "reward_model": (
         ("config", "dimensions", "files"),
         ("records",),
+<<<<<<< HEAD
         ("language", "media", "rewards"),
+=======
+        ("datasets", "language", "media", "rewards"),
+>>>>>>> serving
         ("judge", "toy_world"),
         ("datasets", "evaluation", "scoring"),
         ("video_reward",),

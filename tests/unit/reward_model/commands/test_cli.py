@@ -80,8 +80,8 @@ def test_folders_and_lists_are_spelt_out(call, tmp_path):
 
 def test_lists_in_jsonl_are_read_with_their_own_columns(call, tmp_path):
     listing = tmp_path / "list.jsonl"
-    rows = [{"file": "a.mp4", "text": 'a "red", round ball'}, {"file": "b.mp4", "text": None}, {"file": "c.mp4"}]
-    listing.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    records = [{"file": "a.mp4", "text": 'a "red", round ball'}, {"file": "b.mp4", "text": None}, {"file": "c.mp4"}]
+    listing.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     columns = ("--path-column", "file", "--prompt-column", "text")
     status, _, _, judge = call("score", listing, *columns)
     assert status == 0
@@ -112,7 +112,7 @@ class WarningJudge(FakeJudge):
         self.unit = normalize
         output = super().__call__(videos, prompts, **rest)
         phrases = ("24 judged frames a second (trained with 8)",)
-        return dataclasses.replace(output, warnings=[phrases if row % 2 else () for row in range(len(videos))])
+        return dataclasses.replace(output, warnings=[phrases if index % 2 else () for index in range(len(videos))])
 
 
 def test_warnings_of_the_judge_are_remarks_and_stand_in_json(capsys):
@@ -205,24 +205,24 @@ def test_eval_reads_a_manifest(call, tmp_path):
     path.write_text("file,prompt,mos\na.mp4,x,5\nb.mp4,x,3\nc.mp4,y,1\n", encoding="utf-8")
     columns = ("--columns", "video=file", "prompt=prompt", "overall=mos[1,5]")
     status, lines, _, _ = call("eval", "--manifest", path, *columns, "--json")
-    (row,) = json.loads(lines[0])["rows"]
+    (record,) = json.loads(lines[0])["rows"]
     assert status == 0
-    assert (row["dimension"], row["num_clips"], row["coverage"]) == ("overall", 3, 1.0)
-    assert row["srcc"] == pytest.approx(1.0)
-    assert (row["num_pairs"], row["pair_accuracy"]) == (1, 1.0)
+    assert (record["dimension"], record["num_clips"], record["coverage"]) == ("overall", 3, 1.0)
+    assert record["srcc"] == pytest.approx(1.0)
+    assert (record["num_pairs"], record["pair_accuracy"]) == (1, 1.0)
 
 
 def test_eval_reads_pairs_by_comparison_and_by_score(call, tmp_path):
     path = tmp_path / "pairs.csv"
     path.write_text("path_A,path_B,prompt,VQ,Overall\na.mp4,b.mp4,x,A,A\nb.mp4,a.mp4,x,A,B\n", encoding="utf-8")
     status, lines, _, _ = call("eval", "--pairs", path, "--readout", "compare", "--json")
-    rows = {row["dimension"]: row for row in json.loads(lines[0])["rows"]}
+    records = {record["dimension"]: record for record in json.loads(lines[0])["rows"]}
     assert status == 0
-    assert set(rows) == {"overall"}
-    assert rows["overall"]["accuracy"] == 1.0
+    assert set(records) == {"overall"}
+    assert records["overall"]["accuracy"] == 1.0
     _, lines, _, _ = call("eval", "--pairs", path, "--json")
-    rows = {row["dimension"]: row for row in json.loads(lines[0])["rows"]}
-    assert (rows["visual_quality"]["accuracy"], rows["overall"]["accuracy"]) == (0.5, 1.0)
+    records = {record["dimension"]: record for record in json.loads(lines[0])["rows"]}
+    assert (records["visual_quality"]["accuracy"], records["overall"]["accuracy"]) == (0.5, 1.0)
 
 
 def test_eval_with_an_unreadable_clip_tells_its_coverage_and_fails(call, tmp_path):
@@ -253,15 +253,15 @@ def test_eval_on_the_world_rates_against_the_oracle(call):
         (("score", "none.csv"), "no such file"),
         (("eval", "--manifest", "none.csv"), "no such file"),
         (("eval", "--pairs", "none.csv", "--columns", "VQ"), "OURS=THEIRS"),
-        (("eval", "--world", "moving_shapes", "--columns", "a=b"), "a world has none"),
+        (("eval", "--world", "moving_shapes", "--columns", "a=b"), "a world has no columns"),
         (("score", "a.mp4", "--resume"), "name it with --output"),
         (("score", "a.mp4", "--output", "scores.txt"), "must end in .csv or .jsonl"),
-        (("score", "a.mp4", "--device", "cuda:0,cuda:1"), "with --jobs"),
-        (("compare", "a.mp4"), "two videos, or one CSV or JSONL of pairs; got 1"),
-        (("compare", "a.mp4", "b.mp4", "--columns", "first=a"), "two videos have none"),
-        (("calibrate", "moving_shapes", "--columns", "a=b", "--dry-run"), "moving_shapes has none"),
+        (("score", "a.mp4", "--device", "cuda:0,cuda:1"), "use --jobs"),
+        (("compare", "a.mp4"), "two videos, or one CSV or JSONL list of pairs; got 1"),
+        (("compare", "a.mp4", "b.mp4", "--columns", "first=a"), "two videos have no columns"),
+        (("calibrate", "moving_shapes", "--columns", "a=b", "--dry-run"), "moving_shapes has no columns"),
         (("calibrate", "none.csv", "--dry-run"), "no such file"),
-        (("calibrate", "moving_shapes"), "--output FOLDER, or look only with --dry-run"),
+        (("calibrate", "moving_shapes"), "--output FOLDER, or only print the tables with --dry-run"),
         (("sanity", "EMPTY"), "no video files in this folder"),
     ],
 )

@@ -23,8 +23,8 @@ KNOWN = {"a.mp4": 0.1 + 0.2, "b.mp4": 1e-7, 'comma, quote".mp4': 1.0, "d.mp4": 0
 def listing(tmp_path):
     """A list of six videos, two of them equal in path but not in prompt, one of them unreadable."""
     path = tmp_path / "list.jsonl"
-    rows = [{"path": name, "prompt": prompt} for name, prompt in zip(NAMES, PROMPTS, strict=True)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    records = [{"path": name, "prompt": prompt} for name, prompt in zip(NAMES, PROMPTS, strict=True)]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     return path
 
 
@@ -49,16 +49,16 @@ def test_jsonl_holds_what_would_be_printed(listing, tmp_path, capsys):
 
 def test_csv_gives_back_every_character_and_every_digit(listing, tmp_path):
     score(listing, "--output", tmp_path / "deep" / "out.csv")
-    rows = read_csv(tmp_path / "deep" / "out.csv")
-    assert [row["path"] for row in rows] == [str(tmp_path / name) for name in NAMES]
-    assert [row["prompt"] for row in rows] == PROMPTS
-    assert [row["valid"] for row in rows] == ["true", "true", "false", "true", "true", "true"]
-    assert [row["visual_quality"] for row in rows][2] == ""
+    records = read_csv(tmp_path / "deep" / "out.csv")
+    assert [record["path"] for record in records] == [str(tmp_path / name) for name in NAMES]
+    assert [record["prompt"] for record in records] == PROMPTS
+    assert [record["valid"] for record in records] == ["true", "true", "false", "true", "true", "true"]
+    assert [record["visual_quality"] for record in records][2] == ""
     single = [0.30000001192092896, 1.0000000116860974e-07]  # the judge's numbers are float32
-    assert [float(row["visual_quality"]) for row in rows[:2]] == single
-    assert (rows[5]["text_alignment"], rows[5]["reasons"]) == ("", "text_alignment: no prompt")
-    assert (rows[0]["frames"], rows[5]["overall_from"]) == ("0 4", "visual_quality+motion_quality")
-    assert rows[0]["judged_by"] == "toy role=generated readout=level scores=unit"
+    assert [float(record["visual_quality"]) for record in records[:2]] == single
+    assert (records[5]["text_alignment"], records[5]["reasons"]) == ("", "text_alignment: no prompt")
+    assert (records[0]["frames"], records[5]["overall_from"]) == ("0 4", "visual_quality+motion_quality")
+    assert records[0]["judged_by"] == "toy role=generated readout=level scores=unit"
 
 
 def test_summary_of_a_file_is_one_json_object(listing, tmp_path, capsys):
@@ -140,13 +140,13 @@ from reward_model.commands.inputs import list_items
 from reward_model.commands.result_file import ResultFile
 from tests.fake_judge import FakeJudge
 
-class Slow(FakeJudge):
+class SlowFakeJudge(FakeJudge):
     def __call__(self, videos, prompts, **rest):
         time.sleep(0.1)
         return super().__call__(videos, prompts, **rest)
 
 names = {f"{i}.mp4": i / 40 for i in range(39)}
-sys.exit(cli.main(sys.argv[1:], judge_factory=lambda args: Slow(names)))
+sys.exit(cli.main(sys.argv[1:], judge_factory=lambda args: SlowFakeJudge(names)))
 """
 
 

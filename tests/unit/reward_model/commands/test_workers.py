@@ -9,7 +9,7 @@ import pytest
 
 from reward_model.commands import workers
 from reward_model.commands.inputs import Item
-from reward_model.commands.progress import Progress, duration
+from reward_model.commands.progress import ProgressLine, duration
 from reward_model.commands.results import Reading
 
 WORKER = """
@@ -53,14 +53,16 @@ def test_the_batch_of_a_killed_process_goes_to_another_and_is_reported():
         ("b.mp4", "quick"),
         ("c.mp4", "quick"),
     ]
-    assert events == ["process 1 was killed by SIGKILL at heavy.mp4; its items go to another"]
+    assert events == ["process 1 was killed by SIGKILL at heavy.mp4; its items go to another process"]
 
 
 def test_a_batch_that_two_processes_died_of_is_given_up_and_the_rest_is_scored():
     answers, events = scatter(["one", "two", "three"], ["poison.mp4", "b.mp4", "c.mp4"])
-    assert re.fullmatch(r"2 processes died of this batch; the last, process \d was killed by SIGKILL", answers[0])
+    assert re.fullmatch(
+        r"2 processes died while scoring this batch; the last one, process \d was killed by SIGKILL", answers[0]
+    )
     assert [answer[0]["path"] for answer in answers[1:]] == ["b.mp4", "c.mp4"]
-    assert [event.rpartition("; ")[2] for event in events] == ["its items go to another", "given up"]
+    assert [event.rpartition("; ")[2] for event in events] == ["its items go to another process", "given up"]
 
 
 def test_without_any_process_left_the_run_ends():
@@ -73,7 +75,9 @@ def test_an_exit_is_reported_with_its_status():
     commands = [[sys.executable, "-c", WORKER, "one"]]
     with pytest.raises(workers.WorkersGoneError):
         list(workers.scatter(commands, [[Item("quit.mp4", None), Item("b.mp4", None)]], report=events.append))
-    assert events == ["process 1 ended with status 3 at quit.mp4 and the 1 items after it; its items go to another"]
+    assert events == [
+        "process 1 ended with status 3 at quit.mp4 and the 1 items after it; its items go to another process"
+    ]
 
 
 def test_what_a_process_refuses_is_the_users_to_mend():
@@ -109,19 +113,21 @@ class Terminal:
 def test_progress_tells_rate_and_remaining_time():
     clock = iter([0.0, 2.0, 8.0])
     stream = Terminal(tty=True)
-    progress = Progress(stream=stream, clock=lambda: next(clock))
+    progress = ProgressLine(stream=stream, clock=lambda: next(clock))
     progress(10, 40)  # 10 in 2 s: 30 more take 6 s
     progress(40, 40)
-    assert stream.text == "\r\x1b[K10/40 clips, 5.00 a second, 6 s left\r\x1b[K40/40 clips, 5.00 a second, 0 s left\n"
+    assert (
+        stream.text == "\r\x1b[K10/40 clips, 5.00 per second, 6 s left\r\x1b[K40/40 clips, 5.00 per second, 0 s left\n"
+    )
 
 
 def test_progress_in_a_file_is_a_line_now_and_then():
     clock = iter([0.0, 1.0, 6.0, 7.0, 8.0])
     stream = Terminal(tty=False)
-    progress = Progress(stream=stream, unit="pairs", clock=lambda: next(clock))
+    progress = ProgressLine(stream=stream, unit="pairs", clock=lambda: next(clock))
     for done in (1, 3, 4, 8):
         progress(done, 8)
-    assert stream.text == "3/8 pairs, 0.50 a second, 10 s left\n8/8 pairs, 1.00 a second, 0 s left\n"
+    assert stream.text == "3/8 pairs, 0.50 per second, 10 s left\n8/8 pairs, 1.00 per second, 0 s left\n"
 
 
 def test_durations_read_well():

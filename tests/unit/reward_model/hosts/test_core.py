@@ -1,4 +1,4 @@
-"""What all hosts share, and the batches of the desk, on judges that are read off the pixels."""
+"""The parts that all hosts share, and the micro-batcher, on judges whose scores are read off the pixels."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import pytest
 import torch
 
 from reward_model.hosts.core import HostScores, from_signed, in_thread, load_judge, score, with_time
-from reward_model.hosts.micro_batcher import Desk
+from reward_model.hosts.micro_batcher import MicroBatcher
 from reward_model.video_reward import VideoJudgeReward
 from tests.tiny_judge import build_judge
 
 PROMPT = "a red circle moving left"
 
 
-class Brightness:
+class BlackFailsJudge:
     """A judge whose overall is the mean pixel; black clips have none and clips of one frame are an error."""
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ def test_scores_are_those_of_the_judge():
     out = judge(clips, PROMPT, fps=8.0)
     found = score(judge, clips, PROMPT, fps=8.0)
     assert found.rewards == pytest.approx(out.rewards.tolist(), abs=1e-6)
-    assert found.parts["motion_quality"] == pytest.approx(out.scores["motion_quality"].tolist(), abs=1e-6)
+    assert found.scores["motion_quality"] == pytest.approx(out.scores["motion_quality"].tolist(), abs=1e-6)
     assert found.reasons == ["", ""] and found.or_raise() is found
 
 
@@ -64,7 +64,7 @@ def test_a_missing_score_keeps_the_reason_of_what_was_weighed(tmp_path):
     mute = VideoJudgeReward(build_judge())
     assert "five level words" in score(mute, [clip], None, fps=8.0).reasons[0]
     assert score(mute, [clip], None, fps=8.0, weights={"text_alignment": 1.0}).reasons == ["no prompt"]
-    with pytest.raises(RuntimeError, match="2 of 2 rewards could not be had: video 0: no prompt; video 1: .*. Look"):
+    with pytest.raises(RuntimeError, match="2 of 2 rewards are unavailable: video 0: no prompt; video 1: .*. Look"):
         found.or_raise("Look there.")
 
 
@@ -100,19 +100,19 @@ def test_a_function_in_a_thread_is_a_coroutine_function_of_the_same_name():
 
 def ask_together(judge, clips):
     """Ask for all clips from threads of their own, the first of which holds the judge until all others wait."""
-    desk = Desk(judge, 8.0, None, None)
+    batcher = MicroBatcher(judge, 8.0, None, None)
     with ThreadPoolExecutor(len(clips)) as threads:
-        first = threads.submit(desk.ask, clips[0], PROMPT)
+        first = threads.submit(batcher.score, clips[0], PROMPT)
         assert judge.entered.wait(10)
-        rest = [threads.submit(desk.ask, clip, PROMPT) for clip in clips[1:]]
-        while len(desk._waiting) < len(rest):
+        rest = [threads.submit(batcher.score, clip, PROMPT) for clip in clips[1:]]
+        while batcher.num_queued < len(rest):
             time.sleep(0.001)
         judge.go_on.set()
     return [first, *rest]
 
 
 def test_requests_that_wait_are_scored_together_and_each_gets_its_own():
-    judge = Brightness()
+    judge = BlackFailsJudge()
     clips = [torch.full((2, 3, 4, 4), value) for value in (0.25, 0.5, 0.0, 0.75)]
     found = [one.result() for one in ask_together(judge, clips)]
     assert judge.batches == [1, 3]
@@ -122,7 +122,7 @@ def test_requests_that_wait_are_scored_together_and_each_gets_its_own():
 
 
 def test_a_request_that_fails_spares_those_that_waited_with_it():
-    judge = Brightness()
+    judge = BlackFailsJudge()
     clips = [torch.full((size, 3, 4, 4), 0.5) for size in (2, 2, 2, 1)]
     errors = [one.exception() for one in ask_together(judge, clips)]
     assert [type(error) for error in errors] == [type(None), type(None), type(None), ValueError]

@@ -74,8 +74,8 @@ def test_flow_factory_scores_point_by_point(judge):
 def test_flow_factory_ranks_a_group_by_the_comparator(judge):
     order = judge.with_role("comparator").rank(clips(), PROMPTS[0], fps=FPS).order
     rewards, info = process(Groupwise, samples_of(clips(), PROMPTS[:1] * 3), judge="toy", fps=FPS)
-    assert [rewards[row].item() for row in order] == [1.0, 0.5, 0.0]
-    assert [info["place"][row] for row in order] == [0.0, 1.0, 2.0]
+    assert [rewards[index].item() for index in order] == [1.0, 0.5, 0.0]
+    assert [info["place"][index] for index in order] == [0.0, 1.0, 2.0]
 
 
 def test_flow_factory_hears_of_wrong_settings_and_samples(mute):
@@ -88,7 +88,7 @@ def test_flow_factory_hears_of_wrong_settings_and_samples(mute):
     for prompts in (PROMPTS[:1], PROMPTS[:2]):
         with pytest.raises(ValueError, match="two or more videos of one prompt"):
             process(Groupwise, samples_of(clips(len(prompts)), prompts), judge="toy", fps=FPS)
-    with pytest.raises(RuntimeError, match="3 of 3 rewards could not be had"):
+    with pytest.raises(RuntimeError, match="3 of 3 rewards are unavailable"):
         process(Pointwise, samples_of(clips(), PROMPTS), judge=mute, fps=FPS)
     with pytest.raises(RuntimeError, match="does not compare"):
         process(Groupwise, samples_of(clips(), PROMPTS[:1] * 3), judge=mute, fps=FPS)

@@ -21,7 +21,7 @@ def multi_score(device, weights, functions):
     def total(images, prompts, metadata, only_strict=True):
         details = {name: scorers[name](images, prompts, metadata)[0] for name in weights}
         columns = [[weight * value for value in details[name]] for name, weight in weights.items()]
-        return {**details, "avg": [sum(row) for row in zip(*columns, strict=True)]}, {}
+        return {**details, "avg": [sum(terms) for terms in zip(*columns, strict=True)]}, {}
 
     return total
 
@@ -69,9 +69,7 @@ def test_eight_threads_of_flow_grpo_get_what_one_gets(judge):
 
 
 def test_flow_grpo_is_stopped_where_a_reward_is_missing(mute):
-    with pytest.raises(
-        RuntimeError, match="3 of 3 rewards could not be had: video 0: only 0.* on the five level words"
-    ):
+    with pytest.raises(RuntimeError, match="3 of 3 rewards are unavailable: video 0: only 0.* on the five level words"):
         reward_factory(mute, fps=FPS)("cpu")(clips(), PROMPTS, {})
 
 

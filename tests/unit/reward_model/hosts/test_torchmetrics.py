@@ -53,17 +53,24 @@ def test_layouts_and_stills_are_taken(judge):
     torch.testing.assert_close(second.compute()["overall"], expected.mean(), rtol=0, atol=1e-5)
 
 
-def test_copies_share_the_judge_and_not_the_state(judge):
+def test_copies_share_the_judge_and_not_the_state(judge, monkeypatch):
     metric = VideoJudgeMetric(judge, fps=FPS)
     collection = MetricCollection({"judge": metric}, prefix="val_")
     copy = collection.clone(prefix="test_")
     collection.update(clips(), PROMPT)
     assert "val_overall" in collection.compute() and "val_judge_overall" not in collection.compute()
-    assert copy["judge"]._judge.judge is judge and copy["judge"].scores == []
+    assert copy["judge"].scores == []
     assert list(metric.state_dict()) == [] and list(metric.parameters()) == []
 
+    def answer(*videos, **how):
+        raise LookupError("this very judge")
 
-class Brightness:
+    monkeypatch.setattr(judge, "forward", answer)
+    with pytest.raises(LookupError, match="this very judge"):
+        copy["judge"].update(clips(), PROMPT)
+
+
+class MeanPixelJudge:
     """A judge whose only score is the mean pixel."""
 
     judge = SimpleNamespace(config=SimpleNamespace(dimensions=("overall",)))
@@ -76,7 +83,7 @@ class Brightness:
 def gather(rank, folder):
     """Write what a process of two ends with: the mean of uneven shares and its own states, then a mean of one share."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2)
-    metric = VideoJudgeMetric(Brightness(), fps=FPS)
+    metric = VideoJudgeMetric(MeanPixelJudge(), fps=FPS)
     for values in [[0.1, 0.3], [0.8]] if rank == 0 else [[0.2]]:
         metric.update(torch.tensor(values).view(-1, 1, 1, 1, 1).expand(-1, 2, 3, 4, 4), None)
     found = [metric.compute()["overall"].item(), len(metric.scores)]

@@ -25,8 +25,8 @@ def clips(num=2):
 @pytest.fixture
 def folder(tmp_path):
     """Two clips and a file that is none."""
-    for row, clip in enumerate(clips()):
-        write_video(tmp_path / f"{row}.mp4", clip, FPS)
+    for index, clip in enumerate(clips()):
+        write_video(tmp_path / f"{index}.mp4", clip, FPS)
     (tmp_path / "notes.mp4").write_text("not a video")
     return tmp_path
 
@@ -118,5 +118,5 @@ def test_settings_that_contradict_each_other_are_refused(judge):
         video_reward(judge, video="completion")
     with pytest.raises(ValueError, match="folder goes with video='completion'"):
         video_reward(judge, folder="clips")
-    with pytest.raises(ValueError, match="no column 'video' .* there are clip, completion, "):
+    with pytest.raises(ValueError, match="no column 'video' .* the columns are clip, completion, "):
         call(video_reward(judge), ["a"], clip=["a.mp4"])

@@ -53,7 +53,7 @@ def attach(backend, request):
     backend.onload()
     response = backend.compute_rewards(request)
     failed = [
-        (row, why) for row, (ok, why) in enumerate(zip(response.successes, response.errors, strict=True)) if not ok
+        (index, why) for index, (ok, why) in enumerate(zip(response.successes, response.errors, strict=True)) if not ok
     ]
     if failed:
         raise RuntimeError(f"{failed}")
@@ -81,7 +81,7 @@ def test_unirl_is_told_which_samples_failed_and_why(mute):
 
 
 @dataclass(frozen=True)
-class ScoreItem:
+class ServiceItem:
     """An item of the host's reward service."""
 
     history: list[tuple[str, Any]]
@@ -92,9 +92,9 @@ class ScoreItem:
 def test_unirl_service_scores_bytes_and_paths_of_the_last_turn(judge, tmp_path):
     write_video(tmp_path / "clip.mp4", clips(1)[0], FPS)
     items = [
-        ScoreItem([("a blue ring", None), (PROMPTS[0], None)], (None, encode_video(clips(1)[0], FPS))),
-        ScoreItem([(PROMPTS[0], None)], (str(tmp_path / "clip.mp4"),)),
-        ScoreItem([(PROMPTS[0], None)], (b"not a video",)),
+        ServiceItem([("a blue ring", None), (PROMPTS[0], None)], (None, encode_video(clips(1)[0], FPS))),
+        ServiceItem([(PROMPTS[0], None)], (str(tmp_path / "clip.mp4"),)),
+        ServiceItem([(PROMPTS[0], None)], (b"not a video",)),
     ]
     scorer = JudgeScorer("toy", device="cpu", dtype="float32")
     first, second, broken = scorer.score(items)
@@ -105,7 +105,7 @@ def test_unirl_service_scores_bytes_and_paths_of_the_last_turn(judge, tmp_path):
     assert all(math.isnan(value) for value in broken.values())
     assert scorer.score([]) == []
     with pytest.raises(ValueError, match=r"a video on the last turn of every item; items \[1\] have none"):
-        scorer.score([items[0], ScoreItem([("a", None)])])
+        scorer.score([items[0], ServiceItem([("a", None)])])
     scorer.close()
 
 

@@ -37,16 +37,16 @@ def test_verl_omni_scores_bytes_sample_by_sample(judge, name):
     videos = (clips() * 255).round().to(torch.uint8)
     samples = [{"solution_image": v, "ground_truth": p} for v, p in zip(videos, PROMPTS, strict=True)]
     found = manage(getattr(verl, name), samples, judge="toy", fps=FPS)
-    assert [row["score"] for row in found] == expected(judge, videos)
+    assert [record["score"] for record in found] == expected(judge, videos)
     assert set(found[0]) == {"score", "visual_quality", "motion_quality", "text_alignment", "overall"}
-    assert all(type(value) is float for row in found for value in row.values())
+    assert all(type(value) is float for record in found for value in record.values())
 
 
 def test_verl_omni_may_hand_over_a_still_without_a_prompt(judge):
     still = (clips(1)[0, 0] * 255).round().to(torch.uint8)
-    (row,) = manage(verl.compute_score_video, [{"solution_image": still, "ground_truth": ""}], judge="toy", fps=FPS)
-    assert [row["score"]] == expected(judge, still[None, None], None)
-    assert math.isnan(row["text_alignment"])
+    (record,) = manage(verl.compute_score_video, [{"solution_image": still, "ground_truth": ""}], judge="toy", fps=FPS)
+    assert [record["score"]] == expected(judge, still[None, None], None)
+    assert math.isnan(record["text_alignment"])
 
 
 def test_verl_omni_hears_of_latents_and_of_missing_scores(mute):
@@ -61,8 +61,8 @@ def test_verl_scores_a_text_against_the_video_it_describes(judge, tmp_path):
     write_video(tmp_path / "clip.mp4", clips(1)[0], FPS)
     info = {"video": str(tmp_path / "clip.mp4")}
     sample = {"solution_str": PROMPTS[0], "ground_truth": None, "extra_info": info}
-    (row,) = manage(verl.compute_score_caption, [sample], judge="toy")
-    assert [row["score"]] == expected(judge, [info["video"]], PROMPTS[:1], weights={"text_alignment": 1.0})
-    assert row["score"] == row["text_alignment"]
+    (record,) = manage(verl.compute_score_caption, [sample], judge="toy")
+    assert [record["score"]] == expected(judge, [info["video"]], PROMPTS[:1], weights={"text_alignment": 1.0})
+    assert record["score"] == record["text_alignment"]
     with pytest.raises(ValueError, match=r"extra_info must hold a path or bytes as 'clip', got \['video'\]"):
         verl.compute_score_caption_sync("toy", "a", None, info, judge="toy", key="clip")

@@ -16,10 +16,10 @@ def test_video_align_hosts_get_their_four_floats(judge, tmp_path):
     write_video(tmp_path / "clip.mp4", clips(1)[0], FPS)
     inferencer = VideoVLMRewardInference("toy", device="cpu", dtype=torch.float32)
     assert inferencer.device == torch.device("cpu")
-    (row,) = inferencer.reward([str(tmp_path / "clip.mp4")], [PROMPTS[0]], use_norm=True)
-    assert [row] == judge.reward([tmp_path / "clip.mp4"], [PROMPTS[0]])
-    assert list(row) == ["VQ", "MQ", "TA", "Overall"]
-    assert torch.tensor(row["VQ"]).unsqueeze(0).isfinite().all()  # what the host does with it
+    (record,) = inferencer.reward([str(tmp_path / "clip.mp4")], [PROMPTS[0]], use_norm=True)
+    assert [record] == judge.reward([tmp_path / "clip.mp4"], [PROMPTS[0]])
+    assert list(record) == ["VQ", "MQ", "TA", "Overall"]
+    assert torch.tensor(record["VQ"]).unsqueeze(0).isfinite().all()  # what the host does with it
     short = inferencer.reward([str(tmp_path / "clip.mp4")], [PROMPTS[0]], num_frames=2, max_pixels=1024, use_norm=False)
     assert 1 <= short[0]["VQ"] <= 5
 
@@ -27,8 +27,8 @@ def test_video_align_hosts_get_their_four_floats(judge, tmp_path):
 def test_video_align_hosts_get_nan_for_a_file_that_cannot_be_read(tmp_path):
     (tmp_path / "clip.mp4").write_bytes(b"")
     inferencer = VideoVLMRewardInference("toy", device="cpu", dtype=torch.float32)
-    (row,) = inferencer.reward([str(tmp_path / "clip.mp4")], [PROMPTS[0]])
-    assert all(math.isnan(value) for value in row.values())
+    (record,) = inferencer.reward([str(tmp_path / "clip.mp4")], [PROMPTS[0]])
+    assert all(math.isnan(value) for value in record.values())
 
 
 def test_video_align_settings_without_meaning_here_are_refused(mute):

@@ -1,4 +1,4 @@
-"""Merging questions into batches: who shares one, who gets which answer, what a failure costs whom."""
+"""Batching of jobs: which jobs share a batch, who gets which result, and whom a failure affects."""
 
 import asyncio
 import threading
@@ -10,18 +10,18 @@ from reward_model.serving.server.batcher import Batcher
 
 
 class Doubler:
-    """Answers twice the number, with the name of the work; notes its batches and its threads."""
+    """Returns twice the number after the name of the options; records its batches and threads."""
 
     def __init__(self, seconds=0.0):
         self.seconds, self.batches, self.threads = seconds, [], set()
 
-    def __call__(self, work, questions):
-        self.batches.append((work, list(questions)))
+    def __call__(self, options, jobs):
+        self.batches.append((options, list(jobs)))
         self.threads.add(threading.get_ident())
         time.sleep(self.seconds)
-        if "poison" in questions:
+        if "poison" in jobs:
             raise RuntimeError("poisoned")
-        return [f"{work}{2 * question}" for question in questions]
+        return [f"{options}{2 * job}" for job in jobs]
 
 
 def run(answer, ask, *, batch_size=4, max_wait=0.01):
@@ -40,7 +40,7 @@ def run(answer, ask, *, batch_size=4, max_wait=0.01):
     return asyncio.run(main())
 
 
-def test_questions_at_one_time_share_a_batch_and_each_gets_its_answer():
+def test_jobs_at_one_time_share_a_batch_and_each_gets_its_answer():
     answer = Doubler()
 
     async def ask(batcher):
@@ -57,10 +57,10 @@ def test_no_batch_is_larger_than_its_size():
         return await asyncio.gather(*(batcher.ask("w", number) for number in range(10)))
 
     assert run(answer, ask) == [f"w{2 * number}" for number in range(10)]
-    assert [len(questions) for _, questions in answer.batches] == [4, 4, 2]
+    assert [len(jobs) for _, jobs in answer.batches] == [4, 4, 2]
 
 
-def test_works_do_not_mix_and_the_oldest_goes_first():
+def test_options_do_not_mix_and_the_oldest_goes_first():
     answer = Doubler()
 
     async def ask(batcher):
@@ -70,7 +70,7 @@ def test_works_do_not_mix_and_the_oldest_goes_first():
     assert answer.batches == [("a", [0, 2, 4]), ("b", [1, 3, 5])]
 
 
-def test_a_lone_question_waits_no_longer_than_it_must():
+def test_a_lone_job_waits_no_longer_than_it_must():
     async def ask(batcher):
         start = time.perf_counter()
         await batcher.ask("w", 1)
@@ -88,7 +88,7 @@ def test_a_full_batch_does_not_wait():
     assert run(Doubler(), ask, max_wait=5.0) < 2.0
 
 
-def test_questions_gather_while_the_thread_is_busy():
+def test_jobs_gather_while_the_thread_is_busy():
     answer = Doubler(seconds=0.1)
 
     async def ask(batcher):
@@ -101,22 +101,22 @@ def test_questions_gather_while_the_thread_is_busy():
         return await asyncio.gather(first, *later)
 
     assert run(answer, ask, max_wait=0.001) == ["w0", "w2", "w4", "w6"]
-    assert [questions for _, questions in answer.batches] == [[0], [1, 2, 3]]
+    assert [jobs for _, jobs in answer.batches] == [[0], [1, 2, 3]]
     assert len(answer.threads) == 1
     assert answer.threads != {threading.get_ident()}
 
 
-def test_a_failure_reaches_only_the_question_that_caused_it():
+def test_a_failure_reaches_only_the_job_that_caused_it():
     answer = Doubler()
 
     async def ask(batcher):
-        asked = [batcher.ask("w", question) for question in (1, "poison", 3)]
+        asked = [batcher.ask("w", job) for job in (1, "poison", 3)]
         return await asyncio.gather(*asked, return_exceptions=True)
 
     first, failed, last = run(answer, ask)
     assert (first, last) == ("w2", "w6")
     assert isinstance(failed, RuntimeError)
-    assert [questions for _, questions in answer.batches] == [[1, "poison", 3], [1], ["poison"], [3]]
+    assert [jobs for _, jobs in answer.batches] == [[1, "poison", 3], [1], ["poison"], [3]]
 
 
 def test_it_goes_on_after_a_failure():
@@ -130,21 +130,21 @@ def test_it_goes_on_after_a_failure():
 
 def test_too_few_answers_are_a_failure_and_not_an_answer_to_another():
     async def ask(batcher):
-        with pytest.raises(AssertionError, match="1 answers to 2 questions"):
+        with pytest.raises(AssertionError, match="1 results of 2 jobs"):
             await asyncio.gather(batcher.ask("w", 1), batcher.ask("w", 2))
 
     seen = []
 
-    def short(work, questions):
-        seen.append(questions)
-        return ["one"] if len(questions) == 2 else []
+    def short(options, jobs):
+        seen.append(jobs)
+        return ["one"] if len(jobs) == 2 else []
 
     with pytest.raises(AssertionError):
         run(short, ask)
     assert len(seen) == 3
 
 
-def test_a_question_that_nobody_waits_for_is_not_asked():
+def test_a_job_that_nobody_waits_for_is_not_asked():
     answer = Doubler(seconds=0.05)
 
     async def ask(batcher):
@@ -158,4 +158,4 @@ def test_a_question_that_nobody_waits_for_is_not_asked():
         return await asyncio.gather(first, stays)
 
     assert run(answer, ask) == ["w0", "w4"]
-    assert [questions for _, questions in answer.batches] == [[0], [2]]
+    assert [jobs for _, jobs in answer.batches] == [[0], [2]]

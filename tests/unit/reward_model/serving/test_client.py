@@ -54,7 +54,7 @@ def scripted(*answers: tuple[int, dict[str, str], object] | None) -> Iterator[tu
         server.server_close()
 
 
-def row(reward: float | None = 0.5) -> wire.JsonRecord:
+def record(reward: float | None = 0.5) -> wire.JsonRecord:
     return {
         "prompt": None,
         "valid": reward is not None,
@@ -72,8 +72,8 @@ def row(reward: float | None = 0.5) -> wire.JsonRecord:
     }
 
 
-def rows(*rewards: float | None) -> tuple[int, dict[str, str], object]:
-    return 200, {}, {"results": [row(reward) for reward in rewards]}
+def scored(*rewards: float | None) -> tuple[int, dict[str, str], object]:
+    return 200, {}, {"results": [record(reward) for reward in rewards]}
 
 
 BUSY = (429, {"Retry-After": "1"}, {"error": "too many"})
@@ -88,7 +88,7 @@ def pauses(monkeypatch):
 
 
 def test_a_batch_of_frames_is_sent_and_its_scores_come_back():
-    with scripted(rows(0.25, None, 0.75)) as (url, seen):
+    with scripted(scored(0.25, None, 0.75)) as (url, seen):
         out = VideoJudgeClient(url, token="t")(FRAMES, ["x", None, "y"], fps=8.0, dimensions=["overall"])
     ((path, body, headers),) = seen
     assert (path, headers["Authorization"], headers["Content-Type"]) == ("/score", "Bearer t", "application/json")
@@ -104,7 +104,7 @@ def test_a_batch_of_frames_is_sent_and_its_scores_come_back():
 def test_layouts_are_sent_as_one(layout):
     frames = torch.rand(2, 4, 3, 5, 6)  # B, T, C, H, W
     given = frames.permute(*("BTCHW".index(axis) for axis in layout))
-    with scripted(rows(0.5, 0.5)) as (url, seen):
+    with scripted(scored(0.5, 0.5)) as (url, seen):
         VideoJudgeClient(url).score(given, fps=[8.0, 4.0], layout=layout)
     videos = seen[0][1]["videos"]
     assert [video["fps"] for video in videos] == [8.0, 4.0]
@@ -115,7 +115,7 @@ def test_layouts_are_sent_as_one(layout):
 def test_files_bytes_and_records_are_sent_as_they_are(tmp_path):
     path = tmp_path / "a.mp4"
     path.write_bytes(b"one")
-    with scripted(rows(0.5, 0.5, 0.5, 0.5)) as (url, seen):
+    with scripted(scored(0.5, 0.5, 0.5, 0.5)) as (url, seen):
         VideoJudgeClient(url).score([path, str(path), b"two", Video(FRAMES[0], 4.0)])
     first, second, third, last = seen[0][1]["videos"]
     assert first == second == {"file": wire.encode_bytes(b"one")}
@@ -124,7 +124,7 @@ def test_files_bytes_and_records_are_sent_as_they_are(tmp_path):
 
 
 def test_many_videos_go_in_several_requests():
-    with scripted(rows(0.1, 0.2), rows(0.3)) as (url, seen):
+    with scripted(scored(0.1, 0.2), scored(0.3)) as (url, seen):
         out = VideoJudgeClient(url).score(FRAMES, ["x", "y", "z"], fps=8.0, batch_size=2)
     assert [body["prompts"] for _, body, _ in seen] == [["x", "y"], ["z"]]
     torch.testing.assert_close(out.rewards, torch.tensor([0.1, 0.2, 0.3]))
@@ -156,7 +156,7 @@ def test_an_explanation_of_a_video_that_cannot_be_read_raises_as_at_home():
 
 @pytest.mark.parametrize("busy", [BUSY, (503, {}, b"<html>busy</html>"), None])
 def test_a_busy_or_lost_server_is_asked_again(pauses, busy):
-    with scripted(busy, busy, rows(0.5)) as (url, seen):
+    with scripted(busy, busy, scored(0.5)) as (url, seen):
         out = VideoJudgeClient(url).score([b"a"])
     assert out.rewards.tolist() == [0.5]
     assert len(seen) == 3
@@ -171,7 +171,7 @@ def test_pauses_grow_and_are_no_shorter_than_the_server_asks(pauses):
         longest = min(0.1 * 2**number, 5.0)
         assert longest / 2 <= pause <= longest
     pauses.clear()
-    with scripted(BUSY, rows(0.5)) as (url, _):
+    with scripted(BUSY, scored(0.5)) as (url, _):
         VideoJudgeClient(url).score([b"a"])
     assert pauses == [1.0]
 
@@ -234,7 +234,7 @@ def test_an_answer_that_comes_before_the_body_is_sent_is_read():
     ],
 )
 def test_wrong_arguments_are_refused_before_anything_is_sent(videos, settings, message):
-    with scripted(rows(0.5)) as (url, seen), pytest.raises(ValueError, match=message):
+    with scripted(scored(0.5)) as (url, seen), pytest.raises(ValueError, match=message):
         VideoJudgeClient(url).score(videos, **settings)
     assert seen == []
 
@@ -256,6 +256,6 @@ def test_an_address_must_be_http(url):
 
 
 def test_a_path_before_the_routes_is_kept():
-    with scripted(rows(0.5)) as (url, seen):
+    with scripted(scored(0.5)) as (url, seen):
         VideoJudgeClient(f"{url}/judge/").score([b"a"])
     assert seen[0][0] == "/judge/score"

@@ -16,9 +16,9 @@ pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 
 from reward_model.serving import wire
+from reward_model.serving.options import CompareOptions, ScoreOptions
 from reward_model.serving.server import main as server
-from reward_model.serving.server.judge import Comparing, Scoring
-from reward_model.serving.server.settings import ServerSettings
+from reward_model.serving.server.config import ServerConfig
 from tests.running_server import MeanJudge, ask, frames_of, running
 
 DAMAGED = {"file": wire.encode_bytes(b"a file")}
@@ -32,7 +32,7 @@ def score(url, *values, **more):
 def shared():
     """A server with small limits, for tests that leave it as it was."""
     judge = MeanJudge(fail=RuntimeError("secret"))
-    settings = ServerSettings(max_body_mb=0.1, max_videos=3, body_seconds=0.3, batch_size=4)
+    settings = ServerConfig(max_body_mb=0.1, max_videos=3, body_seconds=0.3, batch_size=4)
     with running(judge, settings) as url:
         yield url, judge
 
@@ -40,8 +40,8 @@ def shared():
 def test_every_video_of_a_request_gets_its_score_in_order(shared):
     status, found, _ = score(shared[0], 0.25, 0.75, 0.5, prompts=["x", None, "y"])
     assert status == 200
-    assert [row["reward"] for row in found["results"]] == [0.25, 0.75, 0.5]
-    assert [row["prompt"] for row in found["results"]] == ["x", None, "y"]
+    assert [record["reward"] for record in found["results"]] == [0.25, 0.75, 0.5]
+    assert [record["prompt"] for record in found["results"]] == ["x", None, "y"]
     assert found["results"][0]["frames"] == {
         "indices": [0, 1],
         "times": [0.0, 0.0],
@@ -52,7 +52,7 @@ def test_every_video_of_a_request_gets_its_score_in_order(shared):
 
 def test_one_prompt_serves_all(shared):
     _, found, _ = score(shared[0], 0.25, 0.75, prompts="x")
-    assert [row["prompt"] for row in found["results"]] == ["x", "x"]
+    assert [record["prompt"] for record in found["results"]] == ["x", "x"]
 
 
 def test_a_damaged_video_is_an_answer_and_leaves_the_others_their_scores(shared):
@@ -83,9 +83,9 @@ def test_settings_reach_the_judge(shared):
     url, judge = shared
     settings = {"dimensions": ["overall"], "weights": {"overall": 2.0}, "readout": "reason", "num_samples": 3}
     assert score(url, 0.5, **settings, normalize="raw")[0] == 200
-    assert judge.batches[-1] == (Scoring(("overall",), (("overall", 2.0),), "reason", 3, "raw"), 1)
+    assert judge.batches[-1] == (ScoreOptions(("overall",), (("overall", 2.0),), "reason", 3, "raw"), 1)
     assert ask(url, "/compare", {"first": [DAMAGED], "second": [DAMAGED], "swap": False})[0] == 200
-    assert judge.batches[-1] == (Comparing(swap=False), 1)
+    assert judge.batches[-1] == (CompareOptions(swap=False), 1)
 
 
 def test_a_failure_of_the_judge_is_a_500_that_names_its_kind_and_costs_nobody_else(shared):
@@ -207,7 +207,7 @@ def test_a_client_that_leaves_in_mid_body_harms_nobody(shared):
 def test_requests_of_many_clients_share_batches_and_answers_are_not_swapped():
     judge = MeanJudge(seconds=0.02)
     values = [(number + 1) / 64 for number in range(32)]
-    with running(judge, ServerSettings(batch_size=8)) as url, ThreadPoolExecutor(16) as pool:
+    with running(judge, ServerConfig(batch_size=8)) as url, ThreadPoolExecutor(16) as pool:
         found = list(pool.map(lambda value: score(url, value)[1]["results"][0]["reward"], values))
     assert found == values
     assert max(num for _, num in judge.batches) > 1
@@ -227,7 +227,7 @@ def test_health_answers_while_the_judge_or_a_reader_is_busy(judge):
 
 
 def test_more_requests_than_allowed_are_told_to_come_back():
-    settings = ServerSettings(max_requests=2)
+    settings = ServerConfig(max_requests=2)
     with running(MeanJudge(seconds=0.5), settings) as url, ThreadPoolExecutor(4) as pool:
         answers = [pool.submit(score, url, 0.5) for _ in range(4)]
         statuses = sorted(answer.result()[0] for answer in answers)
@@ -238,7 +238,7 @@ def test_more_requests_than_allowed_are_told_to_come_back():
 
 
 def test_a_request_that_takes_too_long_is_given_up():
-    with running(MeanJudge(seconds=0.6), ServerSettings(request_seconds=0.2)) as url:
+    with running(MeanJudge(seconds=0.6), ServerConfig(request_seconds=0.2)) as url:
         status, found, _ = score(url, 0.5)
         assert (status, found["error"]) == (504, "no answer within 0.2 s; the server is busy")
 
@@ -246,17 +246,17 @@ def test_a_request_that_takes_too_long_is_given_up():
 def test_decoded_clips_wait_in_a_bounded_number():
     seen, held = [], threading.Semaphore(0)
 
-    class Slow(MeanJudge):
+    class HeldJudge(MeanJudge):
         def read(self, video):
             seen.append(video)
             return super().read(video)
 
-        def answer(self, work, questions):
+        def answer(self, options, jobs):
             held.acquire(timeout=5)
-            return super().answer(work, questions)
+            return super().answer(options, jobs)
 
-    settings = ServerSettings(batch_size=1, max_videos=20)
-    with running(Slow(), settings) as url, ThreadPoolExecutor(1) as pool:
+    settings = ServerConfig(batch_size=1, max_videos=20)
+    with running(HeldJudge(), settings) as url, ThreadPoolExecutor(1) as pool:
         answer = pool.submit(score, url, *[0.5] * 12)
         time.sleep(0.5)
         assert len(seen) == 3
@@ -321,7 +321,7 @@ def test_options_have_the_settings_defaults():
     args = parse("--max-seconds", "7.5", "--max-videos", "3")
     assert (args.host, args.port, args.token_file) == ("127.0.0.1", 8000, None)
     assert (args.max_seconds, args.max_videos) == (7.5, 3)
-    assert args.max_body_mb == ServerSettings().max_body_mb
+    assert args.max_body_mb == ServerConfig().max_body_mb
 
 
 @pytest.mark.parametrize(

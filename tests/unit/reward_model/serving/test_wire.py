@@ -40,9 +40,9 @@ def output() -> RewardOutput:
     )
 
 
-def crossed(rows: list[JsonRecord]) -> list[JsonRecord]:
-    """Return rows as they arrive; strict JSON has no NaN."""
-    return json.loads(json.dumps(rows, allow_nan=False))
+def crossed(records: list[JsonRecord]) -> list[JsonRecord]:
+    """Return records as they arrive; strict JSON has no NaN."""
+    return json.loads(json.dumps(records, allow_nan=False))
 
 
 def assert_same(left: object, right: object) -> None:
@@ -57,8 +57,8 @@ def assert_same(left: object, right: object) -> None:
 
 
 def test_scores_survive_the_wire_exactly():
-    rows = crossed(output_records(output(), [None, "a cat"]))
-    assert_same(wire.reward_output(rows), output())
+    records = crossed(output_records(output(), [None, "a cat"]))
+    assert_same(wire.reward_output(records), output())
 
 
 def test_a_row_is_valid_where_only_a_prompt_was_missing():
@@ -72,8 +72,8 @@ def test_a_row_is_valid_where_only_a_prompt_was_missing():
 
 
 def test_a_level_readout_has_no_texts():
-    rows = [{**row, "text": None} for row in output_records(output(), [None, None])]
-    assert wire.reward_output(rows).texts is None
+    records = [{**record, "text": None} for record in output_records(output(), [None, None])]
+    assert wire.reward_output(records).texts is None
 
 
 def test_a_video_that_nobody_scored_has_the_fields_of_one_that_was():
@@ -92,9 +92,9 @@ def test_comparisons_survive_the_wire():
         reasons=["", "damaged: cut"],
         consistent=torch.tensor([True, False]),
     )
-    rows = crossed(comparison_records(found, ["x", "y"]))
-    assert (rows[1]["p_first"], rows[1]["consistent"], rows[1]["reason"]) == (None, None, "damaged: cut")
-    assert_same(wire.comparison(rows), found)
+    records = crossed(comparison_records(found, ["x", "y"]))
+    assert (records[1]["p_first"], records[1]["consistent"], records[1]["reason"]) == (None, None, "damaged: cut")
+    assert_same(wire.comparison(records), found)
 
 
 def test_explanations_survive_the_wire():
@@ -106,9 +106,9 @@ def test_explanations_survive_the_wire():
         saliency={"motion_quality": torch.tensor([0.25, 0.75])},
         reason="",
     )
-    (row,) = crossed([explanation_record(found, "x")])
-    assert row["valid"] is True
-    back = wire.explanation(row)
+    (record,) = crossed([explanation_record(found, "x")])
+    assert record["valid"] is True
+    back = wire.explanation(record)
     assert (back.text, back.levels, back.labels, back.reason) == (found.text, found.levels, found.labels, "")
     assert (back.quality["motion_quality"], math.isnan(back.quality["overall"])) == (0.25, True)
     torch.testing.assert_close(back.saliency["motion_quality"], found.saliency["motion_quality"])

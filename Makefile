@@ -27,7 +27,7 @@ toy: setup
 		joint_train.py configs/toy.yaml $(ARGS)
 
 test: setup setup-parity
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""Settings of every test process: one thread, no network, and no parity test that goes missing in CI."""
+"""Settings of every test process: one thread unless asked, no network, no parity test that goes missing in CI."""
 
 from __future__ import annotations
 
@@ -13,7 +13,18 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add --no-onednn: no environment variable takes oneDNN's kernels out of torch."""
+    parser.addoption("--no-onednn", action="store_true", help="compute without oneDNN, in the test process itself")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Take oneDNN out where asked."""
+    if config.getoption("--no-onednn"):
+        torch.backends.mkldnn.enabled = False
 
 
 @pytest.hookimpl(wrapper=True)

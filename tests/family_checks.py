@@ -34,7 +34,7 @@ def check_stock_pipeline_loads_the_lora(generator, pipeline, call, folder):
 
     base = stock()
     pipeline.load_lora_weights(folder)
-    assert_close(stock(), ours, atol=2e-5, rtol=0)
+    assert_close(stock(), ours, atol=1e-4, rtol=0)  # rounding of all steps and the decoder; the LoRA itself is below
     assert (ours - base).abs().max() > 0.01
 
 

@@ -87,6 +87,15 @@ def test_a_missing_judge_ends_with_a_line(capsys, tmp_path):
     assert "none" in capsys.readouterr().err
 
 
+def nearly(found):
+    """Return the same with its numbers to be compared within 1e-5: processes may compute with other kernels."""
+    if isinstance(found, dict):
+        return {name: nearly(value) for name, value in found.items()}
+    if isinstance(found, list):
+        return [nearly(value) for value in found]
+    return pytest.approx(found, rel=0, abs=1e-5) if isinstance(found, float) else found
+
+
 @pytest.mark.slow
 def test_two_processes_write_the_file_of_one(capsys, tmp_path):
     clips = clean_shapes(5, seed=0)
@@ -100,9 +109,9 @@ def test_two_processes_write_the_file_of_one(capsys, tmp_path):
     argv = ["score", str(tmp_path / "list.csv"), "--batch-size", "2", "--output"]
     assert cli.main([*argv, str(tmp_path / "one.jsonl")]) == 1
     assert cli.main([*argv, str(tmp_path / "two.jsonl"), "--jobs", "2"]) == 1
-    one, two = ((tmp_path / name).read_text() for name in ("one.jsonl", "two.jsonl"))
-    found = [json.loads(line) for line in one.splitlines()]
-    assert one == two
+    lines = [(tmp_path / name).read_text().splitlines() for name in ("one.jsonl", "two.jsonl")]
+    found, again = ([json.loads(line) for line in part] for part in lines)
+    assert again == nearly(found)
     assert [item["valid"] for item in found] == [True] * 5 + [False]
     assert [item["warnings"] for item in found[:5]] == [[], [], [], ["16 judged frames a second (trained with 8)"], []]
     assert all(None not in item["scores"].values() for item in found[:5])

@@ -84,7 +84,8 @@ def test_a_checkpoint_in_the_released_layout_has_the_logits_of_the_transformers_
         embeddings = embeddings.masked_scatter((ids == layout.VIDEO_PAD)[:, None], features.tokens)[None]
         hidden = judge.family.text(judge.model, embeddings, positions[:, None], AttentionSpans((1 - seen) * -1e9))
         logits = judge.model.lm_head(hidden[0, -2:])
-    assert_close(logits, golden["logits"], atol=1e-5, rtol=0)
+    # written on another machine: roundings of 6e-8 of sums of 32 products, through all layers
+    assert_close(logits, golden["logits"], atol=5e-5, rtol=0)
 
 
 def test_the_current_rule_would_give_other_positions():

@@ -175,7 +175,8 @@ def test_one_step_and_the_whole_loop_equal_the_pipelines(stages):
 @torch.no_grad()
 def test_decoded_frames_equal_the_pipelines(stages):
     _, generator, seen = stages
-    assert_close(generator.decode(seen["latents"][-1]), seen["frames"], atol=1e-5, rtol=0)
+    # a decoder of some twenty normalised layers, each of which rounds by 6e-8 of its values, in batches of another size
+    assert_close(generator.decode(seen["latents"][-1]), seen["frames"], atol=5e-5, rtol=0)
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)

@@ -63,6 +63,8 @@ def test_a_compiled_transformer_predicts_the_same():
         get_cpp_compiler()
     except InvalidCxxCompiler as error:
         pytest.skip(f"nothing to compile with: {error}")
+    if torch.backends.cpu.get_cpu_capability() == "DEFAULT":
+        pytest.skip("torch writes code for vectors, and leaves out its header where it is told to use none")
     targets = ("to_q",)  # few kernels, as each takes seconds to build
     plain, compiled = (build_generator(compile=it, lora_targets=targets) for it in (False, True))
     for generator in (plain, compiled):

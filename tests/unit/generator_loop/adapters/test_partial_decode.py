@@ -47,13 +47,13 @@ def check_excerpts(generator, latents, excerpts):
     whole = generator.decode(latents)
     for excerpt in excerpts:
         frames, expected = generator.decode(latents, excerpt), whole[:, generator.frames_of(excerpt)]
-        assert_close(frames, expected, atol=1e-6, rtol=0)
+        # rounding alone: a decoder of some twenty layers on another number of frames
+        assert_close(frames, expected, atol=5e-5, rtol=0)
         inside = slice(excerpt.start, excerpt.stop)
         found = gradient_of(frames, latents)
         expected = gradient_of(expected, latents, retain_graph=True)
         scale = expected[:, :, inside].abs().max()
-        # rounding alone: sums over another number of frames
-        assert_close(found[:, :, inside] / scale, expected[:, :, inside] / scale, atol=1e-5, rtol=0)
+        assert_close(found[:, :, inside] / scale, expected[:, :, inside] / scale, atol=1e-4, rtol=0)
         assert scale > 0
         assert not found[:, :, : excerpt.start].any() and not found[:, :, excerpt.stop :].any()
 

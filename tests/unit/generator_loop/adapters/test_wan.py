@@ -49,10 +49,11 @@ def test_gradient_through_the_decoder_agrees_with_a_central_difference(generator
 
     variable = latents.clone().requires_grad_(True)
     (gradient,) = torch.autograd.grad(score(variable), variable)
-    step = 1e-3
+    step = 3e-3
     difference = (score(latents + step * direction) - score(latents - step * direction)) / (2 * step)
-    # the decoder's upsampling runs in 32 bit whatever its weights are, which bounds how small the step may be
-    assert_close((gradient * direction).sum().double(), difference, rtol=1e-3, atol=0)
+    # Decoding in 32 bit moves the score of 1000 by up to 1e-4, which is 0.3 % of the difference of 0.036 over this step;
+    # the curvature is 0.15 % of it.
+    assert_close((gradient * direction).sum().double(), difference, rtol=1e-2, atol=0)
 
 
 def test_a_vae_whose_config_misstates_its_factor_is_refused():

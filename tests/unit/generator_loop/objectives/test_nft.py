@@ -46,7 +46,7 @@ def test_gradient_at_the_old_policy_has_the_closed_form(r):
     # 2 beta (2r - 1)(v_old - v*) / beta, averaged over elements, in x_0 units over the error's mean absolute value
     weight = (sigma * (old - target)).abs().mean()
     expected = 2 * (2 * r - 1) * (old - target) * sigma**2 / weight / old.numel()
-    assert_close(velocity.grad, expected, atol=1e-7, rtol=1e-5)
+    assert_close(velocity.grad, expected, atol=1e-6, rtol=1e-5)  # the error x_0 - x*, some 1, is rounded by 6e-8
 
 
 def test_a_step_from_the_old_policy_nears_good_samples_and_leaves_bad_ones():

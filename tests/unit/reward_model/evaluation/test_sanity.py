@@ -188,7 +188,6 @@ def test_the_command_counts_files_that_cannot_be_read(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_the_embedded_judge_passes_every_check():
-    torch.set_num_threads(1)
     table = sanity(VideoJudgeReward.from_pretrained("toy"), clean_shapes(16, seed=1))
     assert table.failed == ()
     assert [row.holds for row in table.rows if row.must_fall] == [True] * 6

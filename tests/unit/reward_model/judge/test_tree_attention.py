@@ -1,4 +1,7 @@
-"""Split attention: the values and gradients of one masked call, and the same bits however answers came about."""
+"""Split attention: the values and gradients of one masked call, and the same values however answers came about.
+
+These are the same bits where matrix products give a row the same bits whatever rows stand beside it.
+"""
 
 from __future__ import annotations
 
@@ -101,11 +104,20 @@ def test_answers_are_those_of_masked_passes(judge, masked, least):
     ]
 
 
+def products_are_by_row(judge):
+    """Return whether this machine's products with the weights do not depend on how many rows there are."""
+    weights = [p for p in (*judge.model.model.language_model.parameters(), judge.model.lm_head.weight) if p.ndim == 2]
+    for weight in weights:
+        rows = torch.randn(500, weight.shape[1], generator=torch.Generator().manual_seed(0))
+        every = torch.nn.functional.linear(rows, weight)
+        for num in (4, 5, 9, 12, 27, 100):
+            if not torch.equal(torch.nn.functional.linear(rows[:num], weight), every[:num]):
+                return False
+    return True
+
+
 @pytest.mark.parametrize("num_samples", [1, 3, 4])
 def test_an_answer_has_the_same_bits_written_token_by_token_and_read_as_a_whole(judge, num_samples):
-    numbers = torch.randn(500, 64, generator=torch.Generator().manual_seed(0))
-    if not torch.equal((numbers @ numbers.T)[:12], numbers[:12] @ numbers.T):
-        pytest.skip("this machine's matrix products depend on the number of rows")
     asked = requests(3)
     drawn = judge.sample(asked, max_new_tokens=40, temperature=1.0, num_samples=num_samples)
     tokens = [[[c.tokens for c in branch] for branch in one] for one in drawn]
@@ -115,8 +127,11 @@ def test_an_answer_has_the_same_bits_written_token_by_token_and_read_as_a_whole(
         pairs = zip(asked, tokens, strict=True)
         apart = [judge.log_probs([one], [answers], suppressed=judge.suppressed_ids).values for one, answers in pairs]
     assert len(whole) > 200
-    assert (whole != written).float().mean() < 0.01
-    torch.testing.assert_close(torch.cat(apart), whole, rtol=0, atol=1e-6)
+    # some 10 roundings of 6e-8 of log-probabilities near 7
+    torch.testing.assert_close(written, whole, rtol=0, atol=1e-5)
+    torch.testing.assert_close(torch.cat(apart), whole, rtol=0, atol=1e-5)
+    if products_are_by_row(judge):
+        assert (whole != written).float().mean() < 0.01
 
 
 def test_the_common_part_is_that_of_the_shortest_prefix(judge, monkeypatch):

@@ -89,7 +89,7 @@ def test_a_full_batch_does_not_wait():
 
 
 def test_jobs_gather_while_the_thread_is_busy():
-    answer = Doubler(seconds=0.1)
+    answer = Doubler(seconds=0.5)  # ten times what the jobs take to come
 
     async def ask(batcher):
         first = asyncio.create_task(batcher.ask("w", 0))
@@ -145,7 +145,7 @@ def test_too_few_answers_are_a_failure_and_not_an_answer_to_another():
 
 
 def test_a_job_that_nobody_waits_for_is_not_asked():
-    answer = Doubler(seconds=0.05)
+    answer = Doubler(seconds=0.5)
 
     async def ask(batcher):
         first = asyncio.create_task(batcher.ask("w", 0))

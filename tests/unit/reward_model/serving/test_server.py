@@ -214,14 +214,14 @@ def test_requests_of_many_clients_share_batches_and_answers_are_not_swapped():
     assert max(num for _, num in judge.batches) <= 8
 
 
-@pytest.mark.parametrize("judge", [MeanJudge(seconds=1.0), MeanJudge(reading=1.0)])
+@pytest.mark.parametrize("judge", [MeanJudge(seconds=2.0), MeanJudge(reading=2.0)])
 def test_health_answers_while_the_judge_or_a_reader_is_busy(judge):
     with running(judge) as url, ThreadPoolExecutor(1) as pool:
         busy = pool.submit(score, url, 0.5)
         time.sleep(0.2)
         start = time.perf_counter()
         status, found, _ = ask(url, "/health")
-        assert time.perf_counter() - start < 0.5
+        assert time.perf_counter() - start < 1.0  # half of what the judge takes
         assert (status, found["status"], found["roles"]) == (200, "ok", ["generated"])
         assert not busy.done()
 

@@ -13,11 +13,7 @@ FLOORS = {
     "reward_model": (
         ("config", "dimensions", "files"),
         ("records",),
-<<<<<<< HEAD
         ("language", "media", "rewards"),
-=======
-        ("datasets", "language", "media", "rewards"),
->>>>>>> serving
         ("judge", "toy_world"),
         ("datasets", "evaluation", "scoring"),
         ("video_reward",),

@@ -21,11 +21,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from stock import Stock
 from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from judge import Stock
 
 from generator_loop.adapters.base import OLD, POLICY, REFERENCE
 from generator_loop.adapters.wan import WanGenerator

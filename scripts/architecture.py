@@ -89,11 +89,7 @@ def python_files(root: Path, folder: str) -> list[Path]:
 
 
 def first_sentence(path: Path) -> str:
-    """Return the first sentence of a module's docstring, or of a recipe's first comment, without its stop.
-
-    Raises:
-        ValueError: the file has neither.
-    """
+    """Return the first sentence of a module's docstring or recipe's comment, without its stop; ValueError where none is."""
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".py":
         paragraph = (ast.get_docstring(ast.parse(text)) or "").partition("\n\n")[0]
@@ -102,7 +98,7 @@ def first_sentence(path: Path) -> str:
         paragraph = " ".join(lines[: next((n for n, line in enumerate(text.splitlines()) if line[:1] != "#"), 0)])
     sentence = re.split(r"(?<=[.?!])\s|: (?:python|accelerate) ", " ".join(paragraph.split()))[0].rstrip(".")
     if not sentence:
-        raise ValueError(f"{path} must open with a sentence that says what it is for; give it a docstring or a comment")
+        raise ValueError(f"{path} must open with a sentence about its purpose; give it a docstring or a comment")
     return sentence
 
 
@@ -159,11 +155,7 @@ def rooms(root: Path, package: str) -> dict[str, frozenset[str]]:
 
 
 def floors(graph: Graph) -> dict[str, int]:
-    """Return each room's floor: 0 where it imports no other room, else one above the highest that it imports.
-
-    Raises:
-        ValueError: rooms import each other in a circle.
-    """
+    """Return each room's floor: 0 without imports, else one above the highest room that it imports; ValueError in a circle."""
     heights: dict[str, int] = {}
 
     def height(name: str, path: tuple[str, ...]) -> int:
@@ -223,7 +215,7 @@ def floor_drawing(graph: Graph) -> str:
 
 
 def _ordered(heights: Mapping[str, int], arrows: Graph) -> list[list[str]]:
-    """Return the rooms by floor, each floor in the order of the means of what its rooms are joined to."""
+    """Return the rooms by floor; a room stands at the mean place of the rooms that it is joined to."""
     storeys = [sorted(name for name in heights if heights[name] == level) for level in range(max(heights.values()) + 1)]
     joined = {name: {*arrows[name], *(other for other in arrows if name in arrows[other])} for name in arrows}
     for _ in range(8):
@@ -266,11 +258,7 @@ def _svg(width: float, height: float, shapes: Sequence[str]) -> str:
 
 
 def flow_lines(root: Path, stages: Sequence[Stage]) -> list[str]:
-    """Return one numbered line a stage.
-
-    Raises:
-        ValueError: a named path does not exist.
-    """
+    """Return one numbered line a stage; ValueError where a named path does not exist."""
     gone = [path for stage in stages for path in stage.paths if not (root / path).exists()]
     if gone:
         raise ValueError(f"FLOWS in scripts/architecture.py names paths that do not exist: {', '.join(gone)}")

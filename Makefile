@@ -41,4 +41,4 @@ format: setup
 	$(BIN)/ruff format .
 
 bench: setup
-	@for script in scripts/bench/*.py; do echo "$$script"; $(BIN)/python $$script $(ARGS) || exit 1; done
+	@for script in $$(grep -l '^if __name__' scripts/bench/*.py); do echo "$$script"; $(BIN)/python $$script $(ARGS) || exit 1; done

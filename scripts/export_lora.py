@@ -54,15 +54,15 @@ def to_original(tensors: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor
     Raises:
         ValueError: a tensor is not of a layer of Wan's blocks.
     """
-    found = {}
+    renamed = {}
     for name, tensor in tensors.items():
         match = KEY.fullmatch(name)
         if match is None or match[2] not in LAYERS:
             raise ValueError(f"{name} belongs to no layer of Wan's blocks")
         layer = f"diffusion_model.{match[1]}.{LAYERS[match[2]]}"
-        found[f"{layer}.{SIDES[match[3]]}.weight"] = tensor
-        found[f"{layer}.alpha"] = torch.tensor(float(alpha))
-    return found
+        renamed[f"{layer}.{SIDES[match[3]]}.weight"] = tensor
+        renamed[f"{layer}.alpha"] = torch.tensor(float(alpha))
+    return renamed
 
 
 def main(argv: Sequence[str]) -> int:

@@ -1,4 +1,6 @@
-"""Brings VideoAlign's VideoReward over as a judge: python scripts/import_videoalign.py SOURCE OUTPUT --template FILE.
+"""Converts VideoAlign's VideoReward to a judge folder.
+
+python scripts/import_videoalign.py SOURCE OUTPUT --template FILE
 
 SOURCE is a folder with model_config.json and checkpoint-N. Its release is a pickle, which is not read here: in a clone of
 github.com/KwaiVGI/VideoAlign, which you trust, write it as safetensors once, and the question that it was trained with:

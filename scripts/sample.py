@@ -5,7 +5,7 @@
 
 RUN is the folder that joint_train.py wrote; its config says model, size and steps, and `section.key=value` overrides it.
 Clips are named PLACE-SAMPLE.mp4, or as VBench expects, PROMPT-SAMPLE.mp4. Noise is keyed by the prompt's place and the
-sample, so `--base` draws what the base makes of the same noise. Finished clips are kept.
+sample, so `--base` samples the base from the same noise. Finished clips are kept.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def name_of(prompt: Prompt, sample: int, style: str) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Sample what is missing; 2 where the arguments are wrong."""
+    """Sample the missing clips; 2 where the arguments are wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a finished run")
     parser.add_argument("--prompts", type=Path, required=True, help=".txt, .csv or .jsonl")

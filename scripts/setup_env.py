@@ -1,4 +1,4 @@
-"""Create a virtual environment once, by pip, without CUDA packages where there is no NVIDIA device.
+"""Creates a virtual environment once, by pip, without CUDA packages where there is no NVIDIA device.
 
     python3.11 scripts/setup_env.py .venv --editable ".[dev]"
     python3.11 scripts/setup_env.py --above .venv .venv-parity --requirement tests/parity/requirements.txt
@@ -28,7 +28,7 @@ CUDA_PACKAGES = ("nvidia-", "cuda-", "triton")
 
 
 def fingerprint(folder: Path, above: Path | None, pip_args: Sequence[str]) -> str:
-    """Return a digest of all that decides what the environment holds."""
+    """Return a digest of all inputs that decide the content of the environment."""
     digest = hashlib.sha256(repr((str(folder.resolve()), str(above), sys.version, list(pip_args))).encode())
     requirement_files = [ROOT / name for name in pip_args if (ROOT / name).is_file()]
     for path in (ROOT / "pyproject.toml", CONSTRAINTS, Path(__file__), *requirement_files):
@@ -71,7 +71,7 @@ def site_packages(folder: Path) -> Path:
 
 
 def install(folder: Path, pip_args: Sequence[str], *, above: Path | None = None) -> None:
-    """Make `folder` a virtual environment that holds what `pip_args` ask for; do nothing where it already does.
+    """Make `folder` a virtual environment with the packages of `pip_args`; do nothing where it already is one.
 
     Args:
         folder: the environment.

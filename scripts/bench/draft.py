@@ -51,8 +51,8 @@ class Held:
     peak: int = 0
     users: dict[int, int] = field(default_factory=dict)
 
-    def take(self, tensor: Tensor) -> Holder:
-        """Count a saved tensor for as long as the graph holds what is returned."""
+    def take(self, tensor: Tensor) -> HeldTensor:
+        """Count a saved tensor for as long as the graph holds the returned object."""
         place, size = tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes()
         if place in self.weights:
             size = 0
@@ -60,10 +60,10 @@ class Held:
             self.now += size
             self.peak = max(self.peak, self.now)
         self.users[place] += 1
-        return Holder(self, tensor, place, size)
+        return HeldTensor(self, tensor, place, size)
 
 
-class Holder:
+class HeldTensor:
     """A saved tensor; when the graph lets go of it, its bytes count no more."""
 
     def __init__(self, held: Held, tensor: Tensor, place: int, size: int) -> None:
@@ -79,7 +79,7 @@ class Holder:
 
 @contextmanager
 def counting(parameters: Sequence[Tensor]) -> Iterator[Held]:
-    """Yield what is held for backward passes inside the context."""
+    """Yield the count of bytes that are held for backward passes inside the context."""
     held = Held(frozenset(p.untyped_storage().data_ptr() for p in parameters))
     with torch.autograd.graph.saved_tensors_hooks(held.take, lambda holder: holder.tensor):
         yield held
@@ -118,7 +118,7 @@ def _prompts(samples: Rollout) -> tuple:
 
 
 def measure(session: Session, action: Callable[[], Result]) -> tuple[Result, int, float]:
-    """Return what `action` returns, the bytes it held at most, and its seconds."""
+    """Return the result of `action`, the most bytes that it held, and its seconds."""
     generator = session.generator
     frozen = [*generator.pipeline.transformer.parameters(), *generator.pipeline.vae.parameters()]  # type: ignore[attr-defined]
     with counting([*frozen, *session.judge.judge.parameters()]) as held:
@@ -139,7 +139,7 @@ def trained_gradient(session: Session, action: Callable[[], None]) -> Tensor:
 
 
 def compare_sampler(session: Session, tails: Sequence[int]) -> list[dict]:
-    """Return a row for each number of steps and way to their gradient; ValueError where ways disagree."""
+    """Return a record for each number of steps and way to their gradient; ValueError where ways disagree."""
     samples = session.sampler.sample(session.sampler.prompts[:1], session.draw)
     table = []
     for num_steps in tails:
@@ -148,19 +148,26 @@ def compare_sampler(session: Session, tails: Sequence[int]) -> list[dict]:
             "flat": lambda k=num_steps: flat(session, samples, k),
             "checkpointed": lambda k=num_steps: through_time(session, samples, k, recompute=True),
         }
-        found = {name: measure(session, lambda way=way: trained_gradient(session, way)) for name, way in ways.items()}
-        expected, _, plain_seconds = found["plain"]
-        for name, (gradient, held, seconds) in found.items():
-            row = {"K": num_steps, "way": name, "held_mib": held / 2**20, "difference": _same(name, gradient, expected)}
-            table.append({**row, "seconds": seconds, "seconds_ratio": seconds / plain_seconds})
+        measured = {
+            name: measure(session, lambda way=way: trained_gradient(session, way)) for name, way in ways.items()
+        }
+        expected, _, plain_seconds = measured["plain"]
+        for name, (gradient, held, seconds) in measured.items():
+            record = {
+                "K": num_steps,
+                "way": name,
+                "held_mib": held / 2**20,
+                "difference": _same(name, gradient, expected),
+            }
+            table.append({**record, "seconds": seconds, "seconds_ratio": seconds / plain_seconds})
     return table
 
 
 def compare_decoder(session: Session, num_clips: int, num_frames: int, runs: Sequence[int]) -> list[dict]:
-    """Return a row for each run and way to the gradient of its reward; ValueError where ways disagree.
+    """Return a record for each span of latent frames and way to the gradient of its reward; ValueError where ways disagree.
 
-    `cut` decodes the whole clip and shows the judge the frames of the run; `run` decodes those alone, with the same gradient in
-    the run's latent frames. `all` is a reward of the whole clip.
+    `cut` decodes the whole clip and shows the judge the frames of the span; `run` decodes those alone, with the same gradient
+    in the span's latent frames. `all` is a reward of the whole clip.
     """
     shape = session.generator.init_latents([torch.Generator().manual_seed(0)]).shape[1:]
     noise = torch.randn(num_clips, shape[0], num_frames, *shape[2:], generator=torch.Generator().manual_seed(0))
@@ -170,16 +177,16 @@ def compare_decoder(session: Session, num_clips: int, num_frames: int, runs: Seq
     def gradient(decode: Callable[[Tensor], Tensor]) -> Tensor:
         """Return the gradient of the mean reward to the latents."""
         latents = noise.clone().requires_grad_(True)
-        (found,) = torch.autograd.grad(-policies.reward(decode(latents), prompts).mean(), latents)
-        return found
+        (gradient_to_latents,) = torch.autograd.grad(-policies.reward(decode(latents), prompts).mean(), latents)
+        return gradient_to_latents
 
-    def row(place: str, way: str, difference: float, action: Callable[[], Tensor]) -> dict:
-        """Return what an action holds for its backward pass and how long it takes."""
-        found = [measure(session, action) for _ in range(REPEATS)]
-        held, seconds = found[0][1] / 2**20, min(seconds for _, _, seconds in found)
+    def record(place: str, way: str, difference: float, action: Callable[[], Tensor]) -> dict:
+        """Return the bytes that an action holds for its backward pass, and its seconds."""
+        timings = [measure(session, action) for _ in range(REPEATS)]
+        held, seconds = timings[0][1] / 2**20, min(seconds for _, _, seconds in timings)
         return {"run": place, "way": way, "held_mib": held, "difference": difference, "seconds": seconds}
 
-    table = [row(f"0-{num_frames}", "all", 0.0, lambda: gradient(policies.decode))]
+    table = [record(f"0-{num_frames}", "all", 0.0, lambda: gradient(policies.decode))]
     for run in _places(num_frames, runs):
         ways = {
             "cut": lambda run=run: gradient(lambda x: policies.decode(x)[:, session.generator.frames_of(run)]),
@@ -188,7 +195,7 @@ def compare_decoder(session: Session, num_clips: int, num_frames: int, runs: Seq
         inside = slice(run.start, run.stop)
         difference = _same("run", ways["run"]()[:, :, inside], ways["cut"]()[:, :, inside])
         place = f"{run.start}-{run.stop}"
-        table += [row(place, "cut", 0.0, ways["cut"]), row(place, "run", difference, ways["run"])]
+        table += [record(place, "cut", 0.0, ways["cut"]), record(place, "run", difference, ways["run"])]
     return table
 
 
@@ -198,9 +205,9 @@ def _places(num_frames: int, runs: Sequence[int]) -> list[range]:
     return [range(start, start + num) for start, num in starts]
 
 
-def _same(name: str, found: Tensor, expected: Tensor) -> float:
+def _same(name: str, value: Tensor, expected: Tensor) -> float:
     """Return the relative difference; ValueError where it is too large."""
-    difference = float((found - expected).norm() / expected.norm())
+    difference = float((value - expected).norm() / expected.norm())
     if not difference <= TOLERANCE:
         raise ValueError(f"{name} differs by {difference}, more than {TOLERANCE}")
     return difference
@@ -237,14 +244,14 @@ def main(argv: Sequence[str]) -> int:
         sys.stdout.write(f"{error}\n")
         return 1
     sys.stdout.write(f"{'K':>3} {'way':>12} {'held MiB':>9} {'difference':>11} {'time / plain':>12}\n")
-    for row in sampler:
+    for record in sampler:
         sys.stdout.write(
-            f"{row['K']:>3} {row['way']:>12} {row['held_mib']:>9.1f} {row['difference']:>11.1e} {row['seconds_ratio']:>12.2f}\n"
+            f"{record['K']:>3} {record['way']:>12} {record['held_mib']:>9.1f} {record['difference']:>11.1e} {record['seconds_ratio']:>12.2f}\n"
         )
     sys.stdout.write(f"\n{'run':>5} {'way':>4} {'held MiB':>9} {'difference':>11} {'seconds':>8}\n")
-    for row in decoder:
+    for record in decoder:
         sys.stdout.write(
-            f"{row['run']:>5} {row['way']:>4} {row['held_mib']:>9.1f} {row['difference']:>11.1e} {row['seconds']:>8.2f}\n"
+            f"{record['run']:>5} {record['way']:>4} {record['held_mib']:>9.1f} {record['difference']:>11.1e} {record['seconds']:>8.2f}\n"
         )
     sys.stdout.write(json.dumps({"sampler": sampler, "decoder": decoder}) + "\n")
     return 0

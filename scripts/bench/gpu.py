@@ -4,7 +4,7 @@ python scripts/bench/gpu.py [--size full|tiny] [--device cuda] [--repeats N] [--
 
 Preprocessing and the embedded judge's scores are first compared with the CPU's; the level readout is compared with, and
 timed against, the library's own forward once per dimension; then the gradient to the pixels, one Flow-DPO and one DRaFT
-step of the generator. Says so, and measures nothing, where there is no GPU. `--size tiny --device cpu` tries the script.
+step of the generator are measured. Without a GPU the script says so and measures nothing. `--size tiny --device cpu` tries the script.
 """
 
 from __future__ import annotations
@@ -21,11 +21,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from stock import Stock
 from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from judge import Stock
 
 from generator_loop.adapters.base import OLD, POLICY, REFERENCE
 from generator_loop.adapters.wan import WanGenerator
@@ -100,9 +97,9 @@ JUDGES: dict[str, dict[str, dict[str, Any]]] = {
 }
 VOCABULARY = 151936
 CLIPS = {"full": {"frames": 16, "side": 448}, "tiny": {"frames": 4, "side": 56}}
-"""What the judge sees; sides suit patches of 14 and of 16."""
+"""Clips that the judge is shown; sides suit patches of 14 and of 16."""
 WAN: dict[str, dict[str, Any]] = {
-    "full": {  # Wan 2.1 T2V 1.3B's shape; its text encoder only feeds embeddings in, one layer of its width will do
+    "full": {  # Wan 2.1 T2V 1.3B's shape; one layer of its text encoder's width suffices, since that only feeds embeddings in
         "transformer": {"num_attention_heads": 12, "attention_head_dim": 128, "ffn_dim": 8960, "num_layers": 30},
         "vae": {},
         "text_dim": 4096,
@@ -153,7 +150,7 @@ def _full_model(family: str, device: torch.device) -> tuple[Any, Any]:
 
 
 class RandomReward:
-    """The expected level of a judge with random weights, whose levels `VideoJudgeReward` refuses for want of confidence."""
+    """Expected level of a judge with random weights; `VideoJudgeReward` refuses such levels for want of confidence."""
 
     def __init__(self, judge: VideoJudge) -> None:
         """Keep the judge."""
@@ -179,7 +176,7 @@ def noise_clip(size: str, seed: int) -> Clip:
 
 def compare_with_cpu(device: torch.device, size: str) -> dict[str, float]:
     """Return how far the device's preprocessing, and the embedded judge's scores and pixel gradient, are from the CPU's."""
-    found = {}
+    figures = {}
     for family in JUDGES:
         facts = build_judge(family, "tiny", torch.device("cpu")).family
         clip = noise_clip(size, 0)
@@ -187,8 +184,8 @@ def compare_with_cpu(device: torch.device, size: str) -> dict[str, float]:
         for name, quantise in (("float", False), ("quantised", True)):
             cpu = patches_of([clip], facts, quantise=quantise, device=torch.device("cpu"))[0]
             gap = (patches_of([moved], facts, quantise=quantise, device=device)[0].cpu() - cpu).abs()
-            found[f"{family} {name} patches: largest difference"] = float(gap.max())
-            found[f"{family} {name} patches: share that differs by over 1e-4"] = float((gap > 1e-4).float().mean())
+            figures[f"{family} {name} patches: largest difference"] = float(gap.max())
+            figures[f"{family} {name} patches: share that differs by over 1e-4"] = float((gap > 1e-4).float().mean())
     videos = torch.rand(4, 9, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     outputs = []
     for place in (torch.device("cpu"), device):
@@ -198,11 +195,11 @@ def compare_with_cpu(device: torch.device, size: str) -> dict[str, float]:
         (gradient,) = torch.autograd.grad(rewards.sum(), pixels)
         outputs.append((rewards.detach().cpu(), gradient.cpu()))
     (cpu, cpu_gradient), (gpu, gpu_gradient) = outputs
-    found["embedded judge: largest difference of a score"] = float((gpu - cpu).abs().max())
-    found["embedded judge: relative difference of the pixel gradient"] = float(
+    figures["embedded judge: largest difference of a score"] = float((gpu - cpu).abs().max())
+    figures["embedded judge: relative difference of the pixel gradient"] = float(
         (gpu_gradient - cpu_gradient).norm() / cpu_gradient.norm()
     )
-    return found
+    return figures
 
 
 def timed(action: Callable[[], object], device: torch.device, repeats: int) -> tuple[float, float]:
@@ -236,16 +233,16 @@ def measure_judge(family: str, size: str, device: torch.device, repeats: int) ->
     """Return clips per second of the level readout, against the stock way, and the cost of the pixel gradient."""
     judge = build_judge(family, size, device)
     requests = [score_request(noise_clip(size, seed), PROMPT, DIMENSIONS) for seed in range(8)]
-    found = {"parameters": float(sum(p.numel() for p in judge.parameters()))}
+    figures = {"parameters": float(sum(p.numel() for p in judge.parameters()))}
     with torch.inference_mode():
-        found["logits: difference from stock over their deviation"], stock_seconds = against_stock(
+        figures["logits: difference from stock over their deviation"], stock_seconds = against_stock(
             judge, requests[0], device, repeats
         )
         for num in (1, 8):
             spent, peak = timed(lambda n=num: judge.next_token_logits(requests[:n]), device, repeats)  # type: ignore[misc]
-            found[f"level readout, batch {num}: clips/s"] = num / spent
-            found[f"level readout, batch {num}: times stock"] = stock_seconds * num / spent
-            found[f"level readout, batch {num}: peak GiB"] = peak
+            figures[f"level readout, batch {num}: clips/s"] = num / spent
+            figures[f"level readout, batch {num}: times stock"] = stock_seconds * num / spent
+            figures[f"level readout, batch {num}: peak GiB"] = peak
     reward = RandomReward(judge)
     clip = noise_clip(size, 0)
     pixels = clip.frames[None].to(device).requires_grad_(True)
@@ -255,9 +252,9 @@ def measure_judge(family: str, size: str, device: torch.device, repeats: int) ->
         rewards = reward(pixels, [PROMPT], fps=8.0, differentiable=True).rewards
         return torch.autograd.grad(rewards.sum(), pixels)[0]
 
-    found["pixel gradient: share not zero"] = float((backward() != 0).float().mean())
+    figures["pixel gradient: share not zero"] = float((backward() != 0).float().mean())
     spent, peak = timed(backward, device, repeats)
-    return found | {"pixel gradient: clips/s": 1 / spent, "pixel gradient: peak GiB": peak}
+    return figures | {"pixel gradient: clips/s": 1 / spent, "pixel gradient: peak GiB": peak}
 
 
 def build_generator(size: str, device: torch.device) -> WanGenerator:
@@ -326,7 +323,7 @@ def measure_step(name: str, size: str, device: torch.device) -> dict[str, float]
     )
     scored = scorer.score(drawn)
     _wait(device)
-    found = {"rollout of 2 clips in 8 steps with scores: seconds": time.perf_counter() - start}
+    figures = {"rollout of 2 clips in 8 steps with scores: seconds": time.perf_counter() - start}
     advantages = group_advantages(scored.rewards, group_size=2)
     updater = Updater(generator.trainable_parameters(), lr=1e-5)
     before = copy.deepcopy(generator.weights(POLICY))
@@ -337,12 +334,12 @@ def measure_step(name: str, size: str, device: torch.device) -> dict[str, float]
     start = time.perf_counter()
     metrics = updater.step(objective, batches, policies)
     _wait(device)
-    found["step: seconds"] = time.perf_counter() - start
+    figures["step: seconds"] = time.perf_counter() - start
     if device.type == "cuda":
-        found["step: peak GiB"] = torch.cuda.max_memory_allocated(device) / 2**30
+        figures["step: peak GiB"] = torch.cuda.max_memory_allocated(device) / 2**30
     moved = [float((value - before[key]).abs().max()) for key, value in generator.weights(POLICY).items()]
-    found["step: largest change of a weight"] = max(moved)
-    return found | {f"step: {key}": value for key, value in metrics.items()}
+    figures["step: largest change of a weight"] = max(moved)
+    return figures | {f"step: {key}": value for key, value in metrics.items()}
 
 
 _OBJECTIVES: dict[str, Callable[[], Objective[Any]]] = {
@@ -371,18 +368,18 @@ def main(argv: Sequence[str]) -> int:
         "DRaFT": lambda: measure_step("draft", arguments.size, device),
     }
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    found: dict[str, Any] = {"hardware": hardware, "torch": torch.__version__, "size": arguments.size}
+    figures: dict[str, Any] = {"hardware": hardware, "torch": torch.__version__, "size": arguments.size}
     sys.stdout.write(f"{hardware}, torch {torch.__version__}, {arguments.size} size\n")
     for name, measure in parts.items():
-        found[name] = measure()
+        figures[name] = measure()
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
         sys.stdout.write(f"\n{name}\n")
-        sys.stdout.writelines(f"{value:>14.6g}  {key}\n" for key, value in found[name].items())
+        sys.stdout.writelines(f"{value:>14.6g}  {key}\n" for key, value in figures[name].items())
         sys.stdout.flush()
     if arguments.out is not None:
-        arguments.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        arguments.out.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

@@ -54,7 +54,7 @@ EXPLAINED = (
     "difference of log-probabilities and the relative one of gradients on the same answers, ours against trl's; and how far the",
     "ratio of our policy to itself is from 1 before its first update, the worst token of all timed steps.",
 )
-"""What the table shows."""
+"""Head of docs/bench_grpo.md."""
 
 TARGETS = r".*language_model\.layers\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
@@ -210,15 +210,15 @@ def compare(judge: VideoJudge, trainer: Any, question: RolloutPrompt, settings: 
     trainer.model.zero_grad()
     trainer.compute_loss(trainer.model, inputs).backward()
     theirs = torch.cat([p.grad.flatten() for p in _adapter(trainer.model)])
-    tokens = [tuple(row) for row in inputs["completion_ids"].tolist()]
+    tokens = [tuple(ids) for ids in inputs["completion_ids"].tolist()]
     with torch.no_grad(), judge.use_role("policy"):
-        found = judge.log_probs([question.request], [[tokens]], suppressed=())
+        log_probs = judge.log_probs([question.request], [[tokens]], suppressed=())
     sequence = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
     with torch.no_grad():
         stock = trainer._get_per_token_logps_and_entropies(
             trainer.model, sequence, torch.ones_like(sequence), len(tokens[0])
         )[0]
-    drawn = [Completion(t, v, ended=False) for t, v in zip(tokens, found.by_answer(), strict=True)]
+    drawn = [Completion(t, v, ended=False) for t, v in zip(tokens, log_probs.by_answer(), strict=True)]
     answered = LabelledAnswers(("reason",) * len(tokens), (question.label,) * len(tokens), (0,) * len(tokens), ())
     rollout = AnswerGroups((question,), (tuple(drawn),), answered)
     credited = AnswerAdvantages(inputs["advantages"], len(tokens), {})
@@ -229,7 +229,7 @@ def compare(judge: VideoJudge, trainer: Any, question: RolloutPrompt, settings: 
     judge.suppressed_ids = suppressed
     ours = torch.cat([p.grad.flatten() for p in _adapter(judge.model, "policy")])
     return {
-        "log_probs": float((found.values - stock.flatten()).abs().max()),
+        "log_probs": float((log_probs.values - stock.flatten()).abs().max()),
         "gradient": float((ours - theirs).norm() / theirs.norm()),
     }
 
@@ -250,9 +250,9 @@ def our_step(steps: GRPOSteps, question: RolloutPrompt, number: int) -> float:
     """Do one step of ours without the optimiser, and return how far a token's ratio is from 1."""
     steps.judge.zero_grad()
     worst = 0.0
-    for loss, found in steps.micro_batches([question], number, seed=number):
+    for loss, metrics in steps.micro_batches([question], number, seed=number):
         loss.backward()
-        worst = max(worst, found["ratio_error"])
+        worst = max(worst, metrics["ratio_error"])
     return worst
 
 
@@ -297,7 +297,7 @@ def bench_cell(
         repeats: runs of which the shortest counts.
 
     Returns:
-        One row of the table.
+        Figures of the cell, by column.
     """
     torch.set_num_threads(1)
     question, judge = build_question(side, frames), build_judge(size, side)
@@ -345,37 +345,39 @@ def main(argv: Sequence[str]) -> int:
     size = {"hidden": 256, "layers": 6, "vision_hidden": 256, "vision_layers": 4}
     if options.smoke:
         size = {"hidden": 64, "layers": 2, "vision_hidden": 32, "vision_layers": 2}
-    rows, names = (
+    cells_done, names = (
         [],
         ("prompt_tokens", "answer_tokens", "group", "ours_s", "ratio", "predicted", "ratio_shipped", "saved_share"),
     )
     errors = ("log_probs_difference", "gradient_difference", "ratio_error")
     lines = ["  ".join(name.rjust(13) for name in (*names, "log_probs", "gradient", "ratio_error"))]
     print(lines[0])
-    # a process per cell: what trl leaves behind adds up to gigabytes
+    # a process per cell: memory that trl does not free adds up to gigabytes
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
         for side, group, num_tokens in itertools.product(options.sides, options.groups, options.answer_tokens):
-            row = pool.submit(bench_cell, size, side, options.frames, group, num_tokens, options.repeats).result()
-            rows.append(row)
-            cells = [f"{row[name]:.2f}" for name in names]
-            cells += [f"{row[name]:.1e}" for name in errors]
+            figures = pool.submit(bench_cell, size, side, options.frames, group, num_tokens, options.repeats).result()
+            cells_done.append(figures)
+            cells = [f"{figures[name]:.2f}" for name in names]
+            cells += [f"{figures[name]:.1e}" for name in errors]
             lines.append("  ".join(cell.rjust(13) for cell in cells))
             print(lines[-1], flush=True)
-    found = {
+    named = {
         "bench": "grpo",
         "command": " ".join(["python", "scripts/bench/grpo.py", *argv]),
         "torch": torch.__version__,
     }
-    print(json.dumps({**found, "rows": rows}))
+    print(json.dumps({**named, "rows": cells_done}))
     if options.docs is not None:
         options.docs.mkdir(parents=True, exist_ok=True)
         (options.docs / "bench_grpo.json").write_text(
-            json.dumps({**found, "rows": rows}, indent=1) + "\n", encoding="utf-8"
+            json.dumps({**named, "rows": cells_done}, indent=1) + "\n", encoding="utf-8"
         )
-        text = [*EXPLAINED, "", f"`{found['command']}`", "", "```", *lines, "```", ""]
+        text = [*EXPLAINED, "", f"`{named['command']}`", "", "```", *lines, "```", ""]
         (options.docs / "bench_grpo.md").write_text("\n".join(text), encoding="utf-8")
-    agree = all(row["log_probs_difference"] < 1e-4 and row["gradient_difference"] < 1e-4 for row in rows)
-    return int(not agree or any(row["ratio_error"] > 1e-5 for row in rows))
+    agree = all(
+        figures["log_probs_difference"] < 1e-4 and figures["gradient_difference"] < 1e-4 for figures in cells_done
+    )
+    return int(not agree or any(figures["ratio_error"] > 1e-5 for figures in cells_done))
 
 
 if __name__ == "__main__":

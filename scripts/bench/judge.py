@@ -12,7 +12,6 @@ line; 1 where the logits disagree.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import math
 import os
@@ -22,15 +21,13 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
+from stock import Stock, stock_prefix  # noqa: E402
 
-from reward_model.judge.attention import tree, windows  # noqa: E402
 from reward_model.judge.checkpoints.format import JudgeConfig  # noqa: E402
 from reward_model.judge.engine.batching import clip_grid, patches_of  # noqa: E402
 from reward_model.judge.families.base import merged  # noqa: E402
@@ -45,7 +42,6 @@ from reward_model.video_reward import VideoJudgeReward  # noqa: E402
 from tests.parity.official_processor import declare_missing_operators  # noqa: E402
 
 ASKED = ("visual_quality", "motion_quality", "text_alignment")
-OWN_ATTENTION = (tree.NAME, windows.NAME)
 TOLERANCE = 1e-4
 SHAPES: Mapping[str, Mapping[str, int]] = {
     "10m": {"hidden": 160, "layers": 28, "vision_hidden": 64, "vision_layers": 32},
@@ -83,79 +79,6 @@ def seconds(action: Callable[[], object], repeats: int) -> float:
     return min(times)
 
 
-class Stock:
-    """The library's way: the whole prompt for every question."""
-
-    def __init__(self, judge: VideoJudge, *, processed: bool) -> None:
-        """Take the judge's model; `processed` makes pixels into patches by the library's processor, at every call."""
-        self.judge, self.model = judge, as_released(judge.model)
-        self.processor = _processor(judge) if processed else None
-
-    def inputs(self, clip: Clip, text: str, patches: tuple[Tensor, Tensor] | None) -> dict[str, Any]:
-        """Return the model's inputs for one clip and one question."""
-        facts = self.judge.family.facts
-        if self.processor is not None:
-            pixels = (clip.frames * 255).round().to(torch.uint8)
-            found = self.processor([pixels], return_tensors="pt", do_sample_frames=False)
-            patches = found["pixel_values_videos"], found["video_grid_thw"]
-        assert patches is not None
-        ids = torch.tensor([self.judge.tokenizer.encode(text)], device=self.judge.device)
-        return {
-            "input_ids": ids,
-            "attention_mask": torch.ones_like(ids),
-            "mm_token_type_ids": (ids == facts.video_token_id).int() * 2,
-            "pixel_values_videos": patches[0],
-            "video_grid_thw": patches[1],
-            "second_per_grid_ts": torch.tensor([facts.temporal_patch_size / clip.plan.fps]),
-        }
-
-    def logits(self, request: JudgeRequest, patches: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """Return the last logits [D, V] by one forward pass per question; without `patches` they are made here, once."""
-        if patches is None and self.processor is None:
-            patches = patches_of(request.clips, self.judge.family, quantise=True, device=self.judge.device)
-        clip, text = request.clips[0], stock_prefix(self.judge, request)
-        found = [
-            self.model(**self.inputs(clip, text + branch, patches), logits_to_keep=1, use_cache=False).logits[0, -1]
-            for branch in request.branches
-        ]
-        return torch.stack(found)
-
-    def generate(self, request: JudgeRequest, patches: tuple[Tensor, Tensor], num_tokens: int) -> None:
-        """Let the library write a reasoned answer of a length."""
-        clip, text = request.clips[0], stock_prefix(self.judge, request) + request.branches[0]
-        how = {"max_new_tokens": num_tokens, "min_new_tokens": num_tokens, "do_sample": False}
-        self.model.generate(**self.inputs(clip, text, patches), **how)
-
-
-def stock_prefix(judge: VideoJudge, request: JudgeRequest) -> str:
-    """Return the text that all questions share, with the clip's video tokens."""
-    before, _, after = request.prefix
-    clip, family = request.clips[0], judge.family
-    return f"{before}{family.placeholder(clip.plan, clip_grid(clip, family))}{after}"
-
-
-def as_released(model: nn.Module) -> Any:
-    """Return a copy with the library's own attention: a judge has put its own into the model it was given."""
-    copied = copy.deepcopy(model)
-    for module in copied.modules():
-        config: Any = getattr(module, "config", None)
-        if getattr(config, "_attn_implementation", None) in OWN_ATTENTION:
-            config._attn_implementation = "sdpa"
-    return copied
-
-
-def _processor(judge: VideoJudge) -> Any:
-    from transformers import Qwen2VLVideoProcessor
-
-    config, facts = judge.config, judge.family.facts
-    return Qwen2VLVideoProcessor(
-        size={"shortest_edge": config.min_pixels, "longest_edge": config.max_pixels},
-        patch_size=facts.patch_size,
-        merge_size=facts.merge_size,
-        temporal_patch_size=facts.temporal_patch_size,
-    )
-
-
 def predicted(judge: VideoJudge, request: JudgeRequest) -> float:
     """Return the ratio of work: tokens times layers, a video token being four patches in the vision tower."""
     model = judge.model.config
@@ -177,25 +100,25 @@ def bench(judge: VideoJudge, clips: Sequence[Clip], repeats: int, *, processed: 
     goal = predicted(judge, request)
     with torch.inference_mode():
         ours = judge.next_token_logits([request])[0]
-        found = {
+        figures = {
             "parameters": sum(p.numel() for p in judge.parameters()),
             "prompt_tokens": len(judge.tokenizer.encode(stock_prefix(judge, request))),
             "max_logit_difference": max(float((ours - w.logits(request, patches)).abs().max()) for w in ways.values()),
         }
         level = seconds(lambda: judge.next_token_logits([request]), repeats)
-        found |= {"clips_per_second": 1 / level, "predicted_against_forwards": goal}
+        figures |= {"clips_per_second": 1 / level, "predicted_against_forwards": goal}
         for name, way in ways.items():
-            found[f"against_forwards{name}"] = seconds(lambda w=way: w.logits(request, patches), repeats) / level  # type: ignore[misc]
+            figures[f"against_forwards{name}"] = seconds(lambda w=way: w.logits(request, patches), repeats) / level  # type: ignore[misc]
             for num in ANSWER_TOKENS:
                 took = seconds(lambda w=way, n=num: w.generate(reason, patches, n), 1)  # type: ignore[misc]
-                found[f"against_generate_{num}{name}"] = took / level
+                figures[f"against_generate_{num}{name}"] = took / level
         many = [requests.score_request(clip, PROMPT, ASKED) for clip in clips]
         batched = seconds(lambda: judge.next_token_logits(many), repeats) / len(many)
         with judge.remember_clips():
             judge.next_token_logits([request])
             cached = seconds(lambda: judge.next_token_logits([request]), repeats)
-    found["share_of_prediction"] = found["against_forwards"] / goal
-    return found | {"batch_16_against_1": level / batched, "remembered_against_encoded": level / cached}
+    figures["share_of_prediction"] = figures["against_forwards"] / goal
+    return figures | {"batch_16_against_1": level / batched, "remembered_against_encoded": level / cached}
 
 
 def small_judge(size: str, frames: int, side: int) -> tuple[VideoJudge, list[Clip]]:
@@ -217,36 +140,35 @@ def toy_judge() -> tuple[VideoJudge, list[Clip]]:
 
 
 def command_line(num_files: int, repeats: int) -> dict[str, float]:
-    """Return what two processes gain over one on files, by the time that nine tenths of them take beyond the others.
+    """Return the gain of two processes over one on files, by the time that nine tenths of them take beyond the others.
 
-    Of every time the shortest of `repeats` counts, as starting up takes a second more or less.
-
-    `two_apart_against_one` is what two processes gain that know nothing of each other: as much as this machine gives.
+    The shortest of `repeats` times counts, because starting up takes a second more or less. `two_apart_against_one` is the
+    gain of two processes that know nothing of each other: as much as this machine gives.
     """
     with tempfile.TemporaryDirectory() as folder:
         for number, rated in enumerate(moving_shapes.sample_rated(num_files, seed=1)):
             assert isinstance(rated.video, Video)
-            part = "few" if number < num_files // 10 else ("left", "right")[number % 2]
-            name = Path(folder) / part / f"{number:04d}.mp4"
+            share = "few" if number < num_files // 10 else ("left", "right")[number % 2]
+            name = Path(folder) / share / f"{number:04d}.mp4"
             name.parent.mkdir(exist_ok=True)
             write_video(name, rated.video.frames, fps=rated.video.fps)
 
-        def score(jobs: int, *parts: str) -> subprocess.Popen[bytes]:
+        def score(jobs: int, *shares: str) -> subprocess.Popen[bytes]:
             """Start the command line on some of the folders."""
-            inputs = [str(Path(folder) / part) for part in parts]
+            inputs = [str(Path(folder) / share) for share in shares]
             command = [sys.executable, "-m", "reward_model.cli", "score", *inputs, "--json", "--jobs", str(jobs)]
             quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
             return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, **quiet)
 
-        def once(runs: Sequence[tuple[int, tuple[str, ...]]]) -> None:
+        def once(commands: Sequence[tuple[int, tuple[str, ...]]]) -> None:
             """Run command lines side by side and wait for all of them."""
-            for process in [score(jobs, *parts) for jobs, parts in runs]:
+            for process in [score(jobs, *shares) for jobs, shares in commands]:
                 if process.wait():
                     raise RuntimeError("video-judge score failed")
 
-        def took(*runs: tuple[int, tuple[str, ...]]) -> float:
-            """Return the seconds of some runs side by side."""
-            return seconds(lambda: once(runs), repeats)
+        def took(*commands: tuple[int, tuple[str, ...]]) -> float:
+            """Return the seconds of some commands side by side."""
+            return seconds(lambda: once(commands), repeats)
 
         few, everything = ("few",), ("few", "left", "right")
         one, two = (took((jobs, everything)) - took((jobs, few)) for jobs in (1, 2))
@@ -259,12 +181,12 @@ def command_line(num_files: int, repeats: int) -> dict[str, float]:
     }
 
 
-def table(found: Mapping[str, Mapping[str, float]]) -> str:
-    """Return every part's figures as text."""
-    width = max(len(name) for part in found.values() for name in part)
+def table(measured: Mapping[str, Mapping[str, float]]) -> str:
+    """Return the figures of every judge and of the command line as text."""
+    width = max(len(key) for figures in measured.values() for key in figures)
     return "\n\n".join(
-        "\n".join([part, *(f"  {name.ljust(width)}  {value:.6g}" for name, value in rows.items())])
-        for part, rows in found.items()
+        "\n".join([name, *(f"  {key.ljust(width)}  {value:.6g}" for key, value in figures.items())])
+        for name, figures in measured.items()
     )
 
 
@@ -283,27 +205,27 @@ def main(argv: Sequence[str]) -> int:
     if arguments.torchvision:
         sys.path.append(arguments.torchvision)
         declare_missing_operators()
-    found: dict[str, dict[str, float]] = {}
+    measured: dict[str, dict[str, float]] = {}
     for size in arguments.sizes:
         judge, clips = toy_judge() if size == "toy" else small_judge(size, arguments.frames, arguments.side)
-        found[size] = bench(judge, clips, arguments.repeats, processed=bool(arguments.torchvision))
+        measured[size] = bench(judge, clips, arguments.repeats, processed=bool(arguments.torchvision))
     if arguments.cli_files:
-        found["command_line"] = command_line(arguments.cli_files, arguments.repeats)
+        measured["command_line"] = command_line(arguments.cli_files, arguments.repeats)
     named = {
         "bench": "judge",
         "command": " ".join(["python", "scripts/bench/judge.py", *argv]),
         "torch": torch.__version__,
     }
-    print(table(found))
-    print(json.dumps({**named, **found}))
+    print(table(measured))
+    print(json.dumps({**named, **measured}))
     if arguments.docs is not None:
         arguments.docs.mkdir(parents=True, exist_ok=True)
         (arguments.docs / "bench_judge.json").write_text(
-            json.dumps({**named, **found}, indent=1) + "\n", encoding="utf-8"
+            json.dumps({**named, **measured}, indent=1) + "\n", encoding="utf-8"
         )
-        page = [*EXPLAINED, "", f"`{named['command']}`", "", "```", table(found), "```", ""]
+        page = [*EXPLAINED, "", f"`{named['command']}`", "", "```", table(measured), "```", ""]
         (arguments.docs / "bench_judge.md").write_text("\n".join(page), encoding="utf-8")
-    return int(any(part.get("max_logit_difference", 0) > TOLERANCE for part in found.values()))
+    return int(any(figures.get("max_logit_difference", 0) > TOLERANCE for figures in measured.values()))
 
 
 if __name__ == "__main__":

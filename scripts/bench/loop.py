@@ -4,7 +4,7 @@ python scripts/bench/loop.py [--sizes toy 30m] [--iterations N] [section.key=val
 
 One round of configs/toy.yaml, refresh included, evaluation and report left out, on the embedded generator and on a random
 Wan of 30 M parameters around the same autoencoder. Time inside the text encoder, transformer, VAE, judge and optimiser is
-theirs, backward passes count as the transformer's, and what is left is the loop's. Prints a table and, last, one JSON
+theirs, backward passes count as the transformer's, and the rest is the loop's. Prints a table and, last, one JSON
 line; 1 where the loop's own share of the larger generator's round is not below 5 %.
 """
 
@@ -46,7 +46,7 @@ class Clock:
         self._open, self._since = [OWN], time.perf_counter()
 
     def charge(self) -> None:
-        """Charge what has passed to the part that runs."""
+        """Charge the time since the last call to the part that runs."""
         now = time.perf_counter()
         self.seconds[self._open[-1]] += now - self._since
         self._since = now
@@ -124,19 +124,19 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--iterations", type=int, default=1, help="iterations of the round")
     arguments, overrides = parser.parse_known_args(argv)
     torch.set_num_threads(1)
-    rows, over = {}, False
+    results, over = {}, False
     for size in arguments.sizes:
         with tempfile.TemporaryDirectory() as folder:
             path = "toy" if size == "toy" else str(larger_wan(Path(folder) / "wan"))
-            found = measure(path, overrides, arguments.iterations)
-        count = found.pop("parameters")
-        total = sum(found.values())
-        rows[size] = {"parameters": count, "seconds": found, "own_share": found[OWN] / total}
+            spent = measure(path, overrides, arguments.iterations)
+        count = spent.pop("parameters")
+        total = sum(spent.values())
+        results[size] = {"parameters": count, "seconds": spent, "own_share": spent[OWN] / total}
         sys.stdout.write(f"\n{size}: {count / 1e6:.1f} M parameters, {total:.1f} s\n")
-        for name, value in sorted(found.items(), key=lambda item: -item[1]):
+        for name, value in sorted(spent.items(), key=lambda item: -item[1]):
             sys.stdout.write(f"{name:>14} {value:8.2f} s {value / total:7.1%}\n")
-        over |= size != "toy" and not found[OWN] < LIMIT * total
-    sys.stdout.write(json.dumps(rows) + "\n")
+        over |= size != "toy" and not spent[OWN] < LIMIT * total
+    sys.stdout.write(json.dumps(results) + "\n")
     return int(over)
 
 

@@ -37,8 +37,8 @@ TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
-class Question:
-    """What one client asks for ever, and the scores [D] that the direct call gave."""
+class LoadQuestion:
+    """Video and prompt that one client sends again and again, and the scores [D] of the direct call."""
 
     video: Video | bytes
     prompt: str
@@ -47,7 +47,7 @@ class Question:
 
 @dataclass
 class Tally:
-    """What the clients found; each appends under the interpreter's lock."""
+    """Times and errors that the clients met; each appends under the interpreter's lock."""
 
     seconds: list[float] = field(default_factory=list)
     health: list[float] = field(default_factory=list)
@@ -71,22 +71,22 @@ def server_process() -> Iterator[tuple[str, int]]:
                 raise RuntimeError(f"the server ended with status {process.returncode}")
 
 
-def questions(num: int) -> list[Question]:
+def questions(num: int) -> list[LoadQuestion]:
     """Return one question a client; no two have all their scores in common."""
     clips = list(moving_shapes.sample_rated(2 * num, seed=7))
     videos = [encode_video(c.video.frames, c.video.fps) if i % 2 else c.video for i, c in enumerate(clips)]
     scores = VideoJudgeReward.from_pretrained("toy")(videos, [clip.prompt for clip in clips]).scores
-    found: list[Question] = []
+    chosen: list[LoadQuestion] = []
     for video, clip, expected in zip(videos, clips, torch.stack(list(scores.values()), dim=1), strict=True):
-        near = (torch.allclose(expected, other.expected, rtol=0, atol=10 * TOLERANCE) for other in found)
+        near = (torch.allclose(expected, other.expected, rtol=0, atol=10 * TOLERANCE) for other in chosen)
         if expected.isfinite().all() and not any(near):
-            found.append(Question(video, clip.prompt, expected))
-    if len(found) < num:
-        raise RuntimeError(f"only {len(found)} of {num} clips have scores of their own")
-    return found[:num]
+            chosen.append(LoadQuestion(video, clip.prompt, expected))
+    if len(chosen) < num:
+        raise RuntimeError(f"only {len(chosen)} of {num} clips have scores of their own")
+    return chosen[:num]
 
 
-def ask_on(url: str, question: Question, end: float, tally: Tally) -> None:
+def ask_on(url: str, question: LoadQuestion, end: float, tally: Tally) -> None:
     """Be one client until `end`."""
     client = VideoJudgeClient(url)
     while time.monotonic() < end:
@@ -119,7 +119,7 @@ def resident_mb(process_id: int) -> float:
     return int(path.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6 if path.exists() else math.nan
 
 
-def load(url: str, process_id: int, asked: Sequence[Question], seconds: float) -> Tally:
+def load(url: str, process_id: int, asked: Sequence[LoadQuestion], seconds: float) -> Tally:
     """Run all clients side by side."""
     tally, end = Tally(), time.monotonic() + seconds
     threads = [threading.Thread(target=ask_on, args=(url, question, end, tally)) for question in asked]
@@ -131,8 +131,8 @@ def load(url: str, process_id: int, asked: Sequence[Question], seconds: float) -
     return tally
 
 
-def summary(tally: Tally, asked: Sequence[Question], seconds: float, batches: float) -> dict[str, object]:
-    """Return the row; memory after a third of the time is what growth is counted from."""
+def summary(tally: Tally, asked: Sequence[LoadQuestion], seconds: float, batches: float) -> dict[str, object]:
+    """Return the figures; growth of memory is counted from a third of the time on."""
     spent = sorted(tally.seconds)
     warm = tally.memory[len(tally.memory) // 3 :] or [math.nan]
     return {
@@ -152,7 +152,7 @@ def summary(tally: Tally, asked: Sequence[Question], seconds: float, batches: fl
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measure, print, and say by the exit status whether all was well."""
+    """Measure and print; 0 where all answers were right and memory stayed flat."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60.0, help="how long the clients ask (default: 60)")
     parser.add_argument("--clients", type=int, default=64, help="clients at a time (default: 64)")
@@ -164,11 +164,11 @@ def main(argv: Sequence[str]) -> int:
         tally = load(url, process_id, asked, args.seconds)
         with urlopen(f"{url}/metrics", timeout=30) as answer:
             counts = dict(line.rsplit(" ", 1) for line in answer.read().decode().splitlines() if line[0] != "#")
-    row = summary(tally, asked, args.seconds, float(counts["video_judge_batch_size_count"]))
-    sys.stdout.writelines(f"{name:>18}  {value}\n" for name, value in row.items())
+    figures = summary(tally, asked, args.seconds, float(counts["video_judge_batch_size_count"]))
+    sys.stdout.writelines(f"{name:>18}  {value}\n" for name, value in figures.items())
     sys.stdout.writelines(f"{reason}\n" for reason in sorted(set(tally.errors))[:5])
-    sys.stdout.write(json.dumps(row) + "\n")
-    grown = row["growth_mb"] > args.max_growth_mb  # never so where memory cannot be read: NaN
+    sys.stdout.write(json.dumps(figures) + "\n")
+    grown = figures["growth_mb"] > args.max_growth_mb  # never so where memory cannot be read: NaN
     return int(not tally.seconds or bool(tally.errors) or bool(tally.wrong) or grown)
 
 

@@ -1,4 +1,4 @@
-"""What the experiments of several arms and seeds share: options, runs in processes of their own, joined clips, plots."""
+"""Shared code of the experiments with several arms and seeds: options, runs in processes of their own, joined clips, plots."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Damages real clips in many ways and looks at what the reader makes of them.
+"""Damages real clips in many ways and checks how the reader takes them.
 
     python scripts/experiments/check_damage.py FOLDER_OF_CLIPS [--num 340] [--seed 0]
 
-Every damaged file is read in a process of its own, which must neither crash nor take more than 10 seconds; whatever is
-refused must have a reason. A file counts as damaged if its sampled pixels changed, or cannot be decoded at all even where
-damage is allowed; at least 95 % of these must be refused. Prints a row a kind of damage and, last, one JSON line; 1 where
-something of this does not hold.
+Every damaged file is read in a process of its own, which must neither crash nor take more than 10 seconds; every
+refusal must have a reason. A file counts as damaged if its sampled pixels changed, or cannot be decoded at all even where
+damage is allowed; at least 95 % of these must be refused. Prints a line for each kind of damage and, last, one JSON line;
+exits with 1 where one of these conditions fails.
 """
 
 from __future__ import annotations
@@ -151,15 +151,15 @@ def main(argv: Sequence[str]) -> int:
     whole = [path.read_bytes() for path in paths]
     clean = [sampled(data, allow_damaged=False) for data in whole]
     kinds = list(DAMAGES)
-    found = {kind: Counter[str]() for kind in kinds}
+    counts = {kind: Counter[str]() for kind in kinds}
     for trial in range(args.num):
         kind, which = kinds[trial % len(kinds)], (trial // len(kinds)) % len(paths)
-        found[kind].update(read_apart(DAMAGES[kind](bytearray(whole[which]), rng), clean[which]))
+        counts[kind].update(read_apart(DAMAGES[kind](bytearray(whole[which]), rng), clean[which]))
     print(f"{'damage':>14} files changed refused of these  unharmed but refused  crashed  too slow  without reason")
-    for kind, row in found.items():
-        cells = [row[key] for key in ("files", "changed", "caught", "strict", "crashed", "slow", "silent")]
+    for kind, counted in counts.items():
+        cells = [counted[key] for key in ("files", "changed", "caught", "strict", "crashed", "slow", "silent")]
         print("{:>14} {:5d} {:7d} {:16d} {:21d} {:8d} {:9d} {:15d}".format(kind, *cells))
-    total = sum(found.values(), Counter[str]())
+    total = sum(counts.values(), Counter[str]())
     rate = total["caught"] / max(total["changed"], 1)
     held = rate >= MIN_REFUSED and not total["crashed"] and not total["slow"] and not total["silent"]
     seconds = round(time.perf_counter() - started, 1)
@@ -168,7 +168,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def read_apart(data: bytes, clean: Tensor) -> list[str]:
-    """Read a file in a process of its own and return what is to be counted."""
+    """Read a file in a process of its own and return the names of the counts that it adds to."""
     ours, theirs = multiprocessing.Pipe(duplex=False)
     child = multiprocessing.get_context("fork").Process(target=look, args=(data, clean, theirs))
     child.start()
@@ -184,7 +184,7 @@ def read_apart(data: bytes, clean: Tensor) -> list[str]:
 
 
 def look(data: bytes, clean: Tensor, answer: Connection) -> None:
-    """Read a file as users do, and say what came of it."""
+    """Read a file as users do, and send the names of the counts that it adds to."""
     started, refused, counted = time.perf_counter(), False, []
     try:
         sampled(data, allow_damaged=False)
@@ -205,7 +205,7 @@ def sampled(data: bytes, *, allow_damaged: bool) -> Tensor:
 
 
 def differs(broken: bytes, clean: Tensor) -> bool:
-    """Say whether the sampled pixels of a file differ from the clean ones."""
+    """Return whether the sampled pixels of a file differ from the clean ones."""
     try:
         frames = sampled(broken, allow_damaged=True)
     except VideoError:

@@ -1,6 +1,8 @@
-"""Draws held-out prompts before and after a run: python scripts/experiments/contact_sheet.py OUTPUT PICTURE.png.
+"""Draws held-out prompts before and after a run.
 
-Each row is one prompt; on the left the frames of round 0, on the right those of the last round, drawn from the same
+python scripts/experiments/contact_sheet.py OUTPUT PICTURE.png
+
+Each line is one prompt; on the left the frames of round 0, on the right those of the last round, drawn from the same
 noise. Needs matplotlib.
 """
 
@@ -38,12 +40,12 @@ def main(argv: Sequence[str]) -> int:
     first, last = rounds[0], rounds[-1]
     samples = json.loads((last / "samples.json").read_text())
     figure, axes = pyplot.subplots(len(samples), 2, figsize=(11, 1.45 * len(samples)), squeeze=False)
-    for row, sample in zip(axes, samples, strict=True):
-        for axis, folder in zip(row, (first, last), strict=True):
+    for pair, sample in zip(axes, samples, strict=True):
+        for axis, folder in zip(pair, (first, last), strict=True):
             axis.imshow(strip(folder / sample["file"]).numpy(), interpolation="nearest")
             axis.set_axis_off()
-        row[0].set_title(sample["prompt"], loc="left", fontsize=9)
-        row[1].set_title(f"the same after {len(rounds) - 1} rounds", loc="left", fontsize=9)
+        pair[0].set_title(sample["prompt"], loc="left", fontsize=9)
+        pair[1].set_title(f"the same after {len(rounds) - 1} rounds", loc="left", fontsize=9)
     figure.tight_layout()
     figure.savefig(argv[1], dpi=80)
     return 0

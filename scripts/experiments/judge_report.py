@@ -1,4 +1,6 @@
-"""Measures the toy judge on held-out scenes: python scripts/experiments/judge_report.py [--judge toy] [--num 500].
+"""Measures the toy judge on held-out scenes.
+
+python scripts/experiments/judge_report.py [--judge toy] [--num 500]
 
 Writes docs/toy_judge.md and docs/toy_judge.json: level and reasoned ratings and comparisons against the oracle, as
 `video-judge eval --world moving_shapes` prints them, how the scores fall where clips are damaged on purpose, as
@@ -34,14 +36,14 @@ MIN_GAP = 0.1
 def attribute_checks(judge: VideoJudgeReward, num: int) -> dict[str, dict[str, float]]:
     """Return attribute -> mean text alignment of clean clips whose prompt names its right, or a wrong, value alone."""
     clips = world.sample_rated(num, seed=77, scenes=world.split(world.CORE)[1], clean_share=1.0)
-    found = {}
+    means = {}
     for name, phrase in world.PHRASES.items():
         asked = [(clip, value) for clip in clips for value in world.CORE.values(name)]
         scores = judge([c.video for c, _ in asked], [phrase.format(value) for _, value in asked], batch_size=16).scores
         values = scores["text_alignment"]
         right = torch.tensor([clip.facts["shown"][name] == value for clip, value in asked])  # type: ignore[index]
-        found[name] = {"right": float(values[right].nanmean()), "wrong": float(values[~right].nanmean())}
-    return found
+        means[name] = {"right": float(values[right].nanmean()), "wrong": float(values[~right].nanmean())}
+    return means
 
 
 def main(argv: Sequence[str]) -> int:
@@ -57,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
     pairs = benchmark.pairs_by_label(clips, min_gap=MIN_GAP, num=len(clips), seed=1234)
     few = clips[: max(2, options.num * 2 // 5)]
     damaged = sanity(judge, clean_shapes(max(2, options.num // 5), seed=0), policy=judge.frame_policy)
-    found: dict[str, tables.Table] = {
+    measured: dict[str, tables.Table] = {
         "level readout": benchmark.evaluate_ratings(judge, clips),
         "reasoned readout": benchmark.evaluate_ratings(judge, few, readout="reason"),
         f"reasoned readout, mean of {NUM_SAMPLES} answers": benchmark.evaluate_ratings(
@@ -68,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
     }
     checks = attribute_checks(judge, max(2, options.num // 5))
     options.docs.mkdir(parents=True, exist_ok=True)
-    plain = {name: tables.to_json(table) for name, table in found.items()}
+    plain = {name: tables.to_json(table) for name, table in measured.items()}
     plain |= {"sanity": damaged.to_json(), "attributes": checks}
     (options.docs / "toy_judge.json").write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
     lines = [
@@ -78,10 +80,15 @@ def main(argv: Sequence[str]) -> int:
         f"reasoned readout; {len(pairs)} pairs at least {MIN_GAP} apart for the comparator). "
         "`python scripts/experiments/judge_report.py` makes this page.",
     ]
-    for name, table in found.items():
+    for name, table in measured.items():
         lines += ["", f"## {name[0].upper()}{name[1:]}", "", "```", tables.format_table(table), "```"]
     lines += ["", "## Sanity: damage on purpose", "", "```", damaged.format(), "```"]
-    lines += ["", "## What it checks of a prompt", "", "Text alignment of clean clips under a prompt that names one"]
+    lines += [
+        "",
+        "## Attributes of a prompt that it checks",
+        "",
+        "Text alignment of clean clips under a prompt that names one",
+    ]
     lines += ["attribute alone. Where right and wrong score alike, the judge does not check it.", ""]
     lines += ["| attribute | right value | wrong value | label of wrong |", "|---|---|---|---|"]
     lines += [f"| {n} | {c['right']:.2f} | {c['wrong']:.2f} | {world.WRONG[n]:.2f} |" for n, c in checks.items()]

@@ -1,7 +1,9 @@
-"""Proves the oracle against the renderer's truth: python scripts/experiments/oracle_report.py [--vae FOLDER] [--num 500].
+"""Proves the oracle against the renderer's truth.
+
+python scripts/experiments/oracle_report.py [--vae FOLDER] [--num 500]
 
 Writes docs/oracle.md and docs/oracle.json: attributes read from clean clips and after the toy autoencoder, the table of
-defects and dimensions, agreement of a clip's scores with its reconstruction's and with its labels, and what cheats earn.
+defects and dimensions, agreement of a clip's scores with its reconstruction's and with its labels, and the scores of cheats.
 """
 
 from __future__ import annotations
@@ -56,10 +58,10 @@ def defect_table(num: int) -> dict[str, dict[str, dict[str, list[float]]]]:
         known: dict[str, list[float]] = {dimension: [] for dimension in DIMENSIONS}
         for severity in range(len(SEVERITIES)):
             clips = [distort(clip, name, severity, generator=generator) for clip in clean]
-            found = mean_scores(clips, [world.caption(scene) for scene in scenes])
+            scores = mean_scores(clips, [world.caption(scene) for scene in scenes])
             label = world.label({name: severity}, scenes[0], scenes[0])
             for dimension in DIMENSIONS:
-                means[dimension].append(found[dimension])
+                means[dimension].append(scores[dimension])
                 known[dimension].append(label[dimension])
         table[name] = {d: {"oracle": means[d], "label": known[d], "seen": is_seen(means[d])} for d in DIMENSIONS}
     return table
@@ -115,32 +117,32 @@ def half_recoloured(clip: Tensor, scene: world.Scene) -> Tensor:
     """Return the clip with the upper half of the shape in another colour (red, or green where red was asked for)."""
     other = torch.tensor(world.COLOURS["green" if scene.colour == "red" else "red"]).view(3, 1, 1)
     colourful = (clip - clip.mean(1, keepdim=True)).abs().amax(1, keepdim=True) > 0.15  # [T, 1, S, S]
-    rows = torch.arange(clip.shape[-2]).view(1, 1, -1, 1)
-    centre = (colourful * rows).sum((2, 3), keepdim=True) / colourful.sum((2, 3), keepdim=True).clamp_min(1)
-    return torch.where(colourful & (rows < centre), other, clip)
+    heights = torch.arange(clip.shape[-2]).view(1, 1, -1, 1)
+    centre = (colourful * heights).sum((2, 3), keepdim=True) / colourful.sum((2, 3), keepdim=True).clamp_min(1)
+    return torch.where(colourful & (heights < centre), other, clip)
 
 
 def failures(report: dict) -> list[str]:
-    """Return what falls short of what the oracle must show."""
-    found = []
+    """Return a sentence for each requirement of the oracle that is not met."""
+    shortfalls = []
     for kind, least in (("clean", 0.95), ("reconstructed", 0.9)):
         for name, share in report["attributes"][kind].items():
             if share < least:
-                found.append(f"{name} is read right in {share:.3f} of {kind} clips, below {least}")
-    for name, row in report["defects"].items():
-        if not any(cell["seen"] for cell in row.values()):
-            found.append(f"no dimension sees {name}")
+                shortfalls.append(f"{name} is read right in {share:.3f} of {kind} clips, below {least}")
+    for name, cells in report["defects"].items():
+        if not any(cell["seen"] for cell in cells.values()):
+            shortfalls.append(f"no dimension sees {name}")
         for dimension in DIMENSIONS:
-            if is_seen(row[dimension]["label"]) and not row[dimension]["seen"]:
-                found.append(f"{dimension} does not fall at each severity of {name}")
+            if is_seen(cells[dimension]["label"]) and not cells[dimension]["seen"]:
+                shortfalls.append(f"{dimension} does not fall at each severity of {name}")
     for dimension, value in report["srcc"]["clip_and_reconstruction"].items():
         if value < 0.6:
-            found.append(f"SRCC of {dimension} through the autoencoder is {value:.2f}, below 0.6")
+            shortfalls.append(f"SRCC of {dimension} through the autoencoder is {value:.2f}, below 0.6")
     honest = report["cheats"]["clean"]["overall"]
     for name, scores in report["cheats"].items():
         if name != "clean" and scores["overall"] >= honest / 2:
-            found.append(f"{name} earns {scores['overall']:.2f}, half of a clean clip or more")
-    return found
+            shortfalls.append(f"{name} earns {scores['overall']:.2f}, half of a clean clip or more")
+    return shortfalls
 
 
 def markdown(report: dict) -> str:
@@ -154,22 +156,22 @@ def markdown(report: dict) -> str:
     for name in report["attributes"]["full"]:
         cells = [report["attributes"][kind].get(name) for kind in kinds]
         lines.append(f"| {name} | " + " | ".join("-" if c is None else f"{c:.3f}" for c in cells) + " |")
-    lines += ["", "## What each dimension sees", ""]
+    lines += ["", "## Defects that each dimension sees", ""]
     lines += [
         f"Mean over {NUM_PER_CELL} clips at severities 0 to 4, and the label's in brackets. Bold cells fall at each"
     ]
     lines += ["severity; the others are not read as signs of that defect.", ""]
     lines += ["| defect | " + " | ".join(DIMENSIONS) + " |", "|---" * (len(DIMENSIONS) + 1) + "|"]
-    for name, row in report["defects"].items():
-        lines.append(f"| {name} | " + " | ".join(_cell(row[d]) for d in DIMENSIONS) + " |")
+    for name, by_dimension in report["defects"].items():
+        lines.append(f"| {name} | " + " | ".join(_cell(by_dimension[d]) for d in DIMENSIONS) + " |")
     lines += ["", "## Agreement", "", f"SRCC over {report['num']} clips with mixed defects and mismatches.", ""]
     lines += ["| | " + " | ".join(DIMENSIONS) + " |", "|---" * (len(DIMENSIONS) + 1) + "|"]
-    for name, row in report["srcc"].items():
-        lines.append(f"| {name.replace('_', ' ')} | " + " | ".join(f"{row[d]:.3f}" for d in DIMENSIONS) + " |")
-    lines += ["", "## Cheats", "", "Mean scores; each cheat must earn less than half of what the clean clip does.", ""]
+    for name, by_dimension in report["srcc"].items():
+        lines.append(f"| {name.replace('_', ' ')} | " + " | ".join(f"{by_dimension[d]:.3f}" for d in DIMENSIONS) + " |")
+    lines += ["", "## Cheats", "", "Mean scores; each cheat must earn less than half of the clean clip's score.", ""]
     lines += ["| clip | " + " | ".join(DIMENSIONS) + " |", "|---" * (len(DIMENSIONS) + 1) + "|"]
-    for name, row in report["cheats"].items():
-        lines.append(f"| {name} | " + " | ".join(f"{row[d]:.3f}" for d in DIMENSIONS) + " |")
+    for name, by_dimension in report["cheats"].items():
+        lines.append(f"| {name} | " + " | ".join(f"{by_dimension[d]:.3f}" for d in DIMENSIONS) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -180,7 +182,7 @@ def _cell(cell: dict) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measure, write both files, and say what falls short."""
+    """Measure, write both files, and print the requirements that are not met."""
     from diffusers import AutoencoderKLWan
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

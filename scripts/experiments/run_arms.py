@@ -3,7 +3,7 @@
     python scripts/experiments/run_arms.py                     all arms, three seeds, two runs at a time on one thread each
     python scripts/experiments/run_arms.py --arms nft dpo --seeds 0 --jobs 1
 
-A finished run is not repeated and an interrupted one is resumed, so that the script can be stopped and started at will.
+A finished run is not repeated and an interrupted one is resumed: the script can be stopped and started at will.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ARMS: dict[str, tuple[str, ...]] = {
     "shuffled": ("reward.transform=shuffle",),
     "reversed": ("reward.transform=negate",),
 }
-"""Arm -> what it changes in configs/toy.yaml."""
+"""Arm -> its overrides of configs/toy.yaml."""
 
 TITLES = {
     "nft": "DiffusionNFT, judge refreshed",
@@ -45,15 +45,15 @@ DIMENSIONS = ("overall", "visual_quality", "motion_quality", "text_alignment")
 
 
 def main() -> int:
-    """Run what is missing, then write the results; return the number of runs that failed."""
+    """Run the missing runs, then write the results; return the number of runs that failed."""
     options = parser_of(__doc__, ARMS, runs="arms").parse_args()
     todo = [(arm, seed) for seed in options.seeds for arm in options.arms]
     with ThreadPoolExecutor(options.jobs) as pool:
         statuses = list(pool.map(lambda item: run_one(options.runs, *item), todo))
-    found = {arm: collect([output(options.runs, arm, seed) for seed in options.seeds]) for arm in options.arms}
-    found = {arm: summary for arm, summary in found.items() if summary}
-    if found:
-        write_results(found, options.docs)
+    summaries = {arm: collect([output(options.runs, arm, seed) for seed in options.seeds]) for arm in options.arms}
+    summaries = {arm: summary for arm, summary in summaries.items() if summary}
+    if summaries:
+        write_results(summaries, options.docs)
     return sum(status != 0 for status in statuses)
 
 
@@ -107,7 +107,7 @@ def write_results(arms: Mapping[str, Mapping[str, Any]], docs: Path) -> None:
     }
     plot(panels, docs / "toy_results.svg", xlabel="round", dashed=[TITLES["shuffled"], TITLES["reversed"]])
     lines = [
-        "# What the toy loop does",
+        "# Results of the toy loop",
         "",
         "The generator learns from the judge alone; the oracle only measures. Each row is the change on "
         f"{next(iter(arms.values()))['num_prompts']} held-out prompts with the same noise before and after, with its "
@@ -119,7 +119,7 @@ def write_results(arms: Mapping[str, Mapping[str, Any]], docs: Path) -> None:
         + " | ".join(f"{name.replace('_', ' ')}" for name in DIMENSIONS)
         + " | diversity | flow loss, times | right pairs | refreshes kept | minutes |",
         "|---" * (9 + len(DIMENSIONS)) + "|",
-        *(row(arm, summary) for arm, summary in arms.items()),
+        *(table_line(arm, summary) for arm, summary in arms.items()),
         "",
         "Right pairs: how often the judge orders two clips of one held-out prompt as the oracle does, where the oracle "
         "sets them 0.05 apart: the first judge before, the refreshed judge after (random scores on the same pairs).",
@@ -128,7 +128,7 @@ def write_results(arms: Mapping[str, Mapping[str, Any]], docs: Path) -> None:
     (docs / "toy_results.md").write_text("\n".join(lines), encoding="utf-8")
 
 
-def row(arm: str, summary: Mapping[str, Any]) -> str:
+def table_line(arm: str, summary: Mapping[str, Any]) -> str:
     """Return one arm's line of the table."""
     runs, change = summary["runs"], summary["difference"]
     cells = [TITLES[arm], str(summary["num_seeds"])]
@@ -137,8 +137,10 @@ def row(arm: str, summary: Mapping[str, Any]) -> str:
     cells.append(f"{mean([run['rounds'][-1]['diversity'] for run in runs]):.2f}")
     cells.append(f"{mean([run['rounds'][-1]['flow_loss'] / run['rounds'][0]['flow_loss'] for run in runs]):.2f}")
     pairs = {side: [run["pair_accuracy"][side] for run in runs] for side in ("before", "after")}
-    first, last = (mean([found[judge] for found in pairs[side]]) for side, judge in zip(pairs, JUDGES, strict=True))
-    cells.append(f"{first:.2f} to {last:.2f} ({mean([found['random'] for found in pairs['after']]):.2f})")
+    first, last = (
+        mean([accuracy[judge] for accuracy in pairs[side]]) for side, judge in zip(pairs, JUDGES, strict=True)
+    )
+    cells.append(f"{first:.2f} to {last:.2f} ({mean([accuracy['random'] for accuracy in pairs['after']]):.2f})")
     kept = [record["judge_kept"] for run in runs for record in run["rounds"] if record["judge_kept"] is not None]
     cells.append(f"{sum(kept)} of {len(kept)}")
     cells.append(f"{mean([sum(record['seconds'] for record in run['rounds']) for run in runs]) / 60:.1f}")
@@ -147,12 +149,12 @@ def row(arm: str, summary: Mapping[str, Any]) -> str:
 
 def lines_of(arms: Mapping[str, Mapping[str, Any]], read: Callable[[Mapping[str, Any]], float]) -> dict[str, Line]:
     """Return each arm's mean over its seeds by round."""
-    found: dict[str, Line] = {}
+    curves: dict[str, Line] = {}
     for arm, summary in arms.items():
         length = min(len(run["rounds"]) for run in summary["runs"])
         values = [mean([read(run["rounds"][place]) for run in summary["runs"]]) for place in range(length)]
-        found[TITLES[arm]] = range(length), values
-    return found
+        curves[TITLES[arm]] = range(length), values
+    return curves
 
 
 def _oracle(record: Mapping[str, Any]) -> float:

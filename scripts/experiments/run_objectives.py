@@ -3,7 +3,7 @@
     python scripts/experiments/run_objectives.py --tune        learning rate of each objective, by the judge's reward on training prompts
     python scripts/experiments/run_objectives.py               all arms, three seeds, 300 seconds each on one thread, then the page
 
-Seconds are the processor's, of sampling, scoring and learning alone, so that a busy machine tells the same story. The judge
+Seconds are processor time of sampling, scoring and learning alone, so a busy machine gives the same figures. The judge
 stays fixed; the oracle only measures, on held-out prompts with the same noise each time. Finished runs are kept.
 """
 
@@ -43,9 +43,9 @@ RATES_FILE = "learning_rates.json"
 
 @dataclass(frozen=True)
 class Arm:
-    """One row of the table: its title, what it changes in configs/toy.yaml, and the arm whose learning rate it takes.
+    """One line of the table: its title, its overrides of configs/toy.yaml, and the arm whose learning rate it takes.
 
-    `tune_seconds` is long for objectives that a rate which wins early wears down later.
+    `tune_seconds` is long for objectives where a rate that wins early wears the generator down later.
     """
 
     title: str
@@ -97,12 +97,12 @@ def train(session: Session, seconds: float) -> float:
 def tune(name: str, rate: float, folder: Path) -> None:
     """Train one arm at one learning rate and write the judge's rewards, iteration by iteration."""
     train(open_arm(name, TUNE_SEED, folder, rate), ARMS[name].tune_seconds)
-    rows = [row for row in read_log(folder / "run" / "metrics.jsonl") if row["kind"] == "iteration"]
-    (folder / "rewards.json").write_text(json.dumps([row["reward"] for row in rows]) + "\n")
+    records = [record for record in read_log(folder / "run" / "metrics.jsonl") if record["kind"] == "iteration"]
+    (folder / "rewards.json").write_text(json.dumps([record["reward"] for record in records]) + "\n")
 
 
 def run(name: str, seed: int, folder: Path, rate: float) -> None:
-    """Train one arm for SECONDS and write what was measured before and at each of the marks."""
+    """Train one arm for SECONDS and write the measurements before and at each of the marks."""
     session = open_arm(name, seed, folder, rate)
     evaluator, everything, marks = session.evaluator, len(session.evaluator.prompts), list[dict[str, Any]]()
     before: Evaluation | None = None
@@ -113,21 +113,23 @@ def run(name: str, seed: int, folder: Path, rate: float) -> None:
             clock = SECONDS
         elif mark:
             clock += train(session, SECONDS * mark / NUM_MARKS - clock)
-        found = evaluator.evaluate(session.generator, everything, judge_is_initial=True)
-        before = before or found
-        columns = {key: found.columns[key] for key in found.columns if key.split("/")[0] in (INITIAL, "oracle")}
+        evaluation = evaluator.evaluate(session.generator, everything, judge_is_initial=True)
+        before = before or evaluation
+        columns = {
+            key: evaluation.columns[key] for key in evaluation.columns if key.split("/")[0] in (INITIAL, "oracle")
+        }
         marks.append(
             {
                 "seconds": clock,
                 "iterations": session.progress.iteration,
                 "columns": columns,
-                "diversity": diversity(found, before, session.renderer),
+                "diversity": diversity(evaluation, before, session.renderer),
                 "flow_loss": session.probes.measure()["flow_loss"],
             }
         )
         if mark and name == "frozen":
             break
-    done = {"prompt_ids": found.prompt_ids, "marks": marks, "learning_rate": rate}
+    done = {"prompt_ids": evaluation.prompt_ids, "marks": marks, "learning_rate": rate}
     (folder / "marks.json").write_text(json.dumps(done) + "\n")
 
 
@@ -146,16 +148,16 @@ def choose_rates(names: Sequence[str], runs: Path) -> None:
     Objectives that were tuned before keep their line.
     """
     file = runs / RATES_FILE
-    found = json.loads(file.read_text()) if file.exists() else {}
+    chosen = json.loads(file.read_text()) if file.exists() else {}
     for name in names:
         rewards = {
             f"{rate:g}": json.loads((runs / "tune" / f"{name}-{rate:g}" / "rewards.json").read_text()) for rate in RATES
         }
         num = min(map(len, rewards.values()))
-        means = {rate: float(np.mean(row[num // 2 : num])) for rate, row in rewards.items()}
-        found[name] = {"rate": float(max(means, key=lambda rate: means[rate])), "rewards": means}
-    file.write_text(json.dumps(found, indent=1) + "\n")
-    sys.stdout.write(json.dumps(found, indent=1) + "\n")
+        means = {rate: float(np.mean(values[num // 2 : num])) for rate, values in rewards.items()}
+        chosen[name] = {"rate": float(max(means, key=lambda rate: means[rate])), "rewards": means}
+    file.write_text(json.dumps(chosen, indent=1) + "\n")
+    sys.stdout.write(json.dumps(chosen, indent=1) + "\n")
 
 
 def clips_at(runs: Sequence[Mapping[str, Any]], mark: int) -> Evaluation:
@@ -171,7 +173,7 @@ def curve(runs: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.n
 
 
 def seconds_to(seconds: np.ndarray, means: np.ndarray, goal: float) -> float:
-    """Return when a curve first reaches a level, straight between its marks; infinite where it never does."""
+    """Return the second at which a curve first reaches a goal, straight between its marks; infinite where it never does."""
     for place in range(1, len(means)):
         if means[place] >= goal > means[place - 1]:
             share = (goal - means[place - 1]) / (means[place] - means[place - 1])
@@ -188,9 +190,9 @@ def speed_ratio(
     groups = [np.flatnonzero(ids == one) for one in dict.fromkeys(ids)]
     rng = np.random.default_rng(0)
 
-    def ratio(rows: np.ndarray) -> float:
+    def ratio(picked: np.ndarray) -> float:
         """Return the ratio on some clips."""
-        return float(theirs[-1] / seconds_to(own, mine[:, rows].mean(1), other[:, rows].mean(1)[-1]))
+        return float(theirs[-1] / seconds_to(own, mine[:, picked].mean(1), other[:, picked].mean(1)[-1]))
 
     drawn = [
         ratio(np.concatenate([groups[i] for i in rng.integers(len(groups), size=len(groups))]))
@@ -201,7 +203,7 @@ def speed_ratio(
 
 
 def summarise(ended: Mapping[int, Mapping[str, Any]], slow: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return one arm's row, of its finished runs by seed; it is set against `slow` on the seeds that both have finished."""
+    """Return one arm's summary, of its finished runs by seed; it is set against `slow` on the seeds that both have finished."""
     runs, both = list(ended.values()), sorted(set(ended) & set(slow))
     last = [one["marks"][-1] for one in runs]
     first = [one["marks"][0] for one in runs]
@@ -227,16 +229,18 @@ def summarise(ended: Mapping[int, Mapping[str, Any]], slow: Mapping[int, Mapping
 
 def write(arms: Sequence[str], seeds: Sequence[int], runs: Path, docs: Path) -> None:
     """Write docs/toy_objectives.{md,json,svg} of the finished runs."""
-    found: dict[str, dict[int, Any]] = {}
+    ended_by_arm: dict[str, dict[int, Any]] = {}
     for name in arms:
         files = {seed: runs / f"{name}-{seed}" / "marks.json" for seed in seeds}
-        found[name] = {seed: json.loads(file.read_text()) for seed, file in files.items() if file.exists()}
-    slow = found.get("flow_grpo", {})
-    rows = {name: summarise(ended, slow if name != "frozen" else {}) for name, ended in found.items() if ended}
+        ended_by_arm[name] = {seed: json.loads(file.read_text()) for seed, file in files.items() if file.exists()}
+    slow = ended_by_arm.get("flow_grpo", {})
+    summaries = {
+        name: summarise(ended, slow if name != "frozen" else {}) for name, ended in ended_by_arm.items() if ended
+    }
     rates = json.loads((runs / RATES_FILE).read_text()) if (runs / RATES_FILE).exists() else {}
     docs.mkdir(parents=True, exist_ok=True)
-    (docs / "toy_objectives.json").write_text(json.dumps({"arms": rows, "learning_rates": rates}, indent=1) + "\n")
-    shown = {ARMS[name].title: row["curve"] for name, row in rows.items() if name != "frozen"}
+    (docs / "toy_objectives.json").write_text(json.dumps({"arms": summaries, "learning_rates": rates}, indent=1) + "\n")
+    shown = {ARMS[name].title: summary["curve"] for name, summary in summaries.items() if name != "frozen"}
     panels = {
         source: {title: (curve["seconds"], curve[source]) for title, curve in shown.items()}
         for source in ("oracle", "judge")
@@ -260,7 +264,7 @@ def write(arms: Sequence[str], seeds: Sequence[int], runs: Path, docs: Path) -> 
         "",
         "| arm | seeds | rate | iterations | oracle | change | judge | diversity | flow loss, times | sooner |",
         "|" + "---|" * 10,
-        *(line(name, row) for name, row in rows.items()),
+        *(line(name, summary) for name, summary in summaries.items()),
         "",
         "The rows without anchor are the published forms. Unanchored pairs only ask that winners beat losers: they learn as fast",
         "as the anchored ones at first, then both get worse (see the curve and the flow loss); at the lowest rate, which learns",
@@ -272,20 +276,25 @@ def write(arms: Sequence[str], seeds: Sequence[int], runs: Path, docs: Path) -> 
     sys.stdout.write("\n".join(lines))
 
 
-def line(name: str, row: Mapping[str, Any]) -> str:
+def line(name: str, summary: Mapping[str, Any]) -> str:
     """Return one arm's line of the table."""
-    change, sooner = row["difference"]["overall"], row["sooner"]
-    cells = [ARMS[name].title, str(row["num_seeds"]), f"{row['learning_rate']:g}", f"{row['iterations']:.0f}"]
-    cells.append(f"{row['oracle']['before']:.3f} to {row['oracle']['after']:.3f}")
+    change, sooner = summary["difference"]["overall"], summary["sooner"]
+    cells = [
+        ARMS[name].title,
+        str(summary["num_seeds"]),
+        f"{summary['learning_rate']:g}",
+        f"{summary['iterations']:.0f}",
+    ]
+    cells.append(f"{summary['oracle']['before']:.3f} to {summary['oracle']['after']:.3f}")
     cells.append(f"{change['mean']:+.3f} [{change['low']:+.3f}, {change['high']:+.3f}]")
-    cells.append(f"{row['judge']['before']:.3f} to {row['judge']['after']:.3f}")
-    cells += [f"{row['diversity']:.2f}", f"{row['flow_loss_ratio']:.2f}"]
+    cells.append(f"{summary['judge']['before']:.3f} to {summary['judge']['after']:.3f}")
+    cells += [f"{summary['diversity']:.2f}", f"{summary['flow_loss_ratio']:.2f}"]
     cells.append("" if sooner is None else f"{sooner['ratio']:.1f} [{sooner['low']:.1f}, {sooner['high']:.1f}]")
     return "| " + " | ".join(cells) + " |"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run what is missing, then write the page; return the number of runs that failed."""
+    """Run the missing arms, then write the page; return the number of runs that failed."""
     parser = parser_of(__doc__, ARMS, runs="objectives")
     parser.add_argument("--tune", action="store_true", help="choose the learning rates")
     parser.add_argument(

@@ -53,7 +53,7 @@ def test_vader_takes_one_video_with_its_prompt_and_stills_with_theirs(judge):
 def test_vader_hears_of_bytes_and_of_missing_rewards(judge, mute):
     with pytest.raises(ValueError, match=r"frames must lie in \[-1, 1\], got \[0, 255\]"):
         reward_loss(judge, fps=FPS)(torch.tensor([0.0, 255.0]).expand(1, 2, 3, 32, 2), PROMPTS[0])
-    with pytest.raises(RuntimeError, match="2 of 2 rewards could not be computed"):
+    with pytest.raises(RuntimeError, match="2 of 2 rewards"):
         reward_loss(mute, fps=FPS)(clips(), PROMPTS)
 
 
@@ -98,7 +98,7 @@ def test_videox_fun_is_its_hosts_reward():
 def test_videox_fun_hears_of_missing_rewards_and_other_ranges(judge, mute):
     frames = clips().transpose(1, 2)
     assert JudgeFrames(mute, FPS).get_reward(frames, PROMPTS).isnan().all()
-    with pytest.raises(RuntimeError, match="2 of 2 rewards could not be computed"):
+    with pytest.raises(RuntimeError, match="2 of 2 rewards"):
         JudgeFrames(mute, FPS)(frames, PROMPTS)
     with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
         JudgeFrames(judge, FPS)(frames * 2 - 1, PROMPTS)

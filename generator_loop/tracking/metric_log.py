@@ -19,11 +19,20 @@ class MetricLog:
     def __init__(self, path: str | Path, *, is_main: bool) -> None:
         self.path, self.is_main = Path(path), is_main
 
-    def rewind(self, step: int) -> None:
-        """Drop rows of later steps than `step`, which a resumed run will write again."""
+    def rewind(self, step: int, *, round_is_open: bool = False) -> None:
+        """Drop the lines that a resumed run will write again.
+
+        Args:
+            step: iterations finished; lines of later steps go.
+            round_is_open: the refresh and evaluation at `step` are still to come, so their lines go too.
+        """
         if self.is_main and self.path.exists():
-            kept = [row for row in read_log(self.path) if row["step"] <= step]
-            write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+            kept = [
+                line
+                for line in read_log(self.path)
+                if line["step"] < step or (line["step"] == step and (line["kind"] == "iteration" or not round_is_open))
+            ]
+            write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, kind: str, step: int, metrics: Mapping[str, float]) -> dict[str, float]:
         """Append one row and return its metrics averaged over the processes.

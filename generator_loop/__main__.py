@@ -56,6 +56,9 @@ def _launch(path: str, overrides: Sequence[str], *, dry_run: bool) -> int:
 
     resumed = [item.removeprefix(RESUME) for item in overrides if item.startswith(RESUME)]
     settings = [item for item in overrides if not item.startswith(RESUME)]
+    for folder in resumed:
+        if not (Path(folder) / "config.yaml").is_file():
+            raise ValueError(f"resume={folder}: the folder holds no run")
     # a run goes on with the settings that it began with; only new ones need be given again
     config = (
         read_config(Path(resumed[-1]) / "config.yaml", [*settings, f"run.output={resumed[-1]}"]) if resumed else None

@@ -1,4 +1,4 @@
-"""Agreement between predicted and true quality: rank and linear correlation, pair accuracy, bootstrap intervals.
+"""Agreement between predicted and true quality: rank and linear correlation, pair accuracy, intervals over cases and seeds.
 
 Everything is plain numpy on one-dimensional arrays of equal length N. A missing value (NaN) is never dropped in silence:
 the correlations return NaN when one is present, and `drop_missing` removes such cases and counts them. An
@@ -7,6 +7,7 @@ undefined value, such as the correlation of a constant, is NaN too.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -60,6 +61,20 @@ class Interval:
     high: float
     num_groups: int
     num_undefined: int
+
+
+@dataclass(frozen=True)
+class SeedInterval:
+    """Mean over `num` runs with Student's t interval, and the two-sided p value of a mean of 0.
+
+    Bounds and p value are NaN where the runs cannot say how far runs differ.
+    """
+
+    mean: float
+    low: float
+    high: float
+    p_value: float
+    num: int
 
 
 def drop_missing(prediction: ArrayLike, target: ArrayLike) -> Complete:
@@ -336,6 +351,74 @@ def bootstrap_interval(
     if 2 * len(defined) > num_resamples:
         low, high = (float(bound) for bound in np.quantile(defined, [(1 - level) / 2, (1 + level) / 2]))
     return Interval(float(statistic(*arrays)), low, high, len(units), num_resamples - len(defined))
+
+
+def t_interval(values: ArrayLike, *, level: float = 0.95) -> SeedInterval:
+    """Student's t interval of the mean over independent runs, for instance one value per seed.
+
+    A percentile bootstrap over 3 runs covers the true mean in about 72 % of experiments instead of 95 %; this interval
+    covers it in 95 % where the runs' values are normal.
+
+    Args:
+        values: [N], one per run, any unit.
+        level: probability mass between the bounds, in (0, 1).
+
+    Returns:
+        Mean, bounds and p value; the last three are NaN for fewer than two runs, runs that are all exactly equal (seeds
+        that changed nothing are one run) and a value that is missing.
+
+    Raises:
+        ValueError: if there are no values, they have several axes, or the level is out of range.
+    """
+    x = np.asarray(values, np.float64)
+    if x.ndim != 1 or not len(x) or not 0 < level < 1:
+        raise ValueError(f"expected values [N], N >= 1, and a level in (0, 1), got shape {x.shape} and {level}")
+    mean = float(x.mean())
+    if len(x) < 2 or not np.isfinite(x).all() or np.ptp(x) == 0:
+        return SeedInterval(mean, float("nan"), float("nan"), float("nan"), len(x))
+    error = float(x.std(ddof=1)) / math.sqrt(len(x))
+    half = _t_quantile(level, len(x) - 1) * error
+    return SeedInterval(mean, mean - half, mean + half, 1 - _t_mass(abs(mean) / error, len(x) - 1), len(x))
+
+
+def holm(p_values: ArrayLike) -> FloatArray:
+    """Holm's correction of p values for their number: rejecting those below alpha errs once or more with chance <= alpha.
+
+    Args:
+        p_values: [N]; a missing one counts as 1.
+
+    Returns:
+        [N] corrected values in [0, 1].
+
+    Source: Holm 1979, "A simple sequentially rejective multiple test procedure".
+    """
+    p = np.nan_to_num(np.asarray(p_values, np.float64), nan=1.0)
+    order = np.argsort(p, kind="stable")
+    corrected = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1.0)
+    return corrected[np.argsort(order, kind="stable")]
+
+
+def _t_mass(t: float, freedom: int) -> float:
+    """Return Student's probability of [-t, t]; Abramowitz and Stegun 26.7.3 and 26.7.4."""
+    angle = math.atan2(t, math.sqrt(freedom))
+    square, term, total = math.cos(angle) ** 2, 1.0, 0.0
+    for step in range(freedom // 2):
+        total += term
+        term *= square * ((2 * step + 2) / (2 * step + 3) if freedom % 2 else (2 * step + 1) / (2 * step + 2))
+    if freedom % 2:
+        return min(2 / math.pi * (angle + math.sin(angle) * math.cos(angle) * total), 1.0)
+    return min(math.sin(angle) * total, 1.0)
+
+
+def _t_quantile(mass: float, freedom: int) -> float:
+    """Return the t whose interval [-t, t] holds the mass, by bisection."""
+    low, high = 0.0, 1.0
+    while _t_mass(high, freedom) < mass:
+        high *= 2
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _t_mass(middle, freedom) < mass else (low, middle)
+    return high
 
 
 def _pair(first: ArrayLike, second: ArrayLike) -> tuple[FloatArray, FloatArray]:

@@ -155,3 +155,69 @@ def test_bootstrap_counts_undefined_resamples():
 def test_bootstrap_refuses_unequal_lengths():
     with pytest.raises(ValueError, match="one length above 0"):
         metrics.bootstrap_interval(np.mean, [1.0, 2.0], groups=["a"])
+
+
+@pytest.mark.parametrize("num", [2, 3, 4, 5, 6, 7, 20, 101])
+@pytest.mark.parametrize("level", [0.5, 0.95, 0.999])
+def test_t_interval_equals_scipy(num, level):
+    stats = pytest.importorskip("scipy.stats")
+    values = np.random.default_rng(num).normal(0.3, 1.0, num)
+    interval = metrics.t_interval(values, level=level)
+    expected = stats.t.interval(level, num - 1, loc=values.mean(), scale=stats.sem(values))
+    assert (interval.low, interval.high) == pytest.approx(expected, rel=1e-9)
+    assert interval.p_value == pytest.approx(stats.ttest_1samp(values, 0).pvalue, rel=1e-8)
+    assert (interval.mean, interval.num) == (pytest.approx(values.mean()), num)
+
+
+def test_t_interval_of_three_seeds_by_hand():
+    # mean 2, standard error 1 / sqrt(3), t(2) at 97.5 % = 4.302653
+    interval = metrics.t_interval([1.0, 2.0, 3.0])
+    assert interval.high - 2 == pytest.approx(4.302653 / np.sqrt(3), rel=1e-6)
+    assert interval.p_value == pytest.approx(1 - 2 * np.sqrt(3) / np.sqrt(2 + 12))  # A = t / sqrt(2 + t^2)
+
+
+@pytest.mark.parametrize("values", [[0.3], [0.2, 0.2, 0.2], [0.0, 0.0], [0.1, NAN, 0.3], [0.1, np.inf]])
+def test_runs_that_cannot_differ_have_no_interval(values):
+    interval = metrics.t_interval(values)
+    assert all(np.isnan(one) for one in (interval.low, interval.high, interval.p_value))
+
+
+@pytest.mark.parametrize(("values", "level"), [([], 0.95), ([[1.0, 2.0]], 0.95), ([1.0, 2.0], 1.0), ([1.0, 2.0], 0.0)])
+def test_t_interval_refuses_what_it_cannot_use(values, level):
+    with pytest.raises(ValueError, match="level"):
+        metrics.t_interval(values, level=level)
+
+
+@pytest.mark.parametrize("num", [3, 6])
+def test_t_interval_covers_95_in_100_experiments_where_the_bootstrap_does_not(num):
+    rng, trials = np.random.default_rng(0), 4000
+    runs = rng.normal(0.1, 0.05, (trials, num))
+    covered = np.mean([one.low <= 0.1 <= one.high for one in map(metrics.t_interval, runs)])
+    # Standard error of a share of 0.95 over 4000 trials: 0.0034.
+    assert covered == pytest.approx(0.95, abs=0.012)
+    means = np.sort(runs[:500, rng.integers(num, size=(1000, num))].mean(2), axis=1)  # [trials, resamples]
+    low, high = np.quantile(means, [0.025, 0.975], axis=1)
+    bootstrap = np.mean((low <= 0.1) & (high >= 0.1))
+    assert bootstrap < (0.80 if num == 3 else 0.91)
+
+
+def test_bootstrap_interval_over_three_seeds_covers_about_72_in_100_experiments():
+    runs = np.random.default_rng(1).normal(0.1, 0.05, (400, 3))
+    drawn = [metrics.bootstrap_interval(np.mean, one, num_resamples=400) for one in runs]
+    # Standard error of a share of 0.72 over 400 trials: 0.022.
+    assert np.mean([one.low <= 0.1 <= one.high for one in drawn]) == pytest.approx(0.72, abs=0.08)
+
+
+def test_holm_by_hand():
+    # sorted .01 .03 .04: times 3, 2, 1 are .03 .06 .04; never below the one before
+    assert metrics.holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
+    assert metrics.holm([0.6, 0.9]) == pytest.approx([1.0, 1.0])
+    assert metrics.holm([0.01, NAN]) == pytest.approx([0.02, 1.0])
+    assert metrics.holm([]).tolist() == []
+
+
+def test_holm_errs_in_five_of_a_hundred_families_where_plain_tests_err_in_most():
+    rng = np.random.default_rng(2)
+    families = [[metrics.t_interval(runs).p_value for runs in rng.normal(0, 1, (17, 3))] for _ in range(400)]
+    assert np.mean([metrics.holm(one).min() < 0.05 for one in families]) < 0.08
+    assert np.mean([min(one) < 0.05 for one in families]) > 0.4

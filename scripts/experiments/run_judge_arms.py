@@ -2,9 +2,10 @@
 
     python scripts/experiments/run_judge_arms.py                            both recipes, all arms, three seeds, two runs at a time
     python scripts/experiments/run_judge_arms.py --arms vq_insight no_temporal --seeds 0
+    python scripts/experiments/run_judge_arms.py --from-json                the pages again, from the JSON of earlier runs
 
 All arms of a recipe go on from one supervised start. Start and end are measured on held-out clips and pairs, against the oracle;
-differences are paired by clip, averaged over seeds, and bootstrapped by prompt and by seed. Finished runs are kept, and
+differences are paired by clip and by seed; `judge_page` makes the page of them. Finished runs are kept, and
 stages that two arms of a seed share are trained once.
 """
 
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from arms import ROOT, parser_of, run_apart
+from judge_page import MEASURES, write_page
 
 from reward_model.config import load_config
 from reward_model.evaluation import benchmark, metrics
@@ -46,16 +48,6 @@ STARTS = {recipe: f"{arm}_start" for recipe, arm in WHOLE.items()}
 
 Answers = Sequence[Mapping[str, Any]]
 """Answers of one role after each of several runs."""
-
-MEASURES = {
-    "right": "",
-    "scores": "",
-    "scores:nearness": ", nearness",
-    "unseen": ", unseen defects",
-    "unseen:nearness": ", unseen defects, nearness",
-}
-"""Measure of a run's answers (key of the answers, and `:nearness` where it is not their rank correlation) -> its name in the
-table."""
 
 
 def without(*names: str) -> Change:
@@ -212,7 +204,8 @@ def score(answers: Mapping[str, Any], measure: str, truth: Mapping[str, np.ndarr
 def compare(first: Answers, last: Answers, measure: str, dimensions: Sequence[str]) -> dict[str, Any]:
     """Return the mean over the runs on each side, the difference with its bootstrap interval, and the difference by seed.
 
-    Prompts and runs are resampled; where both sides have several runs, those of one seed stay together.
+    Prompts and runs are resampled; where both sides have several runs, those of one seed stay together and their differences
+    are by seed too.
     """
     clips = held_out(unseen=measure.startswith("unseen"))
     truth = {name: np.array([clip.quality[name] for clip in clips]) for name in dimensions}
@@ -240,13 +233,14 @@ def compare(first: Answers, last: Answers, measure: str, dimensions: Sequence[st
         "difference": after - before,
         "low": float(low),
         "high": float(high),
-        "by_seed": [score(one, measure, truth, everything) - before for one in last],
+        "by_seed": [mean(last, everything, [run]) - mean(first, everything, [run]) for run in range(len(last))],
     }
 
 
 def main(argv: Sequence[str]) -> int:
     """Run what is missing, then write the tables; return the number of runs that failed."""
     parser = parser_of(__doc__, ARMS, runs="judge_arms")
+    parser.add_argument("--from-json", action="store_true", help="write the pages of docs/*.json and run nothing")
     parser.add_argument("--only", nargs=2, metavar=("ARM", "SEED"), help="run one in this process and write no table")
     options = parser.parse_args(argv)
     if options.only:
@@ -259,6 +253,10 @@ def main(argv: Sequence[str]) -> int:
             run_start(recipe, folder)
         return 0
     recipes = [recipe for recipe in WHOLE if any(ARMS[arm][0] == recipe for arm in options.arms)]
+    if options.from_json:
+        for recipe in recipes:
+            write_page(recipe, options.docs)
+        return 0
     if any(_run_apart(STARTS[recipe], 0, options.runs) for recipe in recipes):
         return 1
     todo = [(arm, seed) for arm in options.arms for seed in options.seeds]  # an arm's stages serve the next
@@ -291,71 +289,44 @@ def table_entry(
     return {"seeds": len(ended), "start": own, "whole": against}
 
 
-def verdicts(table: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return sentences on the intervals: the effect of GRPO from the start, and of each arm's change."""
-    names = {True: "better", False: "worse", None: "not shown to differ"}
-    lines = []
-    for against, title in (("start", "Against the start"), ("whole", "Against the whole recipe")):
-        by_verdict: dict[bool | None, list[str]] = {verdict: [] for verdict in names}
-        for entry in table:
-            if (one := entry[against]) is not None:
-                verdict = True if one["low"] > 0 else False if one["high"] < 0 else None
-                by_verdict[verdict].append(f"{entry['arm']} ({entry['role']}{MEASURES[entry['part']]})")
-        lines += [f"{title}, {names[verdict]}: {'; '.join(named)}." for verdict, named in by_verdict.items() if named]
-    return lines
-
-
-def _interval(compared: Mapping[str, float] | None) -> str:
-    if compared is None:
-        return ""
-    return f"{compared['difference']:+.3f} [{compared['low']:+.3f}, {compared['high']:+.3f}]"
+def parse_rates(start: Mapping[str, Any], ended: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Return role/part -> share of answers that could be read at the start and, as a mean over the runs, after GRPO."""
+    return {
+        f"{role}/{part}": {"start": start[role][key], "after": float(np.mean([one[role][key] for one in ended]))}
+        for role in start
+        for part in ("scores", "unseen")
+        if (key := f"parse_rate_{part}") in start[role]
+    }
 
 
 def write(recipe: str, arms: Sequence[str], seeds: Sequence[int], runs: Path, docs: Path) -> None:
-    """Write docs/<recipe>.md and .json of the finished runs of a recipe's arms."""
+    """Write docs/<recipe>.json of the finished runs of a recipe's arms, and its page; starts and baselines in it stay."""
     start = json.loads((runs / f"{STARTS[recipe]}-0" / "answers.json").read_text())
     answers: dict[str, dict[int, Any]] = {}
     for arm in dict.fromkeys([WHOLE[recipe], *arms]):
         files = {seed: runs / f"{arm}-{seed}" / "answers.json" for seed in seeds}
         answers[arm] = {seed: json.loads(file.read_text()) for seed, file in files.items() if file.exists()}
-    table = [
-        {
-            "arm": arm,
-            "role": role,
-            "part": measure,
-            **table_entry(start, answers[WHOLE[recipe]], answers[arm], role, measure),
-        }
+    whole = answers[WHOLE[recipe]]
+    entries = [
+        {"arm": arm, "role": role, "part": measure, **table_entry(start, whole, answers[arm], role, measure)}
         for arm in arms
         for role in next(iter(answers[arm].values()), ())
         for measure in MEASURES
         if measure.partition(":")[0] in start[role]
     ]
-    lines = [
-        f"# GRPO after supervision, one factor at a time: {recipe}",
-        "",
-        f"{NUM_CLIPS} held-out clips rated by the oracle. Scorer: rank correlation of the reasoned answers; that of generated",
-        "clips rates visual quality, motion quality and text alignment, of which this is the mean, the natural one overall",
-        "quality. Nearness is 1 - |quality - label|, which the reward `absolute` pays: it can rise while ranks do not, where an",
-        f"unsure judge learns to hedge. Both also on {NUM_UNSEEN} clips with kinds of damage that no training shows.",
-        f"Comparator: accuracy on {NUM_PAIRS} pairs at least 0.1 apart. Start is the judge after supervision. Differences are",
-        "from the start, and from the whole recipe with the same seeds: below 0 where what the arm leaves out or changes helps.",
-        "Intervals are 95 %, of the mean over the seeds, resampled by prompt and by seed; one that holds 0 shows nothing.",
-        f"`python scripts/experiments/run_judge_arms.py --arms {' '.join(arms)} --seeds {' '.join(map(str, seeds))}` makes this page.",
-        "",
-        "| arm | role | start | after GRPO | from the start | by seed | from the whole recipe |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {entry['arm']} | {entry['role']}{MEASURES[entry['part']]} | {entry['start']['first']:.3f} | {entry['start']['last']:.3f} "
-        f"| {_interval(entry['start'])} | {', '.join(f'{one:+.3f}' for one in entry['start']['by_seed'])} "
-        f"| {_interval(entry['whole'])} |"
-        for entry in table
-    ]
-    lines += ["", *(f"- {verdict}" for verdict in verdicts(table))]
+    sizes = {"num_clips": NUM_CLIPS, "num_unseen": NUM_UNSEEN, "num_pairs": NUM_PAIRS, "clips_seed": SEED}
+    file = docs / f"{recipe}.json"
+    kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    content = {
+        "protocol": {"arms": list(arms), "seeds": list(seeds), **sizes},
+        "entries": entries,
+        "parse_rates": parse_rates(start, list(whole.values())) if whole else None,
+        "baselines": kept.get("baselines", {}),
+        "starts": kept.get("starts", []),
+    }
     docs.mkdir(parents=True, exist_ok=True)
-    (docs / f"{recipe}.md").write_text("\n".join([*lines, ""]), encoding="utf-8")
-    (docs / f"{recipe}.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
-    sys.stdout.write("\n".join([*lines, ""]))
+    file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    sys.stdout.write(write_page(recipe, docs))
 
 
 if __name__ == "__main__":

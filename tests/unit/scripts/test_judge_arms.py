@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 
 @pytest.fixture
@@ -78,3 +80,83 @@ def test_runs_are_compared_by_prompt_and_by_seed(arms):
     assert (found["low"], found["high"]) == pytest.approx((0, 1 / 2))
     whole = arms.compare([better, same], [better, same], "right", ())
     assert whole["difference"] == whole["low"] == whole["high"] == 0  # runs of one seed stay together
+
+
+@pytest.mark.parametrize("recipe", ["toy_vq_insight", "toy_vqathinker"])
+def test_the_page_is_that_of_its_json(arms, recipe):
+    docs = arms.ROOT / "docs"
+    page = (docs / f"{recipe}.md").read_text(encoding="utf-8")
+    import judge_page
+
+    assert page == judge_page.page_of(recipe, json.loads((docs / f"{recipe}.json").read_text(encoding="utf-8")))
+
+
+def test_pages_are_written_from_json_alone(arms, tmp_path):
+    for recipe in arms.WHOLE:
+        (tmp_path / f"{recipe}.json").write_bytes((arms.ROOT / "docs" / f"{recipe}.json").read_bytes())
+    assert arms.main(["--from-json", "--docs", str(tmp_path), "--runs", str(tmp_path / "none")]) == 0
+    for recipe in arms.WHOLE:
+        assert (tmp_path / f"{recipe}.md").read_bytes() == (arms.ROOT / "docs" / f"{recipe}.md").read_bytes()
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("recipe", ["toy_vq_insight", "toy_vqathinker"])
+def test_every_start_of_the_history_is_told(arms, recipe):
+    import judge_starts
+
+    told = json.loads((arms.ROOT / "docs" / f"{recipe}.json").read_text(encoding="utf-8"))["starts"]
+    commits = [figures["commit"] for start in told for figures in start["figures"]]
+    if any(subprocess.run(["git", "cat-file", "-e", one], cwd=arms.ROOT, check=False).returncode for one in commits):
+        pytest.skip("needs the repository's history")
+    assert judge_starts.starts_of(recipe) == told
+    today = judge_starts.start_in(yaml.safe_load((arms.ROOT / "configs" / "judge" / f"{recipe}.yaml").read_text()))
+    assert today == {key: told[-1][key] for key in today}
+
+
+def test_starts_before_the_present_one_keep_their_figures(arms):
+    told = json.loads((arms.ROOT / "docs" / "toy_vq_insight.json").read_text(encoding="utf-8"))["starts"]
+    ranks = [start["figures"][-1]["measures"]["generated/scores"] for start in told]
+    assert [(round(one["start"], 3), round(one["after"], 3)) for one in ranks] == [
+        (0.835, 0.840), (0.740, 0.750), (0.364, 0.343), (0.454, 0.450), (0.536, 0.539), (0.283, 0.395)
+    ]  # fmt: skip
+    page = (arms.ROOT / "docs" / "toy_vq_insight.md").read_text(encoding="utf-8")
+    assert "1 other, measured on the same 1000 clips, had shown no gain in ranks (0.536 to 0.539)" in page
+    assert "| generated | 0.871 |" in page and "| answers that could be read | all | all | all | not kept |" in page
+
+
+def entry(by_seed, low, high, whole=None):
+    own = {"first": 0.5, "last": 0.6, "difference": 0.1, "low": low, "high": high, "by_seed": by_seed}
+    return {"arm": "vq_insight", "role": "generated", "part": "scores", "seeds": 3, "start": own, "whole": whole}
+
+
+def test_a_difference_is_shown_only_over_seeds_after_the_correction_and_by_prompt(arms):
+    import judge_page
+
+    steady, loose = [0.100, 0.101, 0.102], [0.05, 0.10, 0.15]
+    one = entry(steady, 0.05, 0.15)
+    corrected = judge_page.corrected_p_values([one])
+    plain = judge_page.metrics.t_interval(steady).p_value
+    assert list(corrected.values()) == pytest.approx([plain])
+    assert judge_page.verdict(one["start"], plain) == "better"
+    assert judge_page.verdict(one["start"], 0.06) == "not shown"
+    assert judge_page.verdict(entry(steady, -0.01, 0.2)["start"], plain) == "not shown"
+    assert judge_page.verdict(entry(loose, -0.3, -0.1)["start"], 0.01) == "worse"
+    twice = judge_page.corrected_p_values([one, entry(loose, 0.01, 0.2) | {"arm": "absolute"}])
+    assert twice["vq_insight", "generated", "scores", "start"] == pytest.approx(2 * plain)
+
+
+def test_runs_of_two_sides_differ_by_seed(arms):
+    def answers(*right):
+        return {"prompts": ["a", "b"], "right": [bool(one) for one in right]}
+
+    whole, arm = [answers(1, 1), answers(0, 0)], [answers(1, 0), answers(0, 1)]
+    assert arms.compare(whole, arm, "right", ())["by_seed"] == pytest.approx([-1 / 2, 1 / 2])
+
+
+def test_parse_rates_of_later_runs_are_kept(arms):
+    start = {"generated": {"parse_rate_scores": 0.6, "parse_rate_unseen": 0.5}, "comparator": {"right": []}}
+    ended = [{"generated": {"parse_rate_scores": rate, "parse_rate_unseen": 1.0}} for rate in (0.9, 0.7)]
+    assert arms.parse_rates(start, ended) == {
+        "generated/scores": {"start": 0.6, "after": pytest.approx(0.8)},
+        "generated/unseen": {"start": 0.5, "after": 1.0},
+    }

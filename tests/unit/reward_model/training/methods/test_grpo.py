@@ -125,6 +125,30 @@ def test_before_the_first_update_ratios_are_one_and_the_penalty_is_zero(judge):
     assert metrics["ratio_error"] < 1e-5 and metrics["kl"] == 0 and metrics["entropy"] > 0
 
 
+@pytest.mark.parametrize("cut", [{"top_k": 5}, {"top_p": 0.3}, {"top_p": 0.5, "top_k": 9}])
+def test_answers_drawn_from_the_likeliest_tokens_have_ratio_one_and_the_cut_probabilities(judge, cut):
+    settings = dataclasses.replace(SETTINGS, **cut)
+    prompts = prompts_of()
+    with judge.use_role("policy"):
+        groups = sample_answers(judge, prompts, settings, num_samples=3, seed=1)
+    advantages = answer_advantages(groups, REWARDS, settings)
+    *_, (_, metrics) = grpo_micro_batches(judge, groups, advantages, settings, role="policy", reference="start")
+    assert metrics["ratio_error"] < 1e-5 and metrics["kl"] == 0
+    for prompt, completions in zip(prompts, groups.completions, strict=True):
+        for one in completions:
+            with judge.use_role("policy"):
+                logits = judge.next_token_logits([prompt.request])[0][0].detach()
+            every = logits.index_fill(0, torch.tensor(judge.suppressed_ids), -torch.inf).softmax(-1)
+            ordered, order = every.sort(descending=True)
+            ordered = ordered[: cut.get("top_k", len(ordered))]
+            reached, num = 0.0, 0
+            while reached < cut.get("top_p", 2.0) * float(ordered.sum()) and num < len(ordered):
+                reached, num = reached + float(ordered[num]), num + 1
+            assert sorted(order[:num].tolist()) == one.allowed[0].tolist() and one.tokens[0] in one.allowed[0]
+            assert len(one.allowed) == len(one.tokens)
+            assert_close(one.log_probs[0], (every[one.tokens[0]] / reached).log(), atol=1e-4, rtol=0)
+
+
 def test_the_gradient_equals_that_of_one_whole_forward_per_answer(judge):
     groups = answers_of(judge, prompts_of())
     advantages = answer_advantages(groups, REWARDS, SETTINGS)

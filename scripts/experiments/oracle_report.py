@@ -57,7 +57,7 @@ def defect_table(num: int) -> dict[str, dict[str, dict[str, list[float]]]]:
         means: dict[str, list[float]] = {dimension: [] for dimension in DIMENSIONS}
         known: dict[str, list[float]] = {dimension: [] for dimension in DIMENSIONS}
         for severity in range(len(SEVERITIES)):
-            clips = [distort(clip, name, severity, generator=generator) for clip in clean]
+            clips = [distort(clip, name, severity, generator=generator, fps=world.FPS) for clip in clean]
             scores = mean_scores(clips, [world.caption(scene) for scene in scenes])
             label = world.label({name: severity}, scenes[0], scenes[0])
             for dimension in DIMENSIONS:

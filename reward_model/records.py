@@ -50,13 +50,15 @@ class Video:
 class FramePlan:
     """Frames that the judge sees: `indices` into the source, `times` in seconds, `kinds` in {"slow", "fast"}.
 
-    `fps` is the rate in Hz at which the chosen frames follow one another.
+    `fps` is the rate in Hz at which the chosen frames follow one another. `sampled_fps` is their number over the seconds of the
+    whole source, which is lower where the first and the last frame are among them; 0 stands for `fps`.
     """
 
     indices: tuple[int, ...]
     times: tuple[float, ...]
     kinds: tuple[str, ...]
     fps: float
+    sampled_fps: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True)

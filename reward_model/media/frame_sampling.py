@@ -103,7 +103,7 @@ def plan_frames(
         times: T ascending seconds at which the frames appear; None: index / fps.
 
     Returns:
-        The plan: N ascending indices, times in seconds, kinds and the mean rate of the chosen frames.
+        The plan: N ascending indices, times in seconds, kinds, the rate of the chosen frames and that over the whole source.
 
     Raises:
         ValueError: if there is no frame, the rate is not positive, or the times do not fit.
@@ -128,7 +128,8 @@ def plan_frames(
     chosen = tuple(times[index] for index in indices)
     span = chosen[-1] - chosen[0]
     rate = (len(chosen) - 1) / span if span > 0 else fps
-    return FramePlan(indices=tuple(indices), times=chosen, kinds=tuple(kinds), fps=rate)
+    sampled = len(chosen) / num_frames * fps
+    return FramePlan(indices=tuple(indices), times=chosen, kinds=tuple(kinds), fps=rate, sampled_fps=sampled)
 
 
 def take(video: Video, policy: FramePolicy | None) -> Clip:

@@ -109,6 +109,7 @@ def read_video(
             times=tuple(plan.times[position] for position in kept),
             kinds=tuple(plan.kinds[position] for position in kept),
             fps=plan.fps,
+            sampled_fps=plan.sampled_fps * len(kept) / len(plan.indices),
         )
     stacked = torch.from_numpy(np.stack([pictures[index] for index in plan.indices]))
     frames = rearrange(stacked, "n h w c -> n c h w").to(torch.float32, memory_format=torch.contiguous_format).div_(255)

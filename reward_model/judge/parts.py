@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -152,21 +152,29 @@ class JudgeParts(nn.Module):
         return self._roles.use(name)
 
     def add_role(
-        self, name: str, *, rank: int = 16, alpha: int = 32, vision: bool = False, copy_from: str | None = None
+        self,
+        name: str,
+        *,
+        rank: int = 16,
+        alpha: int = 32,
+        targets: Sequence[str] = ("text",),
+        copy_from: str | None = None,
     ) -> None:
-        """Add a LoRA adapter on the text model's linear layers.
+        """Add a LoRA adapter on linear layers.
 
         Args:
             name: of letters, digits, - and _.
             rank: of the update; raising it lets more change.
             alpha: the update is scaled by alpha / rank.
-            vision: adapt the vision tower's linear layers too.
+            targets: parts of the model whose layers it adapts: "text", the text model; "vision", the blocks of the vision
+                tower; "merger", the projections from the tower into the text model. Clips are then not remembered where the
+                tower or the merger is adapted.
             copy_from: role whose rank, alpha, layers and weights it starts from; the other arguments are then not read.
 
         Raises:
-            ValueError: a name that is taken or malformed, or an unknown role to copy.
+            ValueError: a name that is taken or malformed, unknown targets, or an unknown role to copy.
         """
-        self._roles.add(name, rank=rank, alpha=alpha, vision=vision, copy_from=copy_from)
+        self._roles.add(name, rank=rank, alpha=alpha, targets=targets, copy_from=copy_from)
 
     def add_motion(self, settings: Mapping[str, Any]) -> None:
         """Show clips' motion features from now on, in slots behind their frames.

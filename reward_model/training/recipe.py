@@ -9,6 +9,7 @@ from typing import Literal
 from reward_model.config import did_you_mean
 from reward_model.datasets.readers import DataConfig
 from reward_model.judge.families import FAMILIES
+from reward_model.judge.modules.roles import check_targets
 from reward_model.media.frame_sampling import FramePolicy
 from reward_model.media.motion_encoders import MotionConfig
 from reward_model.rewards import RewardConfig
@@ -21,17 +22,21 @@ TASKS = ("rate", "match", "describe", "reason", "compare", "ask")
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig:
-    """Size of a role's adapter."""
+    """Size of a role's adapter, and the layers that it adapts."""
 
     rank: int = 16
     """Rank of the update."""
     alpha: int = 32
     """Scale: the update is multiplied by alpha / rank."""
+    targets: list[str] = field(default_factory=lambda: ["text"])
+    """Adapted parts: text (the text model), vision (the vision tower), merger (the projections between them). With vision or
+    merger each answer's passes encode the clip again, as its features are no longer the same for reference and policy."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
         if self.rank < 1 or self.alpha < 1:
             raise ValueError(f"lora.rank and lora.alpha must be >= 1, got {self.rank}, {self.alpha}")
+        check_targets(self.targets)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +61,7 @@ class StageConfig:
     train_motion: bool = False
     """Train the projector of motion tokens, which all roles share, beside the role; the base's training includes it."""
     lora: LoraConfig = LoraConfig()
-    """Size of a new adapter."""
+    """Size and layers of a new adapter."""
     start: str | None = None
     """Role whose weights (and size) the adapter starts from, also where the judge has the role already; null goes on from the
     role as it is, or starts a new one at the base."""

@@ -147,7 +147,8 @@ def _prepare_role(judge: VideoJudge, stage: StageConfig) -> None:
         return
     if stage.role in judge.roles:
         judge.remove_role(stage.role)
-    judge.add_role(stage.role, rank=stage.lora.rank, alpha=stage.lora.alpha, copy_from=stage.start)
+    lora = stage.lora
+    judge.add_role(stage.role, rank=lora.rank, alpha=lora.alpha, targets=lora.targets, copy_from=stage.start)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import RLock
@@ -17,7 +17,12 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 _TEXT = r".*language_model\.layers\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
-_VISION = r".*visual\.blocks\..*\.(qkv|proj|gate_proj|up_proj|down_proj|linear_fc1|linear_fc2)"
+_VISION = r".*visual\.blocks\..*\.(qkv|proj|gate_proj|up_proj|down_proj|linear_fc1|linear_fc2|fc1|fc2)"
+_MERGER = r".*visual\.(merger|deepstack_merger_list\.\d+)\.(mlp\.[02]|linear_fc1|linear_fc2)"
+
+TARGETS = {"text": _TEXT, "vision": _VISION, "merger": _MERGER}
+"""Parts of a model that a role may adapt -> pattern of their linear layers."""
+
 _SAVED_PREFIX = "base_model.model."
 
 
@@ -41,7 +46,7 @@ class Roles:
         """The role in use; None is the base."""
         return self._active
 
-    def add(self, name: str, *, rank: int, alpha: int, vision: bool, copy_from: str | None) -> None:
+    def add(self, name: str, *, rank: int, alpha: int, targets: Sequence[str], copy_from: str | None) -> None:
         """Add a role; see `VideoJudge.add_role`."""
         if not _NAME.fullmatch(name) or name in self._configs:
             raise ValueError(f"a new role needs a new name of letters, digits, - and _, got {name!r}")
@@ -50,8 +55,9 @@ class Roles:
         from peft import LoraConfig, get_peft_model_state_dict
 
         if copy_from is None:
-            targets = f"{_TEXT}|{_VISION}" if vision else _TEXT
-            self._inject(name, LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets))
+            check_targets(targets)
+            pattern = "|".join(TARGETS[part] for part in TARGETS if part in targets)
+            self._inject(name, LoraConfig(r=rank, lora_alpha=alpha, target_modules=pattern))
             return
         weights = get_peft_model_state_dict(self._model, adapter_name=copy_from)
         self._inject(name, self._configs[copy_from], {key: value.clone() for key, value in weights.items()})
@@ -152,6 +158,12 @@ class Roles:
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
         self._active = name
+
+
+def check_targets(targets: Sequence[str]) -> None:
+    """Refuse targets that are not some of `TARGETS`, each once (ValueError)."""
+    if not targets or len(set(targets)) < len(targets) or not set(targets) <= set(TARGETS):
+        raise ValueError(f"lora.targets must be one or more of {', '.join(TARGETS)}, each once, got {list(targets)}")
 
 
 def base_state(model: nn.Module) -> dict[str, Any]:

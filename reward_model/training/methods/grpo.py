@@ -19,6 +19,7 @@ from torch import Tensor
 
 from reward_model.judge.engine.decoding import Completion
 from reward_model.judge.model import VideoJudge
+from reward_model.media.motion_encoders import encoder_of
 from reward_model.records import Answer, Label, RewardValues
 from reward_model.rewards.base import AnswerReward, Perturbed
 from reward_model.training.fit import rank_and_world
@@ -332,9 +333,10 @@ class GRPOSteps:
         with self.judge.use_role(self.role):
             groups = sample_answers(self.judge, prompts, config, num_samples=config.group_size, seed=seed)
             if config.perturbation is not None:
+                motion = encoder_of(self.judge.config.motion)
                 generators = [torch.Generator().manual_seed(seed * 1_000_003 + prompt.group) for prompt in prompts]
                 other = [
-                    perturbed(prompt, config.perturbation, generator)
+                    perturbed(prompt, config.perturbation, generator, motion=motion)
                     for prompt, generator in zip(prompts, generators, strict=True)
                     if prompt.kind == "reason"
                 ]

@@ -28,7 +28,7 @@ def judge(request):
     """A judge with two roles whose weights are drawn, one of them in the vision tower as well."""
     judge = build_judge(request.param)
     judge.configure(calibration={"overall": {"mean": 0.4, "std": 0.2}}, lineage=("warm-up",), trained_on="noise")
-    judge.add_role("generated", rank=4, alpha=12, vision=True)
+    judge.add_role("generated", rank=4, alpha=12, targets=("text", "vision"))
     judge.add_role("natural", rank=2, alpha=2)
     generator = torch.Generator().manual_seed(0)
     for role in judge.roles:

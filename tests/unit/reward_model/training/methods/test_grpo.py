@@ -10,6 +10,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from reward_model.media.motion_encoders import MotionConfig, build_encoder
+from reward_model.media.perturbations import PERTURBATIONS, draw_order, reorder, spread_order
+from reward_model.media.video_io import read_video, write_video
 from reward_model.records import DIMENSIONS, Answer, Label, RatedClip, RewardValues, Video
 from reward_model.training.fit import FitConfig, fit
 from reward_model.training.methods import grpo
@@ -24,7 +27,8 @@ from reward_model.training.methods.grpo import (
     sample_answers,
 )
 from reward_model.training.methods.policy_loss import policy_loss
-from reward_model.training.tasks.rollout_prompts import build_prompt, plan_prompts
+from reward_model.training.tasks.mixture import clip_planner
+from reward_model.training.tasks.rollout_prompts import build_prompt, perturbed, plan_prompts
 from reward_model.training.tasks.supervised import pair_of
 from tests.tiny_judge import build_judge, forced_log_probs, make_clip
 
@@ -345,3 +349,33 @@ def test_a_comparison_is_one_token_that_needs_no_end():
     assert max(len(completion.tokens) for completion in groups.completions[1]) > 1
     assert prompt.read(" A", num_tokens=1, ended=False).choice == "A"
     assert prompt.read(" red", num_tokens=1, ended=False).fault
+
+
+@pytest.mark.parametrize("kept", ["memory", "file"])
+@pytest.mark.parametrize("name", PERTURBATIONS)
+def test_a_disturbed_clip_of_a_motion_judge_has_features_of_the_disturbed_order_in_the_same_slots(tmp_path, name, kept):
+    judge, settings = build_judge(), MotionConfig(segment_seconds=0.5, cache=str(tmp_path / "features"))
+    encoder = build_encoder(settings)
+    judge.add_motion({**dataclasses.asdict(settings), "feature_size": encoder.feature_size})
+    judge.configure(frame_policy={"mode": "uniform", "num_frames": 6})
+    video = Video(torch.rand(20, 3, 32, 32, generator=torch.Generator().manual_seed(0)), 8.0)
+    if kept == "file":
+        write_video(tmp_path / "clip.mp4", video.frames, 8.0)
+    source = video if kept == "memory" else tmp_path / "clip.mp4"
+    planner = clip_planner(judge)
+    prompt = build_prompt("reason", RatedClip(source, "a dog", {"overall": 0.5}, "clip"), planner, group=0)
+    num_cached = len(list((tmp_path / "features").iterdir()))
+    other = perturbed(prompt, name, torch.Generator().manual_seed(3), motion=encoder)
+    (before,), (after,) = prompt.request.clips, other.request.clips
+    # 20 frames at 8 Hz are 2.5 s: five tokens before and after
+    assert before.motion.shape == after.motion.shape == (5, encoder.feature_size)
+    assert not torch.equal(before.motion, after.motion)
+    packed = [judge._pack([one.request], None).sequences.tokens for one in (prompt, other)]
+    assert torch.equal(*packed)  # the text alone tells nothing
+    order = spread_order(draw_order(6, name, torch.Generator().manual_seed(3)), before.plan.indices, 20)
+    dense = video if kept == "memory" else read_video(source)[0]
+    expected = encoder.encoder.encode(reorder(dense.frames, order), 8.0)
+    assert_close(after.motion, expected, atol=1e-6, rtol=0)
+    assert len(list((tmp_path / "features").iterdir())) == num_cached
+    with pytest.raises(ValueError, match="need the judge's motion encoder"):
+        perturbed(prompt, name, torch.Generator())

@@ -17,9 +17,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from reward_model.language.requests import SCORE_RANGE
 from reward_model.records import Answer, Label, RewardValues
-from reward_model.rewards.base import SCALE_WIDTH, Perturbed, check_variant, label_of, number_of, values_of
+from reward_model.rewards.base import SCALE, SCALE_WIDTH, Perturbed, check_variant, label_of, number_of, values_of
 
 Dimensions = str | Mapping[str, float] | None
 """One dimension; or dimension -> weight, read for the rated dimensions of a clip; None weighs all rated ones alike."""
@@ -95,7 +94,7 @@ def absolute(*, dimensions: Dimensions = None, parse: Parse = "released") -> Sco
 
 
 def relative(
-    *, scale: Sequence[float] = SCORE_RANGE, dimensions: Dimensions = None, parse: Parse = "released"
+    *, scale: Sequence[float] = SCALE, dimensions: Dimensions = None, parse: Parse = "released"
 ) -> ScoreReward:
     """Return the reward 1 - (|score - label| + 1e-9) / (|label| + 1e-9), not below 0: VQ-Insight's released code.
 
@@ -118,11 +117,11 @@ def relative(
     if len(scale) != 2 or not all(math.isfinite(end) for end in scale) or not scale[0] < scale[1]:
         raise ValueError(f"scale must be the lowest and the highest value, finite and ascending, got {list(scale)}")
     low, width = scale[0], scale[1] - scale[0]
-    own = (low, scale[1]) == SCORE_RANGE  # numbers on their own scale are taken as they stand, not rounded on the way
+    own = (low, scale[1]) == SCALE  # numbers on their own scale are taken as they stand, not rounded on the way
 
     def placed(number: float) -> float:
         """Return a number of the scale 1 to 5 on the other scale."""
-        return number if own else low + width * (number - SCORE_RANGE[0]) / SCALE_WIDTH
+        return number if own else low + width * (number - SCALE[0]) / SCALE_WIDTH
 
     def nearness(score: str, label: float) -> float:
         """Return 1 minus the error relative to the label."""

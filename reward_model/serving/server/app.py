@@ -134,7 +134,9 @@ class RequestReader:
             rooms = [await self._run(self._judge.room, name, video) for name, video in videos]
             kept, reading = sum(room.kept for room in rooms), max(room.reading for room in rooms)
             if kept + reading > self._memory.size:
-                need = f"needs {(kept + reading) / 10**6:.0f} MB of the {self._memory.size / 10**6:.0f} MB for all clips"
+                need = (
+                    f"needs {(kept + reading) / 10**6:.0f} MB of the {self._memory.size / 10**6:.0f} MB for all clips"
+                )
                 raise HTTPException(413, f"{videos[0][0]} {need}; send a smaller video")
             async with self._memory.holding(kept, reading) as share:
                 clips = [await self._run(self._judge.read, name, video) for name, video in videos]

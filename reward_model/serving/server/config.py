@@ -35,7 +35,9 @@ class ServerConfig:
     max_uploads: int = _option(
         128, "bodies that arrive at a time; of more, those of the client with the most that stand still go first"
     )
-    min_body_kb: float = _option(16.0, "lowest mean rate of a body after 5 s, in 10^3 bytes/s; slower ones are answered 408")
+    min_body_kb: float = _option(
+        16.0, "lowest mean rate of a body after 5 s, in 10^3 bytes/s; slower ones are answered 408"
+    )
     body_seconds: float = _option(30.0, "longest time for a request body to arrive, in s; slower ones are answered 408")
     request_seconds: float = _option(120.0, "longest time from body to answer, in s; after it the answer is 504")
 

@@ -11,9 +11,6 @@ SUFFIXES = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mpg", ".mp
 
 LISTS = (".csv", ".jsonl")
 
-VIDEO_COLUMNS = ("path", "video", "path_A")
-"""Columns of the video of a list, where none is named; the first that the list has counts."""
-
 PAIR_COLUMNS = (("path_A", "path_B"), ("first", "second"), ("video_A", "video_B"))
 """Columns of both videos of a list of pairs, where none are named; the first two that the list has count."""
 
@@ -35,7 +32,7 @@ def list_items(
         inputs: video files, folders (searched recursively, sorted by name), and CSV or JSONL lists, whose paths are
             relative to the folder of the list.
         prompt: prompt of videos without one in a list; an empty string is none.
-        path_column: column or key of a list with the video; None takes the first of `VIDEO_COLUMNS` that it has.
+        path_column: column or key of a list with the video; None takes path, video or path_A, the first that it has.
         prompt_column: column or key with the prompt.
 
     Returns:
@@ -61,7 +58,7 @@ def list_items(
 
 
 def _listed(path: Path, named: str | None, prompt_column: str) -> Iterator[tuple[str, str | None]]:
-    from reward_model.datasets.base import read_records
+    from reward_model.datasets.base import VIDEO_COLUMNS, read_records
 
     for number, record in enumerate(read_records(path), start=1):
         path_column = named or next((name for name in VIDEO_COLUMNS if name in record), VIDEO_COLUMNS[0])

@@ -193,7 +193,7 @@ def _choose(
     chosen = {name: Column.parse(text) for name, text in (columns or defaults).items()}
     if not columns and "video" in chosen and "video" not in present:
         known = [name for name in VIDEO_COLUMNS if name in present]
-        chosen |= {"video": Column.parse(name) for name in known[:1]}
+        chosen["video"] = Column.parse((known or VIDEO_COLUMNS)[0])
     if not columns:
         chosen = {name: column for name, column in chosen.items() if column.name in present or name in required}
     for name, column in chosen.items():

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
 
+import reward_model
 from reward_model.commands.judge_options import JudgeFactory, add_judge_options, load_judge
 
 COMMANDS = {
@@ -75,12 +76,22 @@ def main(argv: Sequence[str] | None = None, *, judge_factory: JudgeFactory | Non
         return 130
 
 
+class ShowVersion(argparse.Action):
+    """Prints the version, which is looked up only if it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        """Print program and version, and exit with 0."""
+        print(f"{parser.prog} {reward_model.__version__}")
+        parser.exit()
+
+
 def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     """Return the parser of all commands; only the command in `argv` has its options."""
     layout = partial(argparse.RawDescriptionHelpFormatter, max_help_position=28)
     parser = argparse.ArgumentParser(
         prog="video-judge", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=layout
     )
+    parser.add_argument("--version", action=ShowVersion, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
     asked = next((item for item in argv if not item.startswith("-")), None)
     for name, (module, summary) in COMMANDS.items():

@@ -66,11 +66,13 @@ class Clip:
     """Input of the judge for one video: planned frames, float32 RGB [T, C, H, W] in [0, 1], and the plan that chose them.
 
     `motion` [N, F] holds features of all frames by a motion encoder, for judges that were trained with them.
+    `source_size` is the height and width of the source where `frames` were shrunk to the judge's size while they were read.
     """
 
     frames: Tensor
     plan: FramePlan
     motion: Tensor | None = None
+    source_size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

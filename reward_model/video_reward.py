@@ -116,6 +116,16 @@ class VideoJudgeReward(nn.Module):
         return VideoJudgeReward(self.judge, role=role, allow_damaged=self.allow_damaged)
 
     @property
+    def device(self) -> torch.device:
+        """Device of the judge."""
+        return self.judge.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Data type of the base model's weights."""
+        return next(self.judge.model.parameters()).dtype
+
+    @property
     def frame_policy(self) -> FramePolicy:
         """Frame policy that the judge was trained with."""
         return FramePolicy.from_dict(self.judge.config.frame_policy)

@@ -11,6 +11,9 @@ SUFFIXES = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mpg", ".mp
 
 LISTS = (".csv", ".jsonl")
 
+PAIR_COLUMNS = (("path_A", "path_B"), ("first", "second"), ("video_A", "video_B"))
+"""Columns of both videos of a list of pairs, where none are named; the first two that the list has count."""
+
 
 @dataclass(frozen=True)
 class Item:
@@ -21,7 +24,7 @@ class Item:
 
 
 def list_items(
-    inputs: Sequence[str], *, prompt: str | None = None, path_column: str = "path", prompt_column: str = "prompt"
+    inputs: Sequence[str], *, prompt: str | None = None, path_column: str | None = None, prompt_column: str = "prompt"
 ) -> list[Item]:
     """Expand inputs to videos.
 
@@ -29,7 +32,7 @@ def list_items(
         inputs: video files, folders (searched recursively, sorted by name), and CSV or JSONL lists, whose paths are
             relative to the folder of the list.
         prompt: prompt of videos without one in a list; an empty string is none.
-        path_column: column or key of a list with the video.
+        path_column: column or key of a list with the video; None takes path, video or path_A, the first that it has.
         prompt_column: column or key with the prompt.
 
     Returns:
@@ -54,10 +57,11 @@ def list_items(
     return items
 
 
-def _listed(path: Path, path_column: str, prompt_column: str) -> Iterator[tuple[str, str | None]]:
-    from reward_model.datasets.base import read_records
+def _listed(path: Path, named: str | None, prompt_column: str) -> Iterator[tuple[str, str | None]]:
+    from reward_model.datasets.base import VIDEO_COLUMNS, read_records
 
     for number, record in enumerate(read_records(path), start=1):
+        path_column = named or next((name for name in VIDEO_COLUMNS if name in record), VIDEO_COLUMNS[0])
         if path_column not in record:
             raise ValueError(f"{path}: no column {path_column!r}; its columns are {sorted(record)}; see --path-column")
         video = str(record[path_column] or "").strip()

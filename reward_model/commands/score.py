@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Protocol
 
@@ -52,6 +53,9 @@ class Sink(Protocol):
     def write(self, results: Sequence[Result]) -> None:
         """Write results, in the order of the items."""
 
+    def close(self) -> None:
+        """End the writing."""
+
 
 class Printed:
     """Prints results as JSON lines, or as a table whose paths take `width` characters."""
@@ -71,13 +75,16 @@ class Printed:
             self.num_failed += not result["valid"]
             print(json_line(result) if self.as_json else table_line(result, self.width), flush=True)
 
+    def close(self) -> None:
+        """Do nothing: nobody else prints here."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     parser.description, parser.epilog = DESCRIPTION, EXAMPLES
     parser.add_argument("inputs", nargs="+", help="video files, folders of them, or CSV or JSONL lists")
     parser.add_argument("--prompt", help="generation prompt of videos without one in a list")
-    parser.add_argument("--path-column", default="path", help="column of a list that holds the videos (default: path)")
+    parser.add_argument("--path-column", help="column of a list that holds the videos (default: path, video or path_A)")
     parser.add_argument(
         "--prompt-column", default="prompt", help="column of a list that holds the prompts (default: prompt)"
     )
@@ -105,7 +112,11 @@ def run(args: argparse.Namespace, judge_factory: JudgeFactory) -> int:
         raise ValueError(f"--device {args.device} names several devices; use --jobs to give each a process")
     items = list_items(args.inputs, prompt=args.prompt, path_column=args.path_column, prompt_column=args.prompt_column)
     args.role = args.role or "generated"
-    sink = _open_sink(args, items)
+    with closing(_open_sink(args, items)) as sink:
+        return _score(args, judge_factory, items, sink)
+
+
+def _score(args: argparse.Namespace, judge_factory: JudgeFactory, items: Sequence[Item], sink: Sink) -> int:
     missing = set(sink.missing)
     # Batches are cut from the whole list, so that an item keeps its neighbours, and its last digits, on a resume.
     cut = (range(start, min(start + args.batch_size, len(items))) for start in range(0, len(items), args.batch_size))

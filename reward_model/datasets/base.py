@@ -18,6 +18,9 @@ from pathlib import Path
 from reward_model.dimensions import OVERALL, video_align_names
 from reward_model.records import DIMENSIONS, RatedClip, VideoPair
 
+VIDEO_COLUMNS = ("path", "video", "path_A")
+"""Columns of the video of a list, where none is named; the first that the list has counts."""
+
 CLIP_COLUMNS = {"video": "video", "prompt": "prompt", "source_id": "source_id"} | {name: name for name in DIMENSIONS}
 """Column map of a manifest that uses our own names."""
 
@@ -188,6 +191,9 @@ def _choose(
     if unknown:
         raise ValueError(f"columns: unknown name {unknown[0]!r}; expected some of {list(defaults)}")
     chosen = {name: Column.parse(text) for name, text in (columns or defaults).items()}
+    if not columns and "video" in chosen and "video" not in present:
+        known = [name for name in VIDEO_COLUMNS if name in present]
+        chosen["video"] = Column.parse((known or VIDEO_COLUMNS)[0])
     if not columns:
         chosen = {name: column for name, column in chosen.items() if column.name in present or name in required}
     for name, column in chosen.items():

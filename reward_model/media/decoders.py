@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 Source = str | Path | bytes
 Pictures = dict[int, NDArray[np.uint8]]
+Fit = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+"""Resizes one upright picture [H, W, C]; VideoError for a size that cannot be shown."""
 
 CONTAINERS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,ogg,asf,gif,ivf,h264,hevc,m4v,mp3,wav,png_pipe,jpeg_pipe"
 """Demuxers that may open an input. Playlists and scripts, which would open further files, are not among them."""
@@ -43,6 +45,8 @@ class Target:
     num_frames: int
     stored_size: tuple[int, int]
     size: tuple[int, int]
+    fit: Fit | None = None
+    """Applied to each kept picture as soon as it is decoded, so that memory never holds all of them in full size."""
 
 
 @contextmanager
@@ -185,7 +189,8 @@ def _picture(frame: VideoFrame, target: Target) -> NDArray[np.uint8]:
         frame = frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA", threads=1)
     picture = np.asarray(frame.to_ndarray(format="rgb24", threads=1), np.uint8)
     # FFmpeg's rotation is the counter-clockwise turn that sets the picture upright, as is numpy's.
-    return np.ascontiguousarray(np.rot90(picture, round(frame.rotation / 90)))
+    upright = np.ascontiguousarray(np.rot90(picture, round(frame.rotation / 90)))
+    return upright if target.fit is None else target.fit(upright)
 
 
 def _present(target: Target, num_frames: int, *, allow_damaged: bool) -> list[int]:

@@ -16,6 +16,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from reward_model.media.decoders import Fit
 from reward_model.media.frame_sampling import FramePolicy, take
 from reward_model.media.motion import MotionEncoder
 from reward_model.media.video_io import MediaLimits, read_video
@@ -138,6 +139,7 @@ def plan_clip(
     motion: MotionEncoder | None = None,
     allow_damaged: bool = False,
     limits: MediaLimits | None = None,
+    fit: Callable[[int], Fit] | None = None,
 ) -> Clip:
     """Read a video and plan its frames, with its motion features.
 
@@ -147,6 +149,7 @@ def plan_clip(
         motion: encoder of all frames, of at most `MOTION_SIDE` pixels; None leaves motion out.
         allow_damaged: see `read_video`.
         limits: see `read_video`.
+        fit: see `read_video`; for a file or its bytes.
 
     Returns:
         The clip.
@@ -157,7 +160,7 @@ def plan_clip(
     if isinstance(video, Video):
         clip, dense = take(video, policy), video
     else:
-        read, plan = read_video(video, policy=policy, allow_damaged=allow_damaged, limits=limits)
+        read, plan = read_video(video, policy=policy, allow_damaged=allow_damaged, limits=limits, fit=fit)
         clip = Clip(frames=read.frames, plan=plan)
         if motion is not None:
             dense, _ = read_video(video, max_side=MOTION_SIDE, allow_damaged=allow_damaged, limits=limits)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -21,7 +22,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from reward_model.media.decoders import DECODERS, Source, Target, open_video
+from reward_model.media.decoders import DECODERS, Fit, Source, Target, open_video
 from reward_model.media.frame_sampling import FramePolicy, plan_frames
 from reward_model.records import FramePlan, Video, VideoError
 
@@ -64,6 +65,7 @@ def read_video(
     allow_damaged: bool = False,
     decoder: str = "pyav",
     limits: MediaLimits | None = None,
+    fit: Callable[[int], Fit] | None = None,
 ) -> tuple[Video, FramePlan]:
     """Decode the frames that a policy chooses, upright and in display order.
 
@@ -74,6 +76,7 @@ def read_video(
         allow_damaged: accept clips that the decoder marks as damaged; frames that are lost leave the plan.
         decoder: "pyav", "decord" or "torchcodec". The last two see missing frames but not damaged ones.
         limits: bounds on size; None takes the defaults.
+        fit: takes the number of planned frames and returns what resizes each of them as it is decoded (pyav only).
 
     Returns:
         The kept frames (float32 in [0, 1]) with their times, and the plan that chose them.
@@ -84,6 +87,8 @@ def read_video(
     """
     if decoder not in DECODERS:
         raise ValueError(f"decoder must be one of {sorted(DECODERS)}, got {decoder!r}")
+    if fit is not None and decoder != "pyav":
+        raise ValueError(f"fit goes with the decoder pyav, got {decoder!r}")
     if max_side is not None and max_side < 2:
         raise ValueError(f"max_side must be >= 2 pixels, got {max_side}")
     _check_source(source)
@@ -92,7 +97,7 @@ def read_video(
     if len(header.times) == 1 and policy is not None:
         raise VideoError("a single frame: a still image has no motion to judge")
     plan = plan_frames(len(header.times), header.fps, policy, times=header.times)
-    target = _target(header, plan, max_side)
+    target = _target(header, plan, max_side, None if fit is None else fit(len(plan.indices)))
     width, height = target.size
     if width * height * len(plan.indices) > limits.max_kept_pixels:
         raise VideoError(
@@ -244,8 +249,8 @@ def _check_duration(container: InputContainer, times: tuple[float, ...], fps: fl
         raise VideoError(f"damaged: the frames end at {end:.2f} s, the header names {stated:.2f} s")
 
 
-def _target(header: _Header, plan: FramePlan, max_side: int | None) -> Target:
+def _target(header: _Header, plan: FramePlan, max_side: int | None, fit: Fit | None) -> Target:
     width, height = header.size
     shrink = 1.0 if max_side is None else min(1.0, max_side / max(width, height))
     size = max(round(width * shrink), 1), max(round(height * shrink), 1)
-    return Target(frozenset(plan.indices), len(header.times), stored_size=header.size, size=size)
+    return Target(frozenset(plan.indices), len(header.times), stored_size=header.size, size=size, fit=fit)

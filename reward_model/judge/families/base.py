@@ -200,6 +200,11 @@ def patchify(frames: Tensor, size: tuple[int, int], facts: VisionFacts, *, quant
     )
 
 
+def shrink_whole(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize 8-bit pixels [N, C, H, W] as `patchify` does for `quantise`, which then leaves them as they are."""
+    return _resize(pixels, size)
+
+
 def grid_of(num_frames: int, size: tuple[int, int], facts: VisionFacts) -> Grid:
     """Return the grid of a clip that was resized to `size`."""
     return (-(-num_frames // facts.temporal_patch_size), size[0] // facts.patch_size, size[1] // facts.patch_size)

@@ -158,7 +158,7 @@ def plan_clip(
         clip, dense = take(video, policy), video
     else:
         read, plan = read_video(video, policy=policy, allow_damaged=allow_damaged, limits=limits)
-        clip = Clip(frames=read.frames, plan=plan)
+        clip = Clip(frames=read.frames, plan=plan, remarks=read.remarks)
         if motion is not None:
             dense, _ = read_video(video, max_side=MOTION_SIDE, allow_damaged=allow_damaged, limits=limits)
     return clip if motion is None else replace(clip, motion=motion.encode(dense.frames.detach(), dense.fps))

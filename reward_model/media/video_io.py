@@ -264,7 +264,7 @@ def _inspect(source: Source, limits: MediaLimits, *, allow_damaged: bool) -> _He
             remarks.append(f"the file begins in mid-stream: its first {len(stamps) - len(whole)} pictures are left out")
             stamps = list(whole)
         times, fps = _times(stamps, stream)
-        if stream.frames == 0 and not allow_damaged and not _reaches_end(source, container, packets):
+        if stream.frames == 0 and start is None and not allow_damaged and not _reaches_end(source, container, packets):
             _check_duration(container, times, fps)
         plain = packets.num_hidden == 0 and start is None and len(stamps) == len(packets.stamps)
         plain = plain and (container.format.name != "avi" or len(stamps) == stream.frames)

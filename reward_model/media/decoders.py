@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from einops import rearrange
@@ -253,7 +253,11 @@ def turn_of(frame: VideoFrame) -> Turn:
 
     Source: ffmpeg's command line, which takes the nearest of the eight orientations but for odd angles.
     """
-    matrix = next((bytes(side) for side in frame.side_data if side.type.name == "DISPLAYMATRIX"), b"")
+    from av.sidedata.sidedata import Type
+
+    sides: Any = frame.side_data  # PyAV's types name its keys wrongly
+    side = sides.get(Type.DISPLAYMATRIX)
+    matrix = b"" if side is None else bytes(side)
     if len(matrix) < 36:
         return False, False, False
     # (x, y) as stored is shown at (a x + c y, b x + d y)

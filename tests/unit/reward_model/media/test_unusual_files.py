@@ -140,7 +140,7 @@ def test_hidden_reference_frames_are_no_lost_pictures(codec):
         ("vp9", [0b10000010, 9], False),
         ("vp9", [0b10000000, 9], True),
         ("vp9", [0b10001000, 9], False),  # shows an earlier one
-        ("vp9", [0b10110001, 9], True),  # profile 3 has a reserved bit
+        ("vp9", [0b10110001, 9], False),  # profile 3 has a reserved bit
         ("vp9", [0b10110000, 9 | 128], True),
         ("vp9", [0b10000000, 0b11000001], False),  # hidden and shown ones together
         ("h264", [0, 0], False),

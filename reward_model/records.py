@@ -37,13 +37,15 @@ class Video:
     """Decoded frames of one clip.
 
     `frames` is float32 RGB [T, C, H, W] in [0, 1]; `fps` is in Hz and refers to these frames as consecutive;
-    `times` [T] are seconds from the clip's start (empty: index / fps); `source` names where the clip came from.
+    `times` [T] are seconds from the clip's start (empty: index / fps); `source` names where the clip came from, `remarks` what
+    the frames do not show of it.
     """
 
     frames: Tensor
     fps: float
     times: tuple[float, ...] = ()
     source: str = ""
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,14 +67,16 @@ class FramePlan:
 class Clip:
     """Input of the judge for one video: planned frames, float32 RGB [T, C, H, W] in [0, 1], and the plan that chose them.
 
-    `motion` [N, F] holds features of all frames by a motion encoder, for judges that were trained with them.
-    `source_size` is the height and width of the source where `frames` were shrunk to the judge's size while they were read.
+    `motion` [N, F] holds features of all frames by a motion encoder, for judges that were trained with them; `remarks` are the
+    video's. `source_size` is the height and width of the source where `frames` were shrunk to the judge's size while they
+    were read.
     """
 
     frames: Tensor
     plan: FramePlan
     motion: Tensor | None = None
     source_size: tuple[int, int] | None = None
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -227,7 +231,8 @@ class RewardOutput:
         texts: B reasoned answers, or None.
         frame_plan: B plans, None where the clip could not be read.
         overall_from: per video, the dimensions whose mean is `overall` if the judge was not asked for it.
-        warnings: per video, its properties outside the judge's training range; () if they were not checked.
+        warnings: per video, what its frames do not show (high dynamic range, transparency, ...), and its properties outside the
+            judge's training range.
     """
 
     rewards: Tensor

@@ -143,7 +143,7 @@ def take(video: Video, policy: FramePolicy | None) -> Clip:
         Clip of N frames with its plan.
     """
     plan = plan_frames(len(video.frames), video.fps, policy, times=video.times or None)
-    return Clip(frames=video.frames[list(plan.indices)], plan=plan)
+    return Clip(frames=video.frames[list(plan.indices)], plan=plan, remarks=video.remarks)
 
 
 def _num_planned(num_frames: int, duration: float, policy: FramePolicy) -> int:

@@ -32,6 +32,9 @@ AnswerText = str | tuple[int, ...]
 Answers = Sequence[Sequence[Sequence[AnswerText]]]
 """Per request and branch, any number of answers."""
 
+MAX_STACKED = 2**25
+"""Values of the clips that are resized together, several copies of which exist at a time; a larger clip goes alone."""
+
 _Shown = tuple[tuple[str | int, ...], tuple[int, ...]]
 """A prefix, and the numbers of the distinct clips that its integers stand for; requests that agree in it share a tree."""
 
@@ -154,10 +157,12 @@ def patches_of(
     for index, clip in enumerate(clips):
         groups.setdefault((tuple(clip.frames.shape), shown_size(clip, family)), []).append(index)
     patches: list[Tensor] = [torch.empty(0)] * len(clips)
-    for (_, size), members in groups.items():
-        frames = torch.stack([clips[i].frames.to(device) for i in members])  # [n, T, C, H, W]
-        for index, own in zip(members, patchify(frames, size, family.facts, quantise=quantise), strict=True):
-            patches[index] = own
+    for (shape, size), alike in groups.items():
+        num = max(1, MAX_STACKED // math.prod(shape))
+        for members in (alike[start : start + num] for start in range(0, len(alike), num)):
+            frames = torch.stack([clips[i].frames.to(device) for i in members])  # [n, T, C, H, W]
+            for index, own in zip(members, patchify(frames, size, family.facts, quantise=quantise), strict=True):
+                patches[index] = own
     grids = torch.tensor([clip_grid(clip, family) for clip in clips], device=device)
     return torch.cat(patches), grids
 

@@ -16,7 +16,7 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from reward_model.judge.attention.tree import AttentionSpans
-from reward_model.records import FramePlan
+from reward_model.records import FramePlan, VideoError
 
 Grid = tuple[int, int, int]
 """Frame groups, lines and columns of patches of one clip, before merging."""
@@ -232,10 +232,10 @@ def bounded_size(
         Height and width.
 
     Raises:
-        ValueError: sides that differ by more than a factor of 200.
+        VideoError: sides that differ by more than a factor of 200.
     """
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
-        raise ValueError(f"frames of {height}x{width} are too narrow, the sides may differ by {MAX_ASPECT_RATIO} times")
+        raise VideoError(f"frames of {height}x{width} are too narrow, the sides may differ by {MAX_ASPECT_RATIO} times")
     least, most = bounds
     tall, wide = round(height / factor) * factor, round(width / factor) * factor
     if counted_frames * tall * wide > most:

@@ -16,6 +16,7 @@ from reward_model.media.video_io import MediaLimits
 from reward_model.records import Clip, RewardOutput, Video, VideoError
 from reward_model.scoring.compare import compare_clips
 from reward_model.scoring.explain import explain_clip
+from reward_model.scoring.fitting import fitting
 from reward_model.scoring.json_records import (
     JsonRecord,
     comparison_records,
@@ -110,9 +111,10 @@ class JudgeService:
             ValueError: the bytes are not a video.
         """
         try:
-            return self._read_frames(video) if isinstance(video, FramesVideo) else self._read_file(video)
+            clip = self._read_frames(video) if isinstance(video, FramesVideo) else self._read_file(video)
         except VideoError as error:
             return str(error)
+        return fitting(clip, self._judge.family)
 
     def _read_frames(self, video: FramesVideo) -> Clip | str:
         config, frames = self._config, wire.decode_frames(video.frames)

@@ -161,15 +161,15 @@ def test_vqathinker_rows_become_clips(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"image": ["a.mp4", "b.mp4"], "conversations": turns(3)}, "record 1: 'image' must be one path"),
-        ({"image": [], "conversations": turns(3)}, "record 1: 'image' must be one path"),
+        ({"image": ["a.mp4", "b.mp4"], "conversations": turns(3)}, "line 1: 'image' must be one path"),
+        ({"image": [], "conversations": turns(3)}, "line 1: 'image' must be one path"),
         (
             {"image": "a.mp4", "conversations": turns(3)[:1]},
-            "record 1: 'conversations' must be a question and an answer",
+            "line 1: 'conversations' must be a question and an answer",
         ),
-        ({"image": "a.mp4", "conversations": turns("good")}, "record 1: a rating must be a number, got 'good'"),
-        ({"image": "a.mp4", "conversations": turns(62.4)}, r"record 1: 62.4 is outside the scale \[1, 5\]"),
-        ({"image": "a.mp4", "conversations": turns("nan")}, "record 1: nan is outside the scale"),
+        ({"image": "a.mp4", "conversations": turns("good")}, "line 1: a rating must be a number, got 'good'"),
+        ({"image": "a.mp4", "conversations": turns(62.4)}, r"line 1: 62.4 is outside the scale \[1, 5\]"),
+        ({"image": "a.mp4", "conversations": turns("nan")}, "line 1: nan is outside the scale"),
     ],
 )
 def test_a_bad_vqathinker_row_is_refused_with_its_place(tmp_path, row, message):
@@ -357,9 +357,9 @@ def test_visionreward_is_read_from_parquet_as_published(tmp_path):
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (preference("A"), r"record 1: 'standard_answer' must be one of \['video1', 'video2', 'tie'\], got 'A'"),
-        (preference("tie", prompt=" "), "record 1: 'prompt' must be text"),
-        ({"prompt": "x", "standard_answer": "tie"}, "record 1: 'video1_path' must be text, got None"),
+        (preference("A"), r"line 1: 'standard_answer' must be one of \['video1', 'video2', 'tie'\], got 'A'"),
+        (preference("tie", prompt=" "), "line 1: 'prompt' must be text"),
+        ({"prompt": "x", "standard_answer": "tie"}, "line 1: 'video1_path' must be text, got None"),
     ],
 )
 def test_a_bad_visionreward_row_is_refused_with_its_place(tmp_path, bad, message):

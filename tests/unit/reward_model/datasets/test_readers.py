@@ -365,3 +365,34 @@ def test_visionreward_is_read_from_parquet_as_published(tmp_path):
 def test_a_bad_visionreward_row_is_refused_with_its_place(tmp_path, bad, message):
     with pytest.raises(ValueError, match=message):
         read_visionreward(write_json(tmp_path, "pairs.jsonl", [bad]))
+
+
+@pytest.mark.parametrize(
+    ("problem", "prompt"),
+    [
+        ("a red fox jumps over a fence", "a red fox jumps over a fence"),
+        ('The video was generated from the prompt: "a dog\'s bowl, full". Please rate it.', "a dog's bowl, full"),
+        ("Text prompt: a dog runs. Please rate the spatial and temporal quality.", "a dog runs."),
+        ("Rate the video.\nCaption: two cats\nAnswer in <answer> tags.", "two cats"),
+        ("The generation prompt is 'a boat at sea'. Score it.", "a boat at sea"),
+        ("The video shows the prompt \u201cA man\u201d. Rate its alignment.", "A man"),
+        ("Please rate spatial quality, temporal quality and text-video alignment.", None),
+    ],
+)
+def test_the_generation_prompt_stands_in_the_problem(problem, prompt):
+    from reward_model.datasets.video_r1 import generation_prompt
+
+    assert generation_prompt(problem) == prompt
+
+
+def test_vq_insights_three_dimensions_carry_their_prompt(tmp_path):
+    solution = '<answer>"spatial": 61.5, "temporal": 40, "alignment": 80</answer>'
+    record = {"problem_type": "multi-dimension", "data_type": "video", "path": "a.mp4", "solution": solution}
+    path = tmp_path / "lgvq.json"
+    path.write_text(json.dumps([{**record, "problem": "a red fox"}]))
+    (clip,) = read_video_r1(path, scale=(0, 100)).clips
+    assert clip.prompt == "a red fox"
+    assert clip.quality == pytest.approx({"visual_quality": 0.615, "motion_quality": 0.4, "text_alignment": 0.8})
+    path.write_text(json.dumps([{**record, "problem": "Please rate the video's quality."}]))
+    with pytest.raises(ValueError, match="record 1: 'problem' names no generation prompt"):
+        read_video_r1(path, scale=(0, 100))

@@ -61,7 +61,13 @@ def _launch(path: str, overrides: Sequence[str], *, dry_run: bool) -> int:
     from reward_model.config import load_config, save_config
     from reward_model.files import Lock
     from reward_model.training.recipe import RecipeConfig
-    from reward_model.training.stages import Stopped, StopRequest, check_data, check_finished, run_recipe
+    from reward_model.training.stages import (
+        TrainingStopped,
+        TrainingStopRequest,
+        check_data,
+        check_finished,
+        run_recipe,
+    )
 
     config = load_config(RecipeConfig, path, overrides)
     if dry_run:
@@ -72,7 +78,7 @@ def _launch(path: str, overrides: Sequence[str], *, dry_run: bool) -> int:
     _start_processes()
     torch.set_num_threads(1)
     is_main = int(os.environ.get("RANK", "0")) == 0
-    stop = StopRequest()
+    stop = TrainingStopRequest()
     with Lock(config.output, purpose="this training") if is_main else nullcontext():
         check_finished(config)
         check_data(config)
@@ -82,7 +88,7 @@ def _launch(path: str, overrides: Sequence[str], *, dry_run: bool) -> int:
             save_config(config, os.path.join(config.output, "config.yaml"))
         try:
             folder = run_recipe(config, stop=stop, show=_show if is_main else _hide)
-        except Stopped:
+        except TrainingStopped:
             sys.stdout.write(f"stopped; finished stages are in {config.output}/stages, the same command goes on\n")
             return 0
     sys.stdout.write(f"judge: {folder}\n")

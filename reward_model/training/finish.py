@@ -47,7 +47,7 @@ def finish(
         keep: returns for a stage and its judge which examples of a file can be used.
         progress: told of the clips damaged, and their number.
     """
-    record = {
+    record: dict[str, Any] = {
         "stages": {stage.name: json.loads((stage / "done.json").read_text()) for stage in stages},
         "num_sanity": config.num_sanity,
     }

@@ -57,12 +57,12 @@ PAIRS_PER_CLIP = 0.5
 """Default number of comparisons per clip of a batch."""
 
 
-class Stopped(Exception):
+class TrainingStopped(Exception):
     """Training was told to stop, and has left its output as the last finished stage made it."""
 
 
-class StopRequest:
-    """Tells a training, between its steps and batches, that a signal asked it to stop; called, it raises `Stopped`."""
+class TrainingStopRequest:
+    """Tells a training, between its steps and batches, that a signal asked it to stop; called, it raises `TrainingStopped`."""
 
     def __init__(self) -> None:
         """Begin without a request."""
@@ -79,18 +79,18 @@ class StopRequest:
         log.warning("asked to stop: training ends at the next step")
 
     def __call__(self) -> None:
-        """Raise `Stopped` where any process was asked; all processes must call it alike."""
+        """Raise `TrainingStopped` where any process was asked; all processes must call it alike."""
         asked = torch.tensor(int(self.is_signalled))
         if rank_and_world()[1] > 1:
             asked = asked.to("cuda" if torch.distributed.get_backend() == "nccl" else "cpu")
             torch.distributed.all_reduce(asked, op=torch.distributed.ReduceOp.MAX)
         if asked:
-            raise Stopped
+            raise TrainingStopped
 
     def alone(self) -> None:
-        """Raise `Stopped` where this process was asked, whatever the others do."""
+        """Raise `TrainingStopped` where this process was asked, whatever the others do."""
         if self.is_signalled:
-            raise Stopped
+            raise TrainingStopped
 
 
 Show = Callable[[str], ProgressCallback]
@@ -101,7 +101,7 @@ def run_recipe(
     config: RecipeConfig,
     *,
     num_stages: int | None = None,
-    stop: StopRequest | None = None,
+    stop: TrainingStopRequest | None = None,
     show: Show = lambda unit: lambda done, total: None,
 ) -> Path:
     """Train all stages of a recipe and return the folder of the finished judge.
@@ -117,10 +117,10 @@ def run_recipe(
 
     Raises:
         ValueError: A finished stage was made with other settings, or data cannot be used.
-        Stopped: The training was asked to stop; it goes on at the stage that it was in.
+        TrainingStopped: The training was asked to stop; it goes on at the stage that it was in.
     """
     output = Path(config.output)
-    pause = stop or StopRequest()
+    pause = stop or TrainingStopRequest()
     check_finished(config)
     started = any(output.glob(f"stages/[0-9]*/{DONE}"))
     quarantine = Quarantine(output, max_unreadable=config.max_unreadable, show=partial(show, "files"), go_on=started)
@@ -282,7 +282,7 @@ def _as_read(name: str, examples: Sequence[Annotation], faults: Sequence[Fault])
 def _check_held_out(stage: StageConfig, part: Part, keep: Keep) -> None:
     """Refuse a stage that is to be measured, or to choose its weights, on nothing."""
     for wanted, name in ((bool(stage.num_held_out), part), (bool(stage.measure_every), "selection")):
-        if wanted and open_mixture(stage.data, part=name, keep=keep).is_empty:  # type: ignore[arg-type]
+        if wanted and open_mixture(stage.data, part=name, keep=keep).is_empty:
             raise ValueError(
                 f"stage {stage.name!r} has nothing to hold out for its {name} part: too few sources; set num_held_out: 0"
                 + (" and measure_every: 0" if stage.measure_every else "")

@@ -19,7 +19,7 @@ from reward_model.rewards import RewardConfig
 from reward_model.training.fit import FitConfig
 from reward_model.training.methods.grpo import AnswerGRPOConfig
 from reward_model.training.recipe import LoraConfig, RecipeConfig, ScratchConfig, StageConfig
-from reward_model.training.stages import Stopped, StopRequest, run_recipe
+from reward_model.training.stages import TrainingStopped, TrainingStopRequest, run_recipe
 from reward_model.training.tasks.mixture import Mixture
 from reward_model.training.tasks.quarantine import FILE
 from reward_model.training.tasks.rollout_prompts import plan_prompts
@@ -278,13 +278,13 @@ def test_a_changed_file_and_a_missing_stage_are_refused(media, tmp_path):
 
 
 def test_a_stopped_training_goes_on_to_the_same_weights(media, tmp_path):
-    data, asked = manifest(media, "clean.csv", without_bad=True), StopRequest()
+    data, asked = manifest(media, "clean.csv", without_bad=True), TrainingStopRequest()
 
     def show(unit):
         """Ask to stop at the second step."""
         return lambda done, total: setattr(asked, "is_signalled", unit == "steps" and done == 2)
 
-    with pytest.raises(Stopped):
+    with pytest.raises(TrainingStopped):
         run_recipe(recipe(tmp_path / "stopped", data), stop=asked, show=show)
     assert not (tmp_path / "stopped" / "stages").exists()
     ours, theirs = (weights(run_recipe(recipe(tmp_path / name, data))) for name in ("stopped", "whole"))

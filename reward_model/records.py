@@ -96,7 +96,7 @@ class RatedClip:
     """A clip with known quality: `quality` maps a dimension to [0, 1] (higher is better); missing means unknown.
 
     `source_id` names the clip's origin, by which splits are made. `facts` describes how it was
-    made (defect, severity, scene), for explanations and tables.
+    made (defect, severity, scene), for explanations and tables. `place` is the file and line of the label.
     """
 
     video: Video | Path
@@ -104,24 +104,27 @@ class RatedClip:
     quality: Mapping[str, float]
     source_id: str
     facts: Mapping[str, object] = field(default_factory=dict)
+    place: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
 class VideoPair:
-    """Two clips of one prompt; `preference` maps a dimension to P(first is better) in {0, 0.5, 1}."""
+    """Two clips of one prompt; `preference` maps a dimension to P(first is better) in {0, 0.5, 1}; `place` as in `RatedClip`."""
 
     first: Video | Path
     second: Video | Path
     prompt: str | None
     preference: Mapping[str, float]
     source_id: str
+    place: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
 class VideoQuestion:
     """A question about one image or video with its right answer; `options` is empty for free-form answers.
 
-    `kind` is the data set's own word for the type of question, `source_id` names the clip's origin.
+    `kind` is the data set's own word for the type of question, `source_id` names the clip's origin,
+    `place` is as in `RatedClip`.
     """
 
     video: Video | Path
@@ -130,6 +133,7 @@ class VideoQuestion:
     answer: str
     kind: str
     source_id: str
+    place: str = field(default="", compare=False)
 
 
 Annotation = RatedClip | VideoPair | VideoQuestion

@@ -36,7 +36,7 @@ from reward_model.records import (
     VideoPair,
     VideoQuestion,
 )
-from reward_model.training.tasks.supervised import ToClip, choices_of, neighbours, pair_of
+from reward_model.training.tasks.supervised import ToClip, choices_of, neighbours, pair_of, turned
 
 LOW, HIGH = SCORE_RANGE
 
@@ -130,22 +130,27 @@ def _disturbed_motion(video: Video | Path, clip: Clip, order: Tensor, motion: Mo
     return encoder.encode(reorder(dense.frames.detach(), everything), dense.fps)
 
 
-def plan_prompts(annotations: Sequence[Annotation], shares: Mapping[str, float]) -> list[tuple[str, Annotation]]:
+def plan_prompts(
+    annotations: Sequence[Annotation], shares: Mapping[str, float], *, turn: int = 0
+) -> list[tuple[str, Annotation]]:
     """Choose the rollout prompts of a batch.
 
     Args:
         annotations: drawn from the stage's data; neighbouring clips of one prompt, rated overall, make pairs beside the
             labelled ones.
         shares: kind of prompt -> prompts per clip of the batch, at most as many as the annotations allow.
+        turn: number of the step; every second pair is swapped, from the first on in odd steps, so that both orders occur
+            equally.
 
     Returns:
         (kind, annotation) for each rollout prompt, reasons first.
     """
+    beside = [pair_of(*two) for two in neighbours(annotations)]
     askable: Mapping[str, Sequence[Annotation]] = {
         "reason": [e for e in annotations if isinstance(e, RatedClip)],
         "compare": [
-            *(e for e in annotations if isinstance(e, VideoPair)),
-            *(pair for pair in (pair_of(*two) for two in neighbours(annotations)) if "overall" in pair.preference),
+            *turned([e for e in annotations if isinstance(e, VideoPair)], turn),
+            *turned([pair for pair in beside if "overall" in pair.preference], turn),
         ],
         "ask": [e for e in annotations if isinstance(e, VideoQuestion)],
     }

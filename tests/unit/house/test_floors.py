@@ -30,7 +30,8 @@ FLOORS = {
         ("exchange",),
     ),
     "reward_model.training": (
-        ("fit", "selection", "tasks"),
+        ("fit", "selection"),
+        ("tasks",),
         ("methods",),
         ("recipe",),
         ("measure", "start"),

@@ -1,10 +1,10 @@
 """Merged roles as stock checkpoints, places that judges are read from, and weights that are refused."""
 
-import json
 import warnings
 
 import pytest
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch.testing import assert_close
 
 from reward_model.judge.checkpoints.format import JudgeConfig
@@ -18,6 +18,7 @@ from reward_model.language.styles import OWN, STYLES
 from reward_model.media.frame_sampling import FramePolicy
 from reward_model.records import DIMENSIONS
 from reward_model.video_reward import VideoJudgeReward
+from reward_model.weights import hub_is_away
 from tests.tiny_judge import FAMILIES, build_judge, library_inputs, make_clip
 
 SHA = "0123abcd" * 5
@@ -154,7 +155,9 @@ def test_unknown_roles_and_folders_with_files_are_refused(judge, tmp_path):
 def test_an_adapter_that_is_more_than_plain_lora_is_not_merged(tmp_path):
     judge = build_judge()
     judge.add_role("generated", rank=2)
-    next(layer for layer in judge.model.modules() if isinstance(layer, BaseTunerLayer)).lora_variant["generated"] = object()
+    next(layer for layer in judge.model.modules() if isinstance(layer, BaseTunerLayer)).lora_variant["generated"] = (
+        object()
+    )
     with pytest.raises(ValueError, match="role 'generated' has more than plain LoRA at .*q_proj and cannot be merged"):
         merge_role(judge, "generated", tmp_path / "merged")
 

@@ -125,6 +125,8 @@ def _models_of(index: Mapping[str, Any], source: Source) -> dict[str, tuple[str,
             raise ValueError(f"{source.path}/{_INDEX}: {part} is {entry[1]!r}, which {entry[0]} does not have")
         if isinstance(kind, type) and issubclass(kind, torch.nn.Module):
             models[part] = (entry[0], entry[1])
+        elif source.folder is not None and part.startswith("tokenizer"):
+            read_json(source.folder / part / "tokenizer_config.json")
     return models
 
 

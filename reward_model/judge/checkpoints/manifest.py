@@ -48,9 +48,12 @@ def check_folder(folder: Path, recorded: Any, source: Path) -> None:
 
 def refuse_missing_tokenizer(folder: Path) -> None:
     """Refuse a folder without a tokenizer's files (ValueError), which transformers would look for on the hub."""
-    if (folder / "tokenizer.json").is_file() or all((folder / name).is_file() for name in ("vocab.json", "merges.txt")):
-        return
-    raise ValueError(f"{folder / 'tokenizer.json'} is missing")
+    whole = ("tokenizer.json",) if not (folder / "vocab.json").is_file() else ("vocab.json", "merges.txt")
+    if (folder / "tokenizer.json").is_file():
+        whole = ()
+    for name in (*whole, "tokenizer_config.json"):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder / name} is missing")
 
 
 def _checked(recorded: Any, source: Path) -> dict[str, str]:

@@ -87,7 +87,7 @@ def test_a_cut_or_missing_weight_file_of_a_pipeline_is_refused_by_name(whole, tm
     "name",
     [
         *("model_index.json", "transformer/config.json", "vae/config.json", "text_encoder/config.json"),
-        *("scheduler/scheduler_config.json", "tokenizer/tokenizer.json"),
+        *("scheduler/scheduler_config.json", "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json"),
     ],
 )
 def test_a_missing_or_cut_settings_file_of_a_pipeline_is_refused(whole, tmp_path, name):

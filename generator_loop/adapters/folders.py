@@ -93,11 +93,13 @@ def _source(path: str, revision: str | None) -> Source:
 
 def _index_of(loader: Any, source: Source) -> dict[str, Any]:
     """Return model_index.json, which must be of the wanted pipeline."""
+    from huggingface_hub import hf_hub_download
+
     if source.folder is not None:
         index = read_json(source.folder / _INDEX)
     else:
         try:
-            index = loader.load_config(source.path, **source.options())
+            index = read_json(Path(hf_hub_download(source.path, _INDEX, **source.options())))
         except _FAULTS as error:
             raise ValueError(_why_unloaded(source, error)) from error
     if index.get("_class_name") != loader.__name__:

@@ -71,7 +71,7 @@ def locate(path_or_id: str | Path, *, subfolder: str = "", revision: str | None 
     names = repository.split("/")
     if len(names) > 2 and names[0] not in ("", ".", "..", "~"):
         repository, inner = "/".join(names[:2]), "/".join([*names[2:], *([subfolder] if subfolder else [])])
-    if not is_hub_id(repository):
+    if not is_hub_id(repository) or Path(path_or_id).is_file():
         raise ValueError(f"judge {str(path_or_id)!r} {_no_folder(Path(path_or_id))}")
     return _snapshot(Location(repository, inner, revision, hub_is_away()))
 

@@ -227,9 +227,10 @@ def hub_is_away() -> bool:
     if constants.HF_HUB_OFFLINE:
         return True
     session = get_session()
+    faults: tuple[type[Exception], ...] = (OSError, OfflineModeIsEnabled, *_network_errors(session))
     try:
         session.head(constants.ENDPOINT, timeout=5)
-    except (OSError, OfflineModeIsEnabled, *_network_errors(session)):
+    except faults:
         return True
     return False
 

@@ -48,7 +48,9 @@ def check_folder(folder: Path, recorded: Any, source: Path) -> None:
 
 def refuse_missing_tokenizer(folder: Path) -> None:
     """Refuse a folder without a tokenizer's files (ValueError), which transformers would look for on the hub."""
-    whole = ("tokenizer.json",) if not (folder / "vocab.json").is_file() else ("vocab.json", "merges.txt")
+    whole: tuple[str, ...] = (
+        ("tokenizer.json",) if not (folder / "vocab.json").is_file() else ("vocab.json", "merges.txt")
+    )
     if (folder / "tokenizer.json").is_file():
         whole = ()
     for name in (*whole, "tokenizer_config.json"):

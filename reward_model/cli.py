@@ -13,6 +13,7 @@ from importlib import import_module
 
 import reward_model
 from reward_model.commands.judge_options import JudgeFactory, add_judge_options, load_judge
+from reward_model.files import visible
 
 COMMANDS = {
     "score": ("reward_model.commands.score", "score videos: files, folders, CSV or JSONL lists"),
@@ -69,7 +70,7 @@ def main(argv: Sequence[str] | None = None, *, judge_factory: JudgeFactory | Non
     try:
         return args.run(args, judge_factory or load_judge)
     except (ValueError, OSError) as error:
-        print(f"video-judge {args.command}: {error}", file=sys.stderr)
+        print(f"video-judge {args.command}: {visible(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"video-judge {args.command}: interrupted", file=sys.stderr)

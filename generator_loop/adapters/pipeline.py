@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from generator_loop.adapters.base import POLICY
+from generator_loop.adapters.folders import load_pipeline
 from generator_loop.adapters.kernels import compile_blocks, use_attention
 from generator_loop.adapters.lora import LoraWeights
 from generator_loop.adapters.offload import offload_of
@@ -98,15 +99,20 @@ class PipelineGenerator(ABC):
 
         Returns:
             The generator.
-        """
-        import diffusers
 
+        Raises:
+            ValueError: a path that cannot be loaded as this family's pipeline, see `load_pipeline`.
+        """
         device = device or torch.device("cpu")
         standard = "float32" if device.type == "cpu" else "bfloat16"
         dtype = standard if config.dtype == "auto" else config.dtype
-        dtypes = {"default": getattr(torch, dtype), "vae": torch.float32}
-        loader = getattr(diffusers, cls.pipeline_name)
-        pipeline = loader.from_pretrained(config.path, revision=config.revision, dtype=dtypes)
+        pipeline = load_pipeline(
+            cls.pipeline_name,
+            config.path,
+            revision=config.revision,
+            dtype=getattr(torch, dtype),
+            vae_dtype=torch.float32,
+        )
         for name, component in pipeline.components.items():
             if isinstance(component, nn.Module) and (config.offload == "none" or name.startswith("transformer")):
                 component.to(device)
@@ -268,7 +274,7 @@ class PipelineGenerator(ABC):
             )
 
     def load(self, folder: Path) -> None:
-        """Read a policy that `save` wrote, exactly; a LoRA of another rank or alpha raises ValueError."""
+        """Read a policy that `save` wrote, exactly; a LoRA of another rank, alpha or shape, or a cut file raises ValueError."""
         paths = {name: self._folder_of(name, folder) / LORA_FILE for name in self._transformers}
         self.set_weights(POLICY, self._lora.read(paths))
 

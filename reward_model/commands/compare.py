@@ -12,6 +12,7 @@ from reward_model.commands.inputs import LISTS, PAIR_COLUMNS
 from reward_model.commands.judge_options import JudgeFactory, column_map, open_judge
 from reward_model.commands.progress import progress_bar
 from reward_model.commands.results import Result, json_line
+from reward_model.files import visible
 from reward_model.scoring.json_records import comparison_records
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace, judge_factory: JudgeFactory) -> int:
             text = (
                 _sentence(result) if len(pairs) == 1 else f"{result['first']}  {result['second']}  {_sentence(result)}"
             )
-            print(json_line(result) if args.json else text, flush=True)
+            print(json_line(result) if args.json else visible(text), flush=True)
         if progress:
             progress(start + len(batch), len(pairs))
     return int(failed)

@@ -7,6 +7,7 @@ from typing import Any
 
 from reward_model.commands.judge_options import JudgeFactory, open_judge
 from reward_model.commands.results import json_line
+from reward_model.files import visible
 from reward_model.scoring.json_records import explanation_record, unexplained_record
 
 EXAMPLES = """examples:
@@ -40,8 +41,8 @@ def run(args: argparse.Namespace, judge_factory: JudgeFactory) -> int:
 
 def _text(result: dict[str, Any]) -> str:
     if result["text"] is None:
-        return f"not explained: {result['reason']}"
-    lines = [result["text"], ""]
+        return f"not explained: {visible(result['reason'])}"
+    lines = [*map(visible, result["text"].split("\n")), ""]
     for name, level in result["levels"].items():
         shares = result["saliency"].get(name, [])
         facts = [f"{name}: {level}"]
@@ -53,5 +54,5 @@ def _text(result: dict[str, Any]) -> str:
             facts.append(f"frame {max(range(len(shares)), key=shares.__getitem__) + 1} of {len(shares)} matters most")
         lines.append("; ".join(facts))
     if result["reason"]:
-        lines.append(f"the reasoned answer could not be parsed: {result['reason']}")
+        lines.append(f"the reasoned answer could not be parsed: {visible(result['reason'])}")
     return "\n".join(lines)

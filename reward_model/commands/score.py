@@ -24,6 +24,7 @@ from reward_model.commands.results import (
     table_line,
     unscored,
 )
+from reward_model.files import visible
 
 DESCRIPTION = """Score videos. Inputs are video files, folders (searched recursively), and CSV or JSONL lists with the columns path and
 prompt; paths of a list are relative to its folder."""
@@ -131,7 +132,7 @@ def _score(args: argparse.Namespace, judge_factory: JudgeFactory, items: Sequenc
             if progress:
                 progress(done, len(missing))
     except workers.WorkersGoneError as error:
-        print(f"video-judge score: {error}; {len(missing) - done} items were not scored", file=sys.stderr)
+        print(f"video-judge score: {visible(str(error))}; {len(missing) - done} items were not scored", file=sys.stderr)
         return 1
     if args.output:
         _tell(args, sink, num_items=len(items), num_new=done)
@@ -145,7 +146,7 @@ def _reading(args: argparse.Namespace) -> Reading:
 def _open_sink(args: argparse.Namespace, items: Sequence[Item]) -> Sink:
     if args.output:
         return ResultFile(args.output, items, maker=judged_by(args, _reading(args)), resume=args.resume)
-    return Printed(len(items), as_json=args.json, width=max(len(item.path) for item in items))
+    return Printed(len(items), as_json=args.json, width=max(len(visible(item.path)) for item in items))
 
 
 def _answers(
@@ -168,7 +169,7 @@ def _answers(
 
 
 def _report(event: str) -> None:
-    print(f"video-judge score: {event}", file=sys.stderr)
+    print(f"video-judge score: {visible(str(event))}", file=sys.stderr)
 
 
 def _tell(args: argparse.Namespace, sink: Sink, *, num_items: int, num_new: int) -> None:

@@ -190,7 +190,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--num", type=int, default=500)
     parser.add_argument("--out", type=Path, default=Path("docs"))
     arguments = parser.parse_args(argv)
-    vae = AutoencoderKLWan.from_pretrained(arguments.vae, torch_dtype=torch.float32).eval().requires_grad_(False)
+    vae = AutoencoderKLWan.from_pretrained(arguments.vae, torch_dtype=torch.float32, trust_remote_code=False)
+    vae = vae.eval().requires_grad_(False)
 
     def through(clips: Tensor) -> Tensor:
         """Return clips as they come back from the VAE."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,10 @@ from typing import Any
 
 from torch import nn
 
+from reward_model.weights import read_json, read_tensors, refuse_difference, tensor_shapes
+
 ADAPTERS_FOLDER = "adapters"
+CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
@@ -118,16 +122,34 @@ class Roles:
             save_file(named, place / WEIGHTS_FILE)
 
     def load(self, folder: Path) -> None:
-        """Add every role that `save` wrote."""
-        places = sorted((folder / ADAPTERS_FOLDER).glob(f"*/{WEIGHTS_FILE}"))
-        if not places:
-            return
-        from peft import LoraConfig
-        from safetensors.torch import load_file
+        """Add every role that `save` wrote.
 
-        for file in places:
-            weights = {key.removeprefix(_SAVED_PREFIX): value for key, value in load_file(file).items()}
-            self._inject(file.parent.name, LoraConfig.from_pretrained(file.parent), weights)
+        Args:
+            folder: of the judge.
+
+        Raises:
+            ValueError: an adapter without settings or weights, or whose names or shapes are not those of its layers here.
+        """
+        places = folder / ADAPTERS_FOLDER
+        for place in sorted(places.iterdir()) if places.is_dir() else ():
+            if not place.is_dir() or not _NAME.fullmatch(place.name):
+                raise ValueError(f"{place} is no folder of a role")
+            self._load_role(place)
+
+    def _load_role(self, place: Path) -> None:
+        from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+        name, file = place.name, place / WEIGHTS_FILE
+        config = _lora_config(place / CONFIG_FILE)
+        got = tensor_shapes(file)
+        try:
+            self._inject(name, config)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise ValueError(f"{place / CONFIG_FILE} does not fit this model: {str(error).splitlines()[0]}") from error
+        wanted = get_peft_model_state_dict(self._model, adapter_name=name)
+        refuse_difference(file, {f"{_SAVED_PREFIX}{key}": value.shape for key, value in wanted.items()}, got)
+        weights = {key.removeprefix(_SAVED_PREFIX): value for key, value in read_tensors(file).items()}
+        set_peft_model_state_dict(self._model, weights, adapter_name=name)
 
     def _inject(self, name: str, config: Any, weights: dict[str, Any] | None = None) -> None:
         from peft import inject_adapter_in_model, set_peft_model_state_dict
@@ -164,6 +186,24 @@ def check_targets(targets: Sequence[str]) -> None:
     """Refuse targets that are not some of `TARGETS`, each once (ValueError)."""
     if not targets or len(set(targets)) < len(targets) or not set(targets) <= set(TARGETS):
         raise ValueError(f"lora.targets must be one or more of {', '.join(TARGETS)}, each once, got {list(targets)}")
+
+
+def _lora_config(file: Path) -> Any:
+    """Return the adapter's settings; anything but a LoRA's own raises ValueError with the file's name."""
+    from peft import LoraConfig
+
+    values = read_json(file)
+    if values.get("peft_type") != "LORA":
+        raise ValueError(f"{file}: peft_type must be 'LORA', got {values.get('peft_type')!r}")
+    if missing := [key for key in ("r", "lora_alpha", "target_modules") if not values.get(key)]:
+        raise ValueError(f"{file}: {missing[0]} is missing")
+    known = {field.name for field in dataclasses.fields(LoraConfig)}
+    if unknown := sorted(key for key, value in values.items() if key not in known and value):
+        raise ValueError(f"{file}: unknown setting {unknown[0]!r}")
+    try:
+        return LoraConfig(**{key: value for key, value in values.items() if key in known})
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file}: {str(error).splitlines()[0]}") from error
 
 
 def base_state(model: nn.Module) -> dict[str, Any]:

@@ -34,34 +34,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         return _launch(options.config, options.overrides, dry_run=options.dry_run)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"joint_train.py: {error}", file=sys.stderr)
         return 2
 
 
 def _launch(path: str, overrides: Sequence[str], *, dry_run: bool) -> int:
     from generator_loop.run.launch import (
+        Stopped,
         StopRequest,
+        claim_output,
         refuse_lost_processes,
         set_threads,
         start_processes,
-        unused_output,
     )
 
     refuse_lost_processes(os.environ)
-    resumed = [item.removeprefix(RESUME) for item in overrides if item.startswith(RESUME)]
-    settings = [item for item in overrides if not item.startswith(RESUME)]
-    settings += [f"run.output={folder}" for folder in resumed]
-
     _quieten_libraries()
     from generator_loop.run.build import open_session, read_config
     from generator_loop.run.state import begin, restore
 
-    config = read_config(path, settings)
+    resumed = [item.removeprefix(RESUME) for item in overrides if item.startswith(RESUME)]
+    settings = [item for item in overrides if not item.startswith(RESUME)]
+    for folder in resumed:
+        if not (Path(folder) / "config.yaml").is_file():
+            raise ValueError(f"resume={folder}: the folder holds no run")
+    # a run goes on with the settings that it began with; only new ones need be given again
+    config = (
+        read_config(Path(resumed[-1]) / "config.yaml", [*settings, f"run.output={resumed[-1]}"]) if resumed else None
+    )
+    config = config or read_config(path, settings)
     set_threads(config.run.num_threads)
     processes = start_processes(config.run.device)
-    if not resumed:
-        config = replace(config, run=replace(config.run, output=unused_output(config.run.output)))
     if config.sampling.num_prompts % processes.count:
         raise ValueError(
             f"sampling.num_prompts={config.sampling.num_prompts} must be a multiple of the {processes.count} processes"
@@ -74,13 +78,25 @@ def _launch(path: str, overrides: Sequence[str], *, dry_run: bool) -> int:
 
     from generator_loop.loop import run
 
+    output, lock = claim_output(config.run.output, is_main=processes.is_main, resume=bool(resumed))
+    config = replace(config, run=replace(config.run, output=output))
     stop = StopRequest(max_hours=config.run.max_hours)
-    session = open_session(config, processes)
-    if resumed:
-        restore(session)
-    else:
-        begin(session)
-    summary = run(session, stop)
+
+    def leave() -> None:
+        """Stop a run that waits for a served judge, if this process was told to."""
+        if stop.is_signalled:
+            raise Stopped
+
+    try:
+        session = open_session(config, processes, before_pause=leave)
+        if resumed:
+            restore(session)
+        else:
+            begin(session)
+        summary = run(session, stop)
+    finally:
+        if lock is not None:
+            lock.release()
     if processes.is_main:
         print(_farewell(path, Path(config.run.output), finished=summary is not None))
     return 0

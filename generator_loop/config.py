@@ -25,12 +25,14 @@ class RunConfig:
     """CPU threads per process; null takes one per process."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where models live; auto takes a GPU if there is one."""
+    checkpoint_minutes: float | None = None
+    """Minutes between checkpoints within a round; null saves at the end of each round only."""
     keep_checkpoints: int = 2
     """Finished checkpoints kept on disk; more cost space only."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        _positive("run", self, "keep_checkpoints", "num_threads", "max_hours")
+        _positive("run", self, "keep_checkpoints", "checkpoint_minutes", "num_threads", "max_hours")
 
 
 @dataclass(frozen=True, kw_only=True)

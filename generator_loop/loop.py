@@ -22,6 +22,7 @@ from generator_loop.records import Rollout, Scored
 from generator_loop.refresh.anchors import Affine
 from generator_loop.rewards.advantages import Advantages, part_advantages
 from generator_loop.rewards.scorer import transformed
+from generator_loop.run.launch import CheckpointClock, Stopped
 from generator_loop.run.session import Session
 from generator_loop.run.state import save
 from generator_loop.tracking.checkpoint import latest
@@ -35,26 +36,36 @@ def run(session: Session, stop: Callable[[], bool]) -> Path | None:
 
     Args:
         session: the run's parts, new or restored.
-        stop: says after each iteration, on all processes alike, whether to save and leave.
+        stop: says, on all processes alike, whether to save and leave; asked after each iteration, between the clips of
+            an evaluation and the steps of a refresh.
 
     Returns:
         The summary file, or None if the run was told to stop before its end; it can then be resumed.
     """
     loop, progress = session.config.loop, session.progress
-    if not progress.rounds:
-        evaluate(session, refreshed=None)
-    while progress.round < loop.num_rounds:
-        iterate(session)
-        progress.iteration += 1
-        leave = stop()
-        if progress.iteration == loop.num_iterations:
-            progress.round, progress.iteration = progress.round + 1, 0
-            evaluate(session, refreshed=refresh_judge(session))
-            save(session)
-        elif leave:
-            save(session)
-        if leave and progress.round < loop.num_rounds:
-            return None
+    clock = CheckpointClock(session.config.run.checkpoint_minutes)
+
+    def check() -> None:
+        """Leave for the handler below if any process was told to stop."""
+        if stop():
+            raise Stopped
+
+    try:
+        if not progress.rounds:
+            evaluate(session, refreshed=None, check=check)
+        while progress.round < loop.num_rounds:
+            if progress.iteration < loop.num_iterations:
+                iterate(session)
+                progress.iteration += 1
+                check()
+            else:
+                end_round(session, check)
+            if progress.iteration == 0 or clock.is_due():
+                save(session)
+                clock.restart()
+    except Stopped:
+        save(session)
+        return None
     return finish(session)
 
 
@@ -62,14 +73,14 @@ def iterate(session: Session) -> None:
     """Sample, score and learn once."""
     samples = session.sampler.sample(session.sampler.choose_prompts(session.step), session.draw)
     scored = session.scorer.score(samples)
-    refuse_invalid(scored, max_fraction=session.config.reward.max_invalid_fraction)
+    refuse_invalid(scored, max_fraction=session.config.reward.max_invalid_fraction, all_sum=all_sum)
     if session.refresher is not None:
         session.refresher.source.observe(samples, scored, session.pair_tools)
     scored = transformed(scored, samples, session.config.reward.transform, draw=session.draw)
     advantages = compare_siblings(session, scored)
     metrics = session.learner.learn(samples, scored, advantages, session.draw)
     logged = record_iteration(session, samples, scored, advantages, metrics)
-    warn(session, session.watch.check(logged))
+    warn(session, (*scored.left_out.values(), *session.watch.check(logged)))
 
 
 def compare_siblings(session: Session, scored: Scored) -> Advantages:
@@ -77,7 +88,11 @@ def compare_siblings(session: Session, scored: Scored) -> Advantages:
     update = session.config.update
     parts = [(1.0, scored.rewards)]
     if update.advantages == "per_reward":
-        parts = [(weight, scored.scores[name]) for name, weight in session.scorer.parts.items()]
+        parts = [
+            (weight, scored.scores[name])
+            for name, weight in session.scorer.parts.items()
+            if name not in scored.left_out
+        ]
     return part_advantages(
         parts, group_size=session.config.sampling.group_size, std=update.advantage_std, all_sum=all_sum
     )
@@ -89,6 +104,7 @@ def record_iteration(
     """Log the iteration's statistics and return them as means over processes."""
     numbers = statistics(samples, scored) | session.watch.measure(samples, scored)
     numbers |= {"flat_groups": advantages.num_flat_groups / advantages.num_groups}
+    numbers |= {f"left_out_{name}": float(name in scored.left_out) for name in session.scorer.terms}
     numbers |= {f"update_{name}": value for name, value in metrics.items()}
     logged = session.log.write("iteration", session.step + 1, numbers)
     session.bar.advance(f"round {session.progress.round + 1}, reward {logged['reward']:.3f}")
@@ -100,31 +116,50 @@ def warn(session: Session, sentences: tuple[str, ...]) -> None:
     session.progress.alarms += [f"iteration {session.step + 1}: {sentence}" for sentence in sentences]
 
 
-def refresh_judge(session: Session) -> dict[str, float] | None:
-    """Refresh the judge where it is due, and move the reference where the config says so; return the logged metrics."""
+def end_round(session: Session, check: Callable[[], None]) -> None:
+    """Refresh the judge where it is due, evaluate, and begin the next round.
+
+    Args:
+        session: the run's parts, after the last iteration of a round.
+        check: raises `Stopped` where the run should stop; the round's end is then undone, for a resumed run to do it.
+    """
+    progress, refresher = session.progress, session.refresher
+    before = None if refresher is None else refresher.state()
+    number, num_iterations = progress.round, progress.iteration
+    progress.round, progress.iteration = number + 1, 0
+    try:
+        evaluate(session, refreshed=refresh_judge(session, check), check=check)
+    except Stopped:
+        progress.round, progress.iteration = number, num_iterations
+        if refresher is not None and before is not None:
+            refresher.load_state(before)
+        raise
+    if session.config.loop.reset_reference:
+        session.generator.set_weights(REFERENCE, session.generator.weights(POLICY))
+
+
+def refresh_judge(session: Session, check: Callable[[], None]) -> dict[str, float] | None:
+    """Refresh the judge where it is due, and return the metrics."""
     refresher = session.refresher
     if refresher is None or not refresher.is_due(session.progress.round):
         return None
     with torch.no_grad():
         pairs = refresher.source.pairs(session.pair_tools)
-    metrics = refresher.refresh(pairs, seed=session.draw.seed)
-    if session.config.loop.reset_reference:
-        session.generator.set_weights(REFERENCE, session.generator.weights(POLICY))
-    return session.log.write("refresh", session.step, metrics)
+    return refresher.refresh(pairs, seed=session.draw.fork("refresh").key(), check=check)
 
 
-def evaluate(session: Session, *, refreshed: Mapping[str, float] | None) -> None:
+def evaluate(session: Session, *, refreshed: Mapping[str, float] | None, check: Callable[[], None]) -> None:
     """Measure the held-out prompts, write the clips shown, and append the round to the summary."""
     shown = session.evaluator.prompts[: session.config.evaluation.num_samples]
     folder = session.output / "samples" / f"round-{session.progress.round:03d}"
     writer = SampleWriter(folder, shown, fps=session.config.generator.fps)
-    evaluation = measure_held_out(session, writer)
+    evaluation = measure_held_out(session, writer, check)
     record_round(session, evaluation, refreshed)
     if session.processes.is_main:
         writer.write_scores(evaluation)
 
 
-def measure_held_out(session: Session, writer: SampleWriter) -> Evaluation:
+def measure_held_out(session: Session, writer: SampleWriter, check: Callable[[], None]) -> Evaluation:
     """Measure all held-out prompts before and after the run, some between its rounds."""
     progress, evaluator = session.progress, session.evaluator
     is_first, is_last = progress.round == 0, progress.round == session.config.loop.num_rounds
@@ -136,6 +171,7 @@ def measure_held_out(session: Session, writer: SampleWriter) -> Evaluation:
         num_prompts,
         judge_is_initial=refresher is None or refresher.num_kept == 0,
         keep=writer,
+        check=check,
     )
     progress.before = evaluation if is_first else progress.before
     progress.after = evaluation if is_last else None
@@ -146,6 +182,8 @@ def record_round(session: Session, evaluation: Evaluation, refreshed: Mapping[st
     """Append the round's record to the summary and the log, and start the clock of the next round."""
     progress, num_prompts = session.progress, session.config.evaluation.num_round_prompts
     assert progress.before is not None
+    if refreshed is not None:
+        refreshed = session.log.write("refresh", session.step, refreshed)
     compared, first = evaluation.first(num_prompts), progress.before.first(num_prompts)
     anchored, accuracy = session.refresher.scale() if session.refresher is not None else (Affine(), float("nan"))
     record = round_record(

@@ -5,8 +5,8 @@ Shape legend: B = prompts x group size, G group size, T pixel frames, latents [B
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -60,13 +60,17 @@ class Rollout:
 class Scored:
     """A rollout's rewards: `rewards` [B] (NaN where not `valid`), `valid` bool [B], `scores` dimension -> [B].
 
-    `disagreement` [B] is the standard deviation of several judges' rewards, None where only one was asked.
+    `disagreement` [B] is the standard deviation of several judges' rewards, None where only one was asked. `reasons` [B]
+    says why a sample has no reward ("" otherwise); `left_out` maps the user's reward terms that failed, and that the
+    rewards of all samples of the iteration therefore lack, to a sentence.
     """
 
     rewards: Tensor
     valid: Tensor
     scores: Mapping[str, Tensor]
     disagreement: Tensor | None = None
+    reasons: Sequence[str] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,12 @@ class Draw:
 
         key = f"{self.seed}/{self.step}/{prompt_id}/{sample}".encode()
         return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key).digest()[:7], "big"))
+
+    def key(self) -> int:
+        """Return a seed for code that draws by itself, another one at each step."""
+        import hashlib
+
+        return int.from_bytes(hashlib.sha256(f"{self.seed}/{self.step}".encode()).digest()[:7], "big")
 
     def fork(self, purpose: str) -> Draw:
         """Return streams for another purpose of the same step, independent of these."""

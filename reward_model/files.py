@@ -9,6 +9,7 @@ and which the next write of the same destination removes.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -57,6 +58,57 @@ def write_text(path: str | Path, text: str) -> Path:
 def write_json(path: str | Path, value: Any) -> Path:
     """Replace a JSON file whole and return its path; a number that is not finite is refused, since JSON has none."""
     return write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+class Lock:
+    """The right to write to one place: one process at a time holds it, and loses it when it ends, however it ends."""
+
+    def __init__(self, path: str | Path, *, purpose: str) -> None:
+        """Take the lock, or refuse.
+
+        Args:
+            path: the folder or file that is written to; the lock is the file `.NAME.lock` beside it.
+            purpose: subject of the refusal's sentence, such as "this run".
+
+        Raises:
+            ValueError: another process holds the lock; the message names its id.
+        """
+        path = Path(os.path.abspath(path))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path.with_name(f".{path.name}.lock")
+        while True:
+            self._file = self.path.open("a+", encoding="utf-8")
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                self._file.seek(0)
+                holder = self._file.read().strip() or "unknown"
+                self._file.close()
+                raise ValueError(f"{purpose} cannot write to {path}: process {holder} is writing to it") from None
+            if self._is_in_place():
+                break
+            self._file.close()  # its holder deleted the file between our opening and locking it
+        self._file.truncate(0)
+        self._file.write(str(os.getpid()))
+        self._file.flush()
+
+    def release(self) -> None:
+        """Give the lock back; a second call does nothing."""
+        if not self._file.closed:
+            self.path.unlink(missing_ok=True)
+            self._file.close()
+
+    def _is_in_place(self) -> bool:
+        try:
+            return os.path.samestat(os.fstat(self._file.fileno()), os.stat(self.path))
+        except FileNotFoundError:
+            return False
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
 
 def put_back(path: str | Path) -> None:

@@ -6,7 +6,7 @@ Shape legend: N = prompts x seeds clips, clips of one prompt consecutive; T pixe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +58,7 @@ class Evaluator:
         *,
         judge_is_initial: bool = False,
         keep: Callable[[Prompt, Tensor], None] | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> Evaluation:
         """Measure the policy on the first `num_prompts` held-out prompts.
 
@@ -66,15 +67,17 @@ class Evaluator:
             num_prompts: how many prompts; all processes pass the same number.
             judge_is_initial: the current judge still is the initial one, whose scores then serve for both.
             keep: receives each of this process's prompts with its first clip [T, C, H, W], to write it as video.
+            check: called before each batch of clips, equally often on all processes; it may raise to stop.
 
         Returns:
             The measurement, the same on all processes.
         """
         prompts = self.prompts[:num_prompts]
         measured: list[tuple[int, dict[str, float]]] = []
-        for places in _chunks(
-            range(self.rank, len(prompts), self.num_ranks), max(1, self.batch_size // self.num_seeds)
-        ):
+        for places in self._batches(len(prompts)):
+            check()
+            if not places:
+                continue
             drawn = rollout(
                 generator,
                 [prompts[place] for place in places],
@@ -90,6 +93,12 @@ class Evaluator:
                 for index, prompt in enumerate(drawn.prompts):
                     keep(prompt, drawn.frames[index * self.num_seeds])
         return self._gather(prompts, measured)
+
+    def _batches(self, num_prompts: int) -> list[list[int]]:
+        """Return this process's prompts in batches, as many batches on every process, so the last may be empty."""
+        size = max(1, self.batch_size // self.num_seeds)
+        own, most = range(self.rank, num_prompts, self.num_ranks), len(range(0, num_prompts, self.num_ranks))
+        return [list(own[start : start + size]) for start in range(0, most, size)]
 
     @torch.no_grad()
     def _look(self, drawn: Rollout, fps: float, judge_is_initial: bool) -> list[dict[str, float]]:
@@ -125,8 +134,3 @@ class Evaluator:
         names = sorted({name for numbers in table.values() for name in numbers})
         columns = {name: tuple(table[place].get(name, math.nan) for place in sorted(table)) for name in names}
         return Evaluation(tuple(p.prompt_id for p in prompts for _ in range(self.num_seeds)), columns)
-
-
-def _chunks(places: range, size: int) -> Iterator[list[int]]:
-    for start in range(0, len(places), size):
-        yield list(places[start : start + size])

@@ -8,6 +8,9 @@ Shape legend: B = prompts x group size, G group size, T pixel frames.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable, Sequence
+
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -33,7 +36,7 @@ def statistics(samples: Rollout, scored: Scored) -> dict[str, float]:
     motion = (frames[:, 1:] - frames[:, :-1]).abs().mean() if frames.shape[1] > 1 else torch.tensor(0.0)
     numbers = {
         "reward": _mean(scored.rewards),
-        "reward_group_std": _mean(rearrange(scored.rewards, "(b g) -> b g", g=size).std(dim=1, correction=0)),
+        "reward_group_std": _mean(_group_std(rearrange(scored.rewards, "(b g) -> b g", g=size))),
         "valid_fraction": float(scored.valid.float().mean()),
         "brightness": float(frames.mean()),
         "saturation": float((frames.amax(2) - frames.amin(2)).mean()),
@@ -46,22 +49,40 @@ def statistics(samples: Rollout, scored: Scored) -> dict[str, float]:
     return numbers | {f"score_{name}": _mean(value) for name, value in scored.scores.items()}
 
 
-def refuse_invalid(scored: Scored, *, max_fraction: float) -> None:
-    """Stop the run when too many samples have no score.
+def refuse_invalid(
+    scored: Scored, *, max_fraction: float, all_sum: Callable[[Tensor], Tensor] = lambda values: values
+) -> None:
+    """Stop the run when too many samples of all processes have no score.
 
     Args:
         scored: rewards of one iteration.
         max_fraction: share of missing rewards that passes.
+        all_sum: sums a tensor over processes.
 
     Raises:
-        RuntimeError: more than `max_fraction` of the rewards are missing.
+        RuntimeError: on all processes, if more than `max_fraction` of the rewards are missing.
     """
-    missing = 1 - float(scored.valid.float().mean())
+    num_valid, num = all_sum(torch.tensor([float(scored.valid.sum()), float(scored.valid.numel())])).tolist()
+    missing = 1 - num_valid / num
     if missing > max_fraction:
         raise RuntimeError(
             f"{missing:.0%} of the samples have no score, more than reward.max_invalid_fraction={max_fraction}: "
-            "look at the newest samples and at the judge's reasons"
+            f"look at the newest samples. {_commonest(scored.reasons)}"
         )
+
+
+def _group_std(groups: Tensor) -> Tensor:
+    """Return each group's standard deviation over its finite values, NaN where there is none."""
+    finite = groups.isfinite()
+    count = finite.sum(1)
+    mean = torch.where(finite, groups, 0.0).sum(1) / count
+    return (torch.where(finite, groups - mean[:, None], 0.0).square().sum(1) / count).sqrt()
+
+
+def _commonest(reasons: Sequence[str]) -> str:
+    """Return the reason that most samples share, as a sentence."""
+    counts = Counter(filter(None, reasons)).most_common(1)
+    return f"The judge's most frequent reason: {counts[0][0]} ({counts[0][1]} samples)" if counts else ""
 
 
 def _mean(values: Tensor) -> float:

@@ -29,8 +29,10 @@ def all_sum(values: Tensor) -> Tensor:
         The sum; the tensor itself where torch.distributed is not initialised.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        values = values.clone()
-        torch.distributed.all_reduce(values)
+        # NCCL carries tensors of the GPU alone
+        carried = values.cuda() if torch.distributed.get_backend() == "nccl" else values.clone()
+        torch.distributed.all_reduce(carried)
+        return carried.to(values.device)
     return values
 
 

@@ -9,7 +9,8 @@ Source: VQ-Insight (arXiv 2506.18564), stage 3, steps 6 and 7.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,6 +24,8 @@ from reward_model.records import VideoPair
 
 if TYPE_CHECKING:
     from reward_model.video_reward import VideoJudgeReward
+
+log = logging.getLogger(__name__)
 
 
 class JudgeRefresher:
@@ -56,38 +59,53 @@ class JudgeRefresher:
         """Return whether the judge is refreshed after `num_rounds` rounds."""
         return num_rounds % self._config.every == 0
 
-    def refresh(self, pairs: Sequence[VideoPair], *, seed: int) -> dict[str, float]:
+    def refresh(
+        self, pairs: Sequence[VideoPair], *, seed: int, check: Callable[[], None] = lambda: None
+    ) -> dict[str, float]:
         """Train the role on pairs and anchors; restore it if held-out anchor accuracy fell too far.
 
         Args:
             pairs: preferences of the pair source.
-            seed: of the batches.
+            seed: of the batches; another one for each refresh draws other anchors.
+            check: called after each step; it may raise to stop.
 
         Returns:
-            `kept` (0 or 1), `accuracy_before`, `accuracy_after` and the training's metrics.
+            `kept` (0 or 1), `num_pairs`, and unless that is 0 `accuracy_before`, `accuracy_after` and the training's metrics.
         """
         from reward_model.training.methods.refresh import refresh_levels
 
+        if not pairs:
+            log.warning("the judge is not refreshed: no prompt has a pair with scores on both sides")
+            return {"num_pairs": 0.0, "kept": 0.0}
         assert self.judge.role is not None, "a refresh trains an adapter"
         config, saved, before = self._config, adapter_tensors(self.judge), self._accuracy()
-        metrics = refresh_levels(
-            self.judge.judge,
-            role=self.judge.role,
-            pairs=pairs,
-            anchors=self._anchors.train,
-            num_steps=config.num_steps,
-            learning_rate=config.learning_rate,
-            batch_size=config.batch_size,
-            seed=seed,
-        )
-        self.judge.judge.requires_grad_(False)
+        try:
+            metrics = refresh_levels(
+                self.judge.judge,
+                role=self.judge.role,
+                pairs=pairs,
+                anchors=self._anchors.train,
+                num_steps=config.num_steps,
+                learning_rate=config.learning_rate,
+                batch_size=config.batch_size,
+                seed=seed,
+                after_step=check,
+            )
+        finally:
+            self.judge.judge.requires_grad_(False)
         after = self._accuracy()
         kept = after >= before - config.max_accuracy_loss
         if not kept:
             load_adapter_tensors(self.judge, saved)
         self.num_kept += int(kept)
         metrics = {f"judge_{name}": value for name, value in metrics.items() if name not in ("step", "seconds")}
-        return {**metrics, "accuracy_before": before, "accuracy_after": after, "kept": float(kept)}
+        return {
+            **metrics,
+            "num_pairs": float(len(pairs)),
+            "accuracy_before": before,
+            "accuracy_after": after,
+            "kept": float(kept),
+        }
 
     def scale(self) -> tuple[Affine, float]:
         """Return the map of the current judge's rewards to the initial scale, and its accuracy on held-out anchors."""
@@ -95,8 +113,24 @@ class JudgeRefresher:
         accuracy = anchor_accuracy(scores, self._anchors.held_out)
         return reanchor(weighted(scores, self._weights), self._initial_rewards), accuracy
 
+    def state(self) -> dict[str, Tensor]:
+        """Return everything that refreshes have changed: the role's weights, the source's pairs, and how many were kept."""
+        judge = {f"judge.{name}": tensor for name, tensor in adapter_tensors(self.judge).items()}
+        pairs = {f"pairs.{name}": tensor for name, tensor in self.source.state().items()}
+        return {**judge, **pairs, "num_kept": torch.tensor(self.num_kept)}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from the tensors of `state`; ValueError if they belong to another adapter."""
+        load_adapter_tensors(self.judge, _under("judge.", state))
+        self.source.load_state(_under("pairs.", state))
+        self.num_kept = int(state["num_kept"])
+
     def _accuracy(self) -> float:
         return anchor_accuracy(anchor_scores(self.judge, self._anchors.held_out), self._anchors.held_out)
+
+
+def _under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 def adapter_tensors(judge: VideoJudgeReward) -> dict[str, Tensor]:

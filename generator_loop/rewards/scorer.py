@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+import logging
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -19,6 +21,8 @@ from reward_model import VideoJudgeClient
 
 if TYPE_CHECKING:
     from reward_model.records import RewardOutput
+
+log = logging.getLogger(__name__)
 
 RewardTerm = Callable[..., Any]
 """term(frames [B, T, C, H, W], prompts, fps=...) -> [B]."""
@@ -42,14 +46,19 @@ class ScoringJudge(Protocol):
 class RemoteJudge:
     """A judge that another process serves; it is shown clips of 8 bits a channel."""
 
-    def __init__(self, url: str, *, token: str | None) -> None:
+    def __init__(
+        self, url: str, *, token: str | None, pause: float = 30.0, before_pause: Callable[[], None] = lambda: None
+    ) -> None:
         """Name the server; nothing is sent yet.
 
         Args:
             url: its http or https address.
             token: bearer token; None sends none.
+            pause: seconds between two attempts to reach a server that is gone; the run waits meanwhile.
+            before_pause: called before each pause; it may raise to stop the run.
         """
         self._client = VideoJudgeClient(url, token=token)
+        self._url, self._pause, self._before_pause = url, pause, before_pause
 
     def __call__(
         self,
@@ -61,11 +70,17 @@ class RemoteJudge:
         differentiable: bool = False,
         batch_size: int = 16,
     ) -> RewardOutput:
-        """Score clips; see `ScoringJudge`. ValueError where a gradient is asked for, RuntimeError where the server fails."""
+        """Score clips, waiting for a server that is gone; see `ScoringJudge`. ValueError where a gradient is asked for."""
         shown = (videos.detach().clamp(0, 1) * 255).round().to(torch.uint8)
-        return self._client.score(
-            shown, prompts, fps=fps, weights=weights, differentiable=differentiable, batch_size=batch_size
-        )
+        while True:
+            try:
+                return self._client.score(
+                    shown, prompts, fps=fps, weights=weights, differentiable=differentiable, batch_size=batch_size
+                )
+            except (OSError, RuntimeError) as error:
+                log.warning("the judge at %s does not answer (%s); the run waits for it", self._url, error)
+            self._before_pause()
+            time.sleep(self._pause)
 
 
 def load_term(name: str) -> RewardTerm:
@@ -111,29 +126,58 @@ class Scorer:
     pessimism: float = 0.0
     """c of the reward mean - c std over all judges."""
 
+    any_process: Callable[[bool], bool] = bool
+    """Whether a flag is set on any process."""
+
     @torch.no_grad()
-    def score(self, rollout: Rollout) -> Scored:
-        """Score a rollout; a clip that lacks any of its scores is not valid."""
+    def score(self, rollout: Rollout, *, together: bool = True) -> Scored:
+        """Score a rollout; a clip that lacks any of its scores is not valid.
+
+        Args:
+            rollout: groups of clips.
+            together: all processes score at the same time, so that a term that fails on one is left out on all.
+
+        Returns:
+            Rewards and scores; `left_out` names the terms that failed twice.
+        """
         texts = [prompt.text for prompt in rollout.prompts for _ in range(rollout.group_size)]
         outs = self._ask(rollout.frames, texts, batch_size=self.batch_size)
         rewards, scores = self._agreed(outs).detach().float().cpu(), dict(outs[0].scores)
+        left_out: dict[str, str] = {}
         for name, (term, weight) in self.terms.items():
-            value = torch.as_tensor(term(rollout.frames, texts, fps=self.fps)).detach().float().cpu()
-            if value.shape != rewards.shape:
-                raise ValueError(
-                    f"reward term {name!r} returned shape {list(value.shape)}, expected {list(rewards.shape)}"
-                )
-            rewards, scores[name] = rewards + weight * value, value
+            value, failure = self._term_values(term, rollout.frames, texts)
+            if self.any_process(bool(failure)) if together else failure:
+                left_out[name] = f"reward term {name!r} is left out: {failure or 'it failed on another process'}"
+                log.warning(left_out[name])
+                scores[name] = torch.full_like(rewards, torch.nan)
+            else:
+                rewards, scores[name] = rewards + weight * value, value
         return Scored(
             rewards=rewards,
             valid=rewards.isfinite(),
             scores={name: value.detach().float().cpu() for name, value in scores.items()},
             disagreement=_spread(outs).float().cpu() if self.others else None,
+            reasons=_reasons(outs, self._asked),
+            left_out=left_out,
         )
+
+    def _term_values(self, term: RewardTerm, frames: Tensor, texts: Sequence[str]) -> tuple[Tensor, str]:
+        """Return a term's values [B] and "", or why it has none after two attempts."""
+        failure = ""
+        for _ in range(2):
+            try:
+                value = torch.as_tensor(term(frames, texts, fps=self.fps)).detach().float().cpu()
+            except Exception as error:  # noqa: BLE001 -- a function of the user's own may raise anything
+                failure = f"it raised {type(error).__name__}: {error}"
+                continue
+            if value.shape == (len(texts),):
+                return value, ""
+            failure = f"it returned shape {list(value.shape)}, expected [{len(texts)}]"
+        return torch.zeros(len(texts)), failure
 
     def sampled(self, samples: Rollout) -> tuple[Rollout, Scored]:
         """Return the samples with their scores."""
-        return samples, self.score(samples)
+        return samples, self.score(samples, together=False)
 
     def differentiable(self, frames: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         """Return the judges' reward [N] of N clips with gradient to the frames; NaN where it is unavailable."""
@@ -164,6 +208,12 @@ def _spread(outs: Sequence[RewardOutput]) -> Tensor:
     variance = torch.stack([out.rewards for out in outs]).var(0, unbiased=False)
     # the square root has no gradient at 0
     return torch.where(variance > 0, variance, 1.0).sqrt() * (variance > 0)
+
+
+def _reasons(outs: Sequence[RewardOutput], dimensions: Collection[str]) -> tuple[str, ...]:
+    """Return for each of B clips the first reason that a judge gives for a missing score, "" where there is none."""
+    given = [out.reasons[name] for out in outs for name in dimensions if name in out.reasons]
+    return tuple(next(filter(None, reasons), "") for reasons in zip(*given, strict=True))
 
 
 def weighted(scores: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:

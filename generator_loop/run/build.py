@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,7 +27,7 @@ from generator_loop.refresh import PAIR_SOURCES
 from generator_loop.refresh.anchors import read_anchors
 from generator_loop.refresh.refresh import JudgeRefresher
 from generator_loop.rewards.scorer import RemoteJudge, Scorer, load_term
-from generator_loop.run.launch import Processes
+from generator_loop.run.launch import Processes, any_process
 from generator_loop.run.session import Progress, RewardingJudge, Session
 from generator_loop.sampling.prompts import open_prompts
 from generator_loop.sampling.rollout import PromptEncoder, rollout
@@ -33,6 +35,9 @@ from generator_loop.sampling.sampler import Sampler
 from generator_loop.tracking.metric_log import MetricLog, ProgressBar
 from reward_model import VideoJudgeReward
 from reward_model.config import did_you_mean, load_config
+
+Served = Callable[[str], RemoteJudge]
+"""Address to the judge that is served there."""
 
 TOY = "toy"
 """Path that stands for the embedded models."""
@@ -59,12 +64,15 @@ def read_config(path: str | Path, overrides: list[str]) -> JointConfig:
     return config
 
 
-def open_session(config: JointConfig, processes: Processes) -> Session:
+def open_session(
+    config: JointConfig, processes: Processes, *, before_pause: Callable[[], None] = lambda: None
+) -> Session:
     """Load the models, and fix the probes and anchors while the policy and the judge still are the initial ones.
 
     Args:
         config: the run.
         processes: this process among the others.
+        before_pause: called while the run waits for a served judge; it may raise to stop.
 
     Returns:
         The parts, with no progress yet.
@@ -72,12 +80,13 @@ def open_session(config: JointConfig, processes: Processes) -> Session:
     Raises:
         ValueError: the config names a model, file or role that does not exist.
     """
+    served = partial(_served, config, before_pause=before_pause)
     generator = open_generator(config, processes.device)
-    judge, initial_judge = _open_judge(config, processes.device)
+    judge, initial_judge = _open_judge(config, processes.device, served)
     train_prompts, held_out = open_prompts(config.prompts, seed=config.run.seed)
     encoder, objective = PromptEncoder(generator), OBJECTIVES[config.objective.name](config.objective)
     draw, output = Draw(seed=config.run.seed, step=0), Path(config.run.output)
-    scorer = _scorer(config, judge, processes)
+    scorer = _scorer(config, judge, processes, served)
     return Session(
         config=config,
         output=output,
@@ -99,7 +108,7 @@ def open_session(config: JointConfig, processes: Processes) -> Session:
         learner=Learner(generator, objective, reward=scorer.differentiable, config=config.update),
         refresher=_refresher(config, judge, initial_judge, train_prompts),
         watch=Watch(GUARDS),
-        evaluator=_evaluator(config, held_out, judge, initial_judge, encoder, processes),
+        evaluator=_evaluator(config, held_out, judge, initial_judge, encoder, processes, served),
         probes=_probes(config, generator, held_out, encoder, draw),
         renderer=_renderer(config, held_out, draw),
         log=MetricLog(output / "metrics.jsonl", is_main=processes.is_main),
@@ -125,22 +134,23 @@ def _load_judge(config: JointConfig, path: Path | str, device: torch.device) -> 
     )
 
 
-def _served(config: JointConfig, url: str) -> RemoteJudge:
+def _served(config: JointConfig, url: str, *, before_pause: Callable[[], None]) -> RemoteJudge:
     if config.objective.differentiates and url != config.judge.audit_path:
         raise ValueError(
             f"objective.name={config.objective.name} needs the judge's gradient, which a served judge does not send: load "
             f"{url}'s judge by its folder"
         )
     file = config.judge.token_file
-    return RemoteJudge(url, token=None if file is None else Path(file).read_text(encoding="utf-8").strip())
+    token = None if file is None else Path(file).read_text(encoding="utf-8").strip()
+    return RemoteJudge(url, token=token, before_pause=before_pause)
 
 
-def _open_judge(config: JointConfig, device: torch.device) -> tuple[RewardingJudge, RewardingJudge]:
+def _open_judge(config: JointConfig, device: torch.device, served: Served) -> tuple[RewardingJudge, RewardingJudge]:
     """Return the judge that learns and a frozen view of its present state; both share the base, or the server."""
     path = config.judge.path
     if config.judge.is_served:
-        served = _served(config, path)
-        return served, served
+        remote = served(path)
+        return remote, remote
     base = _load_judge(config, embedded("reward_model", "toy_judge") if path == TOY else path, device)
     role = config.judge.role
     if role in base.judge.roles:
@@ -155,22 +165,23 @@ def _open_judge(config: JointConfig, device: torch.device) -> tuple[RewardingJud
     return base.with_role(role), initial
 
 
-def _scorer(config: JointConfig, judge: RewardingJudge, processes: Processes) -> Scorer:
+def _scorer(config: JointConfig, judge: RewardingJudge, processes: Processes, served: Served) -> Scorer:
     return Scorer(
-        others=[_watcher(config, path, processes) for path in config.judge.ensemble],
+        others=[_watcher(config, path, processes, served) for path in config.judge.ensemble],
         pessimism=config.reward.pessimism,
         judge=judge,
         weights=config.reward.weights,
         terms={name: (load_term(term.callable), term.weight) for name, term in config.reward.terms.items()},
         fps=config.generator.fps,
         batch_size=config.judge.batch_size,
+        any_process=any_process,
     )
 
 
-def _watcher(config: JointConfig, path: str | Path, processes: Processes) -> RewardingJudge:
+def _watcher(config: JointConfig, path: str | Path, processes: Processes, served: Served) -> RewardingJudge:
     """Return another judge in the role that scores, or without one where it has no such role; it is never trained."""
     if is_address(str(path)):
-        return _served(config, str(path))
+        return served(str(path))
     other = _load_judge(config, path, processes.device)
     other.judge.requires_grad_(False)
     return other.with_role(config.judge.role if config.judge.role in other.judge.roles else None)
@@ -183,11 +194,14 @@ def _evaluator(
     initial_judge: RewardingJudge,
     encoder: PromptEncoder,
     processes: Processes,
+    served: Served,
 ) -> Evaluator:
     judges: dict[str, RewardingJudge] = {INITIAL: initial_judge, CURRENT: judge}
     if config.judge.audit_path is not None:
         path = config.judge.audit_path
-        judges[AUDIT] = _watcher(config, embedded("reward_model", "toy_audit") if path == TOY else path, processes)
+        judges[AUDIT] = _watcher(
+            config, embedded("reward_model", "toy_audit") if path == TOY else path, processes, served
+        )
     return Evaluator(
         prompts=held_out,
         judges=judges,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import time
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from typing import Literal, TypeVar
 import torch
 
 from generator_loop.tracking.metric_log import is_distributed
+from reward_model.files import Lock
 
 Item = TypeVar("Item")
 
@@ -96,40 +98,101 @@ def start_processes(device: Literal["auto", "cpu", "cuda"]) -> Processes:
     return Processes(device=state.device, rank=state.process_index, count=state.num_processes)
 
 
+class Stopped(Exception):
+    """The run was told to stop; raised on all processes alike, at a point from which a resumed run continues."""
+
+
 class StopRequest:
-    """Says at each iteration, on all processes alike, whether the run should save and exit."""
+    """Says on all processes alike whether the run should save and exit: after SIGTERM, Ctrl-C or `run.max_hours`.
+
+    A second Ctrl-C interrupts at once, without saving.
+    """
 
     def __init__(self, *, max_hours: float | None) -> None:
         self._deadline = None if max_hours is None else time.monotonic() + 3600 * max_hours
-        self._signalled = False
-        self._previous = signal.signal(signal.SIGTERM, self._on_signal)
+        self.is_signalled = False
+        """Whether this process was told to stop; the others may not know yet."""
+        self._previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def __call__(self) -> bool:
         """Return whether any process was told to stop or is out of time."""
-        due = self._signalled or (self._deadline is not None and time.monotonic() >= self._deadline)
-        if is_distributed():
-            flag = torch.tensor(float(due))
-            if torch.distributed.get_backend() == "nccl":
-                flag = flag.cuda()
-            torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
-            due = bool(flag)
-        return due
+        return any_process(self.is_signalled or (self._deadline is not None and time.monotonic() >= self._deadline))
 
     def close(self) -> None:
-        """Give SIGTERM back to whoever had it."""
-        signal.signal(signal.SIGTERM, self._previous)
+        """Give the signals back to whoever had them."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._signalled = True
+        if self.is_signalled and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.is_signalled = True
 
 
-def unused_output(folder: str) -> str:
-    """Return the folder, or with -2, -3, ... appended if it already holds a run; the first process decides for all."""
-    name, number = folder, 1
-    while (Path(name) / "config.yaml").exists():
-        number += 1
-        name = f"{folder}-{number}"
-    chosen = [name]
+class CheckpointClock:
+    """Says on all processes alike whether `run.checkpoint_minutes` have passed since the last checkpoint."""
+
+    def __init__(self, minutes: float | None) -> None:
+        self._seconds = None if minutes is None else 60 * minutes
+        self._last = time.monotonic()
+
+    def is_due(self) -> bool:
+        """Return whether a checkpoint is due within a round."""
+        return self._seconds is not None and any_process(time.monotonic() - self._last >= self._seconds)
+
+    def restart(self) -> None:
+        """Count from now on."""
+        self._last = time.monotonic()
+
+
+def any_process(flag: bool) -> bool:
+    """Return whether the flag of any process is set; all processes call it together."""
+    if not is_distributed():
+        return flag
+    value = torch.tensor(float(flag))
+    if torch.distributed.get_backend() == "nccl":
+        value = value.cuda()
+    torch.distributed.all_reduce(value, op=torch.distributed.ReduceOp.MAX)
+    return bool(value)
+
+
+def claim_output(folder: str, *, is_main: bool, resume: bool) -> tuple[str, Lock | None]:
+    """Return the folder of a run and its lock, which the first process holds until it ends.
+
+    Args:
+        folder: `run.output`.
+        is_main: this process is the first, which decides for all.
+        resume: the folder's own run goes on; otherwise -2, -3, ... is appended where it holds a run or is being written to.
+
+    Returns:
+        The folder, the same on all processes, and on the first one the lock.
+
+    Raises:
+        ValueError: on all processes, if another process is writing to the folder of a run that should go on.
+    """
+    name, lock, refusal = folder, None, ""
+    if is_main:
+        try:
+            name, lock = (folder, Lock(folder, purpose="this run")) if resume else _free_folder(folder)
+        except ValueError as error:
+            refusal = str(error)
+    chosen = [name, refusal]
     if is_distributed():
         torch.distributed.broadcast_object_list(chosen, src=0)
-    return chosen[0]
+    if chosen[1]:
+        raise ValueError(chosen[1])
+    return chosen[0], lock
+
+
+def _free_folder(folder: str) -> tuple[str, Lock]:
+    """Return the first of folder, folder-2, ... that holds no run, and its lock."""
+    for number in itertools.count(1):
+        name = folder if number == 1 else f"{folder}-{number}"
+        try:
+            lock = Lock(name, purpose="this run")
+        except ValueError:
+            continue
+        if not (Path(name) / "config.yaml").exists():
+            return name, lock
+        lock.release()
+    raise AssertionError("the names never end")

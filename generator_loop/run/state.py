@@ -17,7 +17,6 @@ import torch
 from generator_loop.adapters.base import OLD, POLICY, REFERENCE
 from generator_loop.config import JointConfig
 from generator_loop.evaluation.columns import INITIAL, Evaluation
-from generator_loop.refresh.refresh import adapter_tensors, load_adapter_tensors
 from generator_loop.run.build import read_config
 from generator_loop.run.session import Progress, Session
 from generator_loop.tracking import checkpoint
@@ -58,18 +57,16 @@ def _writer(session: Session) -> Callable[[Path], None]:
         if isinstance(session.judge, VideoJudgeReward):
             session.judge.save_pretrained(folder / "judge")
             shutil.rmtree(folder / "judge" / "adapters" / INITIAL, ignore_errors=True)
-            checkpoint.write_tensors(state / "judge.safetensors", adapter_tensors(session.judge))
         for name in (POLICY, OLD, REFERENCE):
             checkpoint.write_tensors(state / f"{name}.safetensors", session.generator.weights(name))
         checkpoint.write_tensors(state / "optimizer.safetensors", session.learner.updater.state())
         checkpoint.write_tensors(state / "rng.safetensors", {"torch": torch.get_rng_state()})
         if session.refresher is not None:
-            checkpoint.write_tensors(state / "pairs.safetensors", session.refresher.source.state())
+            checkpoint.write_tensors(state / "refresher.safetensors", session.refresher.state())
         counters = {
             "round": progress.round,
             "iteration": progress.iteration,
             "seconds": session.round_seconds(),
-            "num_kept": session.refresher.num_kept if session.refresher is not None else 0,
             "rounds": progress.rounds,
             "before": progress.before.to_json() if progress.before else None,
             "after": progress.after.to_json() if progress.after else None,
@@ -92,16 +89,17 @@ def restore(session: Session) -> None:
         ValueError: there is none, or it was written with other settings.
     """
     root = session.output / "checkpoints"
-    folder = checkpoint.latest(root)
+    folder, notes = checkpoint.newest_intact(root)
+    for note in notes:
+        log.warning(note)
     if folder is None:
-        raise ValueError(f"{root} holds no finished checkpoint to resume from; start the run without resume=")
+        reason = "; ".join(notes) or "no finished checkpoint is there"
+        raise ValueError(f"{root} holds nothing to resume from: {reason}; start the run without resume=")
     _refuse_other_settings(session.config, folder / "config.yaml")
     state = folder / "state"
     for name in (POLICY, OLD, REFERENCE):
         session.generator.set_weights(name, checkpoint.read_tensors(state / f"{name}.safetensors"))
     session.learner.updater.load_state(checkpoint.read_tensors(state / "optimizer.safetensors"))
-    if isinstance(session.judge, VideoJudgeReward):
-        load_adapter_tensors(session.judge, checkpoint.read_tensors(state / "judge.safetensors"))
     torch.set_rng_state(checkpoint.read_tensors(state / "rng.safetensors")["torch"])
     saved = json.loads((state / "progress.json").read_text(encoding="utf-8"))
     session.progress = Progress(
@@ -111,11 +109,16 @@ def restore(session: Session) -> None:
     )
     session.watch.first = saved["first"]
     if session.refresher is not None:
-        session.refresher.num_kept = saved["num_kept"]
-        observed = checkpoint.read_tensors(state / "pairs.safetensors")
         device = session.generator.device
-        session.refresher.source.load_state({name: tensor.to(device) for name, tensor in observed.items()})
-    session.log.rewind(session.step)
+        refreshed = checkpoint.read_tensors(state / "refresher.safetensors")
+        session.refresher.load_state({name: tensor.to(device) for name, tensor in refreshed.items()})
+    progress = session.progress
+    if progress.round > session.config.loop.num_rounds:
+        raise ValueError(
+            f"loop.num_rounds={session.config.loop.num_rounds}, but {folder} holds {progress.round} finished rounds"
+        )
+    is_open = not progress.rounds or progress.iteration == session.config.loop.num_iterations
+    session.log.rewind(session.step, round_is_open=is_open)
     session.bar.start_at(session.step)
     log.info("resumed from %s: round %d, iteration %d", folder, session.progress.round, session.progress.iteration)
 

@@ -1,20 +1,25 @@
-"""Checkpoints of a training run that survive a kill: written whole by `write_beside`, then named by `LATEST`.
+"""Checkpoints of a training run that survive a kill, a full disk and a flipped bit.
 
-A checkpoint is a folder of safetensors and JSON files; nothing is pickled. `OUTPUT/checkpoints/LATEST` holds the name of
-the newest finished one. A folder that a kill left half-written keeps its temporary name and is removed by the next save.
+A checkpoint is a folder of safetensors and JSON files with `checksums.json`; nothing is pickled. It is written whole by
+`write_beside`, then `LATEST` names it. Whatever was interrupted, `newest_intact` finds the newest checkpoint whose files
+are as they were written: it completes renames that a kill cut short, and passes over folders that were damaged.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from torch import Tensor
 
-from reward_model.files import UNFINISHED, put_back, remove, write_beside, write_text
+from reward_model.files import REPLACED, UNFINISHED, put_back, remove, write_beside, write_json, write_text
 
 LATEST = "LATEST"
+CHECKSUMS = "checksums.json"
+"""Maps each other file of a checkpoint to the SHA-256 of its bytes."""
 
 
 def save(root: str | Path, name: str, write: Callable[[Path], None], *, keep: int) -> Path:
@@ -30,13 +35,15 @@ def save(root: str | Path, name: str, write: Callable[[Path], None], *, keep: in
         The finished folder.
     """
     root = Path(root)
+    _complete_renames(root)
     for leftover in root.glob(f"{UNFINISHED}*"):
         remove(leftover)
 
     def fill(folder: Path) -> None:
-        """Make the folder and let the caller fill it."""
+        """Make the folder, let the caller fill it, and note the checksums."""
         folder.mkdir()
         write(folder)
+        write_json(folder / CHECKSUMS, _checksums(folder))
 
     final = write_beside(root / name, fill)
     write_text(root / LATEST, name)
@@ -46,33 +53,54 @@ def save(root: str | Path, name: str, write: Callable[[Path], None], *, keep: in
     return final
 
 
-def latest(root: str | Path) -> Path | None:
-    """Return the newest finished checkpoint.
+def newest_intact(root: str | Path) -> tuple[Path | None, tuple[str, ...]]:
+    """Return the checkpoint to resume from: the one that `LATEST` names, else the newest whose files are intact.
 
     Args:
         root: folder of the checkpoints.
 
     Returns:
-        Its folder, or None before the first.
-
-    Raises:
-        ValueError: `LATEST` names a folder that is not there.
+        Its folder (None where there is none) and a sentence for each one that was passed over.
     """
-    marker = Path(root) / LATEST
-    if not marker.exists():
-        return None
-    folder = Path(root) / marker.read_text(encoding="utf-8").strip()
-    put_back(folder)
-    if not folder.is_dir():
-        raise ValueError(
-            f"{marker} names {folder.name}, which does not exist; write the name of another checkpoint in it"
-        )
-    return folder
+    root, notes = Path(root), list[str]()
+    _complete_renames(root)
+    for folder in _newest_first(root):
+        damage = damage_of(folder)
+        if not damage:
+            return folder, tuple(notes)
+        notes.append(f"checkpoint {folder.name} is passed over: {damage}")
+    return None, tuple(notes)
+
+
+def latest(root: str | Path) -> Path | None:
+    """Return the folder of `newest_intact`; None before the first checkpoint."""
+    return newest_intact(root)[0]
+
+
+def damage_of(folder: Path) -> str:
+    """Return how a checkpoint differs from its checksums, "" where it does not or where it has none to compare with."""
+    noted = folder / CHECKSUMS
+    if not noted.is_file():
+        return ""
+    try:
+        expected = json.loads(noted.read_text(encoding="utf-8"))
+    except ValueError:
+        return f"{CHECKSUMS} cannot be read"
+    found = _checksums(folder)
+    for name, digest in expected.items():
+        if name not in found:
+            return f"{name} is missing"
+        if found[name] != digest:
+            return f"{name} has changed since it was written"
+    return ""
 
 
 def finished(root: str | Path) -> list[Path]:
-    """Return the finished checkpoints of a folder, by name."""
-    return sorted(path for path in Path(root).iterdir() if path.is_dir() and not path.name.startswith("."))
+    """Return the finished checkpoints of a folder, oldest first."""
+    root = Path(root)
+    if not root.is_dir():
+        return []
+    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
@@ -87,3 +115,33 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     return load_file(str(path))
+
+
+def _newest_first(root: Path) -> list[Path]:
+    """Return the finished checkpoints, the one that `LATEST` names first and the others from the newest on."""
+    folders = finished(root)[::-1]
+    marker = root / LATEST
+    name = marker.read_text(encoding="utf-8", errors="replace").strip() if marker.is_file() else ""
+    # comparing with the names that are there keeps a marker such as "../elsewhere" from being followed
+    return sorted(folders, key=lambda folder: folder.name != name)
+
+
+def _complete_renames(root: Path) -> None:
+    """Do what a kill kept from being done: put a replaced folder back, and rename a whole one that was not renamed."""
+    for aside in root.glob(f"{REPLACED}*"):
+        put_back(root / aside.name.removeprefix(REPLACED))
+    for beside in root.glob(f"{UNFINISHED}*"):
+        place = root / beside.name.removeprefix(UNFINISHED)
+        if beside.is_dir() and (beside / CHECKSUMS).is_file() and not place.exists() and not damage_of(beside):
+            beside.rename(place)
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    """Return relative path -> SHA-256 of every file of a checkpoint but the checksums themselves."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / CHECKSUMS)
+    return {path.relative_to(folder).as_posix(): _digest(path) for path in files}
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

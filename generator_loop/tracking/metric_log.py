@@ -19,10 +19,20 @@ class MetricLog:
     def __init__(self, path: str | Path, *, is_main: bool) -> None:
         self.path, self.is_main = Path(path), is_main
 
-    def rewind(self, step: int) -> None:
-        """Drop records of later steps than `step`, which a resumed run will write again."""
+    def rewind(self, step: int, *, round_is_open: bool = False) -> None:
+        """Drop the lines that a resumed run will write again.
+
+        Args:
+            step: iterations finished; lines of later steps go.
+            round_is_open: the refresh and evaluation at `step` are still to come, so their lines go too.
+        """
         if self.is_main and self.path.exists():
-            kept = [record for record in read_log(self.path) if record["step"] <= step]
+            kept = [
+                record
+                for record in read_log(self.path)
+                if record["step"] < step
+                or (record["step"] == step and (record["kind"] == "iteration" or not round_is_open))
+            ]
             write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
 
     def write(self, kind: str, step: int, metrics: Mapping[str, float]) -> dict[str, float]:

@@ -7,9 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -21,14 +20,14 @@ from generator_loop.records import Prompt, Rollout, Scored
 from generator_loop.refresh import PAIR_SOURCES
 from generator_loop.refresh.base import PairTools
 from generator_loop.run import state
-from generator_loop.run.build import open_session, read_config
+from generator_loop.run.build import read_config
 from generator_loop.run.estimate import num_clips
 from generator_loop.run.launch import Processes
 from generator_loop.run.session import Session
 from generator_loop.tracking import checkpoint
 from reward_model import read_video
 from reward_model.records import Video, VideoPair
-from tests.tiny_models import RECIPE, save_tiny_judge, save_tiny_wan
+from tests.tiny_runs import Recipe, never, opened, scores, tiny_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -45,28 +44,9 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[str]]:
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     """Return a function that gives the overrides of a tiny run."""
-    root = tmp_path_factory.mktemp("models")
-    models = {
-        "generator.path": save_tiny_wan(root / "wan"),
-        "judge.path": save_tiny_judge(root / "judge"),
-        "judge.audit_path": save_tiny_judge(root / "audit", family="qwen3_vl", roles=()),
-    }
-
-    def overrides(output: Path, **changes: object) -> list[str]:
-        named = {name.replace("__", "."): value for name, value in changes.items()}
-        return [f"{name}={value}" for name, value in {**RECIPE, **models, "run.output": output, **named}.items()]
-
-    return overrides
-
-
-def opened(overrides: list[str], processes: Processes | None = None) -> Session:
-    return open_session(read_config(None, overrides), processes or Processes(device=torch.device("cpu")))
-
-
-def never() -> bool:
-    return False
+    return tiny_recipe(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")
@@ -77,15 +57,6 @@ def finished(recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     state.begin(session)
     assert loop.run(session, never) == output / "summary.json"
     return output
-
-
-def scores(output: Path) -> dict[str, Any]:
-    """Return a summary without what may differ between equal runs."""
-    found = json.loads((output / "summary.json").read_text())
-    del found["config"]["run"]
-    for record in found["rounds"]:
-        del record["seconds"]
-    return found
 
 
 def test_a_run_writes_what_it_promises(finished: Path) -> None:

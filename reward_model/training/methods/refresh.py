@@ -10,7 +10,7 @@ learns the same pairs through the fidelity loss of VQAThinker (Thurstone's model
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -58,6 +58,7 @@ def refresh_levels(
     batch_size: int,
     pair_weight: float = 1.0,
     seed: int = 0,
+    after_step: Callable[[], None] | None = None,
 ) -> dict[str, float]:
     """Train one role's level readout in place on pairs (fidelity loss) and anchors (soft level labels).
 
@@ -71,6 +72,7 @@ def refresh_levels(
         batch_size: pairs and anchors per step, half and half.
         pair_weight: weight of the pair loss against the anchor loss.
         seed: seed of the draws.
+        after_step: called after each step; it may raise to leave the role as it is then.
 
     Returns:
         Last metrics: "nll_rate" of the anchors, "fidelity" and "pair_accuracy" of the pairs.
@@ -102,10 +104,18 @@ def refresh_levels(
         metrics |= {"fidelity": float(fidelity.detach()), "pair_accuracy": float(accuracy)}
         return [(anchor_loss + pair_weight * fidelity, metrics)]
 
-    with judge.use_role(role):
-        metrics = fit(judge.train_only(role), loss, config, log_every=max(1, num_steps // 2))
-    judge.train(was_training)
-    return metrics
+    def after(_num_steps: int) -> bool:
+        """Let the caller look in, and go on."""
+        if after_step is not None:
+            after_step()
+        return False
+
+    try:
+        with judge.use_role(role):
+            parameters = judge.train_only(role)
+            return fit(parameters, loss, config, log_every=max(1, num_steps // 2), after_step=after)
+    finally:
+        judge.train(was_training)
 
 
 def _overall(judge: VideoJudge, planner: ToClip, side: str, pairs: Sequence[VideoPair]) -> LevelReadout:

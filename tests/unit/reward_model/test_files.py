@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from reward_model.files import REPLACED, UNFINISHED, put_back, write_beside, write_json, write_text
+from reward_model.files import REPLACED, UNFINISHED, Lock, put_back, write_beside, write_json, write_text
 
 
 def make_file(path: Path, text: str) -> None:
@@ -155,3 +156,26 @@ def test_text_and_json_are_written_into_a_new_folder(tmp_path: Path) -> None:
     assert (tmp_path / "new" / "a.json").read_text() == '{\n "x": [\n  1\n ]\n}\n'
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "new" / "a.json", {"score": float("nan")})
+
+
+def test_one_process_at_a_time_holds_a_lock_and_loses_it_when_it_ends(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    with Lock(path, purpose="this run"):
+        program = "import sys; from reward_model.files import Lock; Lock(sys.argv[1], purpose='that run')"
+        done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True)
+        assert f"that run cannot write to {path}: process {os.getpid()} is writing to it" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+    child = os.fork()
+    if child == 0:
+        Lock(path, purpose="the killed run")
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    Lock(path, purpose="this run").release()
+
+
+def test_a_lock_works_for_a_folder_that_is_replaced_meanwhile(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with Lock(tmp_path / "out", purpose="first"):
+        write_beside(tmp_path / "out", lambda folder: folder.mkdir())
+        with pytest.raises(ValueError, match="second cannot write to"):
+            Lock(tmp_path / "out", purpose="second")

@@ -17,6 +17,7 @@ from tests.plain_rollouts import PROMPTS, drawn, scored
 class Scores:
     def __init__(self, rewards: Tensor) -> None:
         self.rewards, self.scores = rewards, {"overall": rewards}
+        self.reasons = {"overall": ["" if value else "unreadable" for value in rewards.isfinite().tolist()]}
 
 
 class BrightnessJudge:
@@ -47,9 +48,18 @@ def test_a_missing_score_is_not_valid() -> None:
     assert found.valid.tolist() == [False, True, True, True]
 
 
-def test_a_term_of_the_wrong_length_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"'short' returned shape \[1\], expected \[4\]"):
-        scorer(terms={"short": (lambda *_, **__: [0.0], 1.0)}).score(drawn([0.1, 0.2, 0.3, 0.4]))
+def test_a_term_of_the_wrong_length_is_left_out_of_all_rewards_by_name() -> None:
+    values = scorer(terms={"short": (lambda frames, prompts, *, fps: [0.0], 1.0)}).score(drawn([0.0, 1.0, 0.5, 0.25]))
+    assert values.rewards.tolist() == [0.0, 1.0, 0.5, 0.25] and bool(values.scores["short"].isnan().all())
+    assert values.left_out == {"short": "reward term 'short' is left out: it returned shape [1], expected [4]"}
+
+
+def test_a_term_that_fails_on_another_process_is_left_out_here_too_unless_this_one_scores_alone() -> None:
+    terms = {"dark": (darkness, 2.0)}
+    together = scorer(terms=terms, any_process=lambda _failed: True)
+    values = together.score(drawn([0.0, 1.0]))
+    assert values.rewards.tolist() == [0.0, 1.0] and "failed on another process" in values.left_out["dark"]
+    assert together.score(drawn([0.0, 1.0]), together=False).rewards.tolist() == [2.0, 1.0]
 
 
 def test_terms_are_found_by_module_and_function() -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 UNFINISHED, REPLACED = ".unfinished-", ".replaced-"
-"""Prefixes of the temporary names: what is being written, and the old folder while it is being replaced."""
+"""Prefixes of the temporary names: work that is being written, and an old folder that is being replaced."""
 
 
 def write_beside(path: str | Path, write: Callable[[Path], object], *, many_writers: bool = False) -> Path:

@@ -185,7 +185,7 @@ class FlowGRPO(LossObjective[StepBatch]):
     def _guarded_ratio(self, batch: StepBatch, mean: Tensor, policies: Policies) -> Tensor:
         """Return exp(std (log p - log p_old + |mean - mean_old|^2 / (2 std^2))) [N], its average over elements.
 
-        The square of the drift cancels, so that what is left is the drift's product with the noise that was drawn.
+        The square of the drift cancels; its product with the noise that was drawn remains.
         """
         sigma = torch.full((len(batch),), batch.sigma, device=batch.states.device)
         velocity = policies.old(batch.states, sigma, batch.cond)

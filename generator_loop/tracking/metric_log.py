@@ -20,11 +20,11 @@ class MetricLog:
         self.path, self.is_main = Path(path), is_main
 
     def rewind(self, step: int, *, round_is_open: bool = False) -> None:
-        """Drop the lines that a resumed run will write again.
+        """Drop the records that a resumed run will write again.
 
         Args:
-            step: iterations finished; lines of later steps go.
-            round_is_open: the refresh and evaluation at `step` are still to come, so their lines go too.
+            step: iterations finished; records of later steps go.
+            round_is_open: the refresh and evaluation at `step` are still to come, so their records go too.
         """
         if self.is_main and self.path.exists():
             kept = [

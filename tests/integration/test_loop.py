@@ -162,7 +162,7 @@ class FirstBeatsLast:
         self.frames = state["frames"]
 
 
-class Clock:
+class SecondIteration:
     """A guard of a plug-in that objects to the second iteration."""
 
     def measure(self, samples: Rollout, scored: Scored) -> Mapping[str, float]:
@@ -174,7 +174,7 @@ class Clock:
 
 def test_a_pair_source_and_a_guard_are_one_entry_each(recipe, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setitem(PAIR_SOURCES, "first_beats_last", FirstBeatsLast)
-    monkeypatch.setitem(GUARDS, "clock", Clock())
+    monkeypatch.setitem(GUARDS, "second", SecondIteration())
     overrides = recipe(tmp_path / "run", refresh__pair_source="first_beats_last", loop__num_rounds=1)
     session = opened(overrides)
     state.begin(session)

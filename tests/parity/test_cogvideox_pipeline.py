@@ -32,8 +32,8 @@ def test_velocity_and_latents_give_back_the_models_clean_sample(sigma):
 
 def test_times_between_integers_follow_the_noise_level():
     generator = build_cogvideox_generator()
-    levels = generator._levels()
-    middle = ((levels[500] + levels[501]) / 2).float()[None]
+    sigmas = generator._known_sigmas()
+    middle = ((sigmas[500] + sigmas[501]) / 2).float()[None]
     assert generator._time(middle).item() == pytest.approx(500.5, abs=0.01)
     assert generator._time(torch.tensor([0.0, 1.0])).tolist() == [0.0, 999.0]
 

@@ -29,7 +29,7 @@ class _AliasLoader(importlib.abc.Loader):
 
 
 class _AliasFinder(importlib.abc.MetaPathFinder):
-    """Finds `reward_model.serving.hosts.X` where `reward_model.hosts.X` exists."""
+    """Finds a module under the former path where `reward_model.hosts` has one of that name."""
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
         """Return the spec of a former name, None for all other modules."""

@@ -92,6 +92,7 @@ class Vocabulary:
         self.owners: dict[str, set[str]] = {}
         self.bases: dict[str, list[str]] = {}
         self.sections: dict[str, set[str]] = {}
+        self.of_any_class: set[str] = set()
         self.names: set[str] = set()
         self.words: set[str] = set()
         self.pairs: set[tuple[str, str]] = set()
@@ -104,7 +105,9 @@ class Vocabulary:
         for name in self.bases:
             self.owners[name] = self._inherited(name)
         for field, schemas in self.sections.items():
-            if "Any" not in schemas:
+            if "Any" in schemas:
+                self.of_any_class.add(field)
+            else:
                 self.owners.setdefault(field, set()).update(*(self.owners.get(schema, set()) for schema in schemas))
 
     def _inherited(self, name: str) -> set[str]:
@@ -143,11 +146,11 @@ class Vocabulary:
             return True
         if rest[-1] in ("py", "yaml", "md"):
             return name in self.files
-        if rest[-1] in ("json", "jsonl", "csv", "txt", "html", "safetensors", "mp4"):
+        if rest[-1] in ("json", "jsonl", "csv", "txt", "html", "safetensors", "mp4", "lock"):
             return True
         if rest[0] in self.owners.get(first, ()):
             return all(part in self.names for part in rest[1:])
-        if first in self.owners:
+        if first in self.owners and first not in self.of_any_class:
             return False
         return (first, rest[0]) in self.pairs and all(part in self.names for part in rest)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from generator_loop.run.launch import StopRequest, refuse_lost_processes, set_threads, unused_output
+from generator_loop.run.launch import StopRequest, claim_output, refuse_lost_processes, set_threads
 
 ACCELERATE_ONE_OF_TWO = {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
@@ -57,10 +57,16 @@ def test_a_run_out_of_time_asks_for_a_stop() -> None:
     stop.close()
 
 
-def test_a_folder_that_holds_a_run_is_not_used_again(tmp_path: Path) -> None:
-    folder = str(tmp_path / "run")
-    assert unused_output(folder) == folder
+def test_a_folder_that_holds_a_run_or_is_being_written_to_is_not_used_again(tmp_path: Path) -> None:
+    first, held = claim_output(str(tmp_path / "run"), is_main=True, resume=False)
+    assert first == str(tmp_path / "run") and held is not None
+    second, lock = claim_output(str(tmp_path / "run"), is_main=True, resume=False)
+    assert second == str(tmp_path / "run-2") and lock is not None
+    held.release()
+    lock.release()
     for taken, free in (("run", "run-2"), ("run-2", "run-3")):
         (tmp_path / taken).mkdir()
         (tmp_path / taken / "config.yaml").write_text("")
-        assert unused_output(folder) == str(tmp_path / free)
+        name, lock = claim_output(str(tmp_path / "run"), is_main=True, resume=False)
+        assert name == str(tmp_path / free) and lock is not None
+        lock.release()

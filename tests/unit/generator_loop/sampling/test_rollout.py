@@ -90,30 +90,30 @@ def test_repeated_prompts_are_refused(generator):
 
 
 def test_each_prompt_is_encoded_once_and_alike_in_any_company(generator):
-    class Counting:
+    class CountingEncoder:
         device, texts = generator.device, []
 
         def encode_prompts(self, texts):
             self.texts.extend(texts)
             return generator.encode_prompts(texts)
 
-    encoder = PromptEncoder(Counting(), max_prompts=2)
+    encoder = PromptEncoder(CountingEncoder(), max_prompts=2)
     both = encoder([BALL, SQUARE, BALL]).tensors["positive"]
-    assert Counting.texts == [BALL.text, SQUARE.text]
+    assert CountingEncoder.texts == [BALL.text, SQUARE.text]
     assert torch.equal(both[0], both[2]) and torch.equal(both[:1], PromptEncoder(generator)([BALL]).tensors["positive"])
 
 
 def test_the_longest_unused_embedding_leaves_first(generator):
     seen = []
 
-    class Counting:
+    class SeenTexts:
         device = generator.device
 
         def encode_prompts(self, texts):
             seen.extend(texts)
             return generator.encode_prompts(texts)
 
-    encoder, other = PromptEncoder(Counting(), max_prompts=2), Prompt(1, "a ball")
+    encoder, other = PromptEncoder(SeenTexts(), max_prompts=2), Prompt(1, "a ball")
     for prompt in (BALL, SQUARE, BALL, other, BALL, SQUARE):
         encoder([prompt])
     assert seen == [BALL.text, SQUARE.text, other.text, SQUARE.text]

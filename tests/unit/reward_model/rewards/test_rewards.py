@@ -172,7 +172,7 @@ def test_a_score_that_is_no_finite_number_cannot_be_read(text):
         (lambda: temporal_consistency(bell(), variant="paper"), "november_2025"),
         (lambda: length_bonus(low=5, high=5), "0 <= low < high"),
         (lambda: gated_length_bonus(bell(), low=-1), "0 <= low < high"),
-        (lambda: weighted({}), "at least one part"),
+        (lambda: weighted({}), "at least one term"),
     ],
 )
 def test_what_makes_no_sense_is_refused(make, message):

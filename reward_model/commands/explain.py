@@ -11,7 +11,6 @@ from reward_model.files import visible
 from reward_model.scoring.json_records import explanation_record, unexplained_record
 
 EXAMPLES = """examples:
-  video-judge explain clip.mp4
   video-judge explain clip.mp4 --prompt "a red ring moving up" --json
 
 The text is the judge's reasoned answer. Below it, each dimension has the level word, the score and the faults that the
@@ -42,7 +41,8 @@ def run(args: argparse.Namespace, judge_factory: JudgeFactory) -> int:
 def _text(result: dict[str, Any]) -> str:
     if result["text"] is None:
         return f"not explained: {visible(result['reason'])}"
-    lines = [*map(visible, result["text"].split("\n")), ""]
+    refusal = f"not explained: {visible(result['reason'])}"
+    lines = [*([refusal] if result["reason"] else map(visible, result["text"].split("\n"))), ""]
     for name, level in result["levels"].items():
         shares = result["saliency"].get(name, [])
         facts = [f"{name}: {level}"]
@@ -53,6 +53,4 @@ def _text(result: dict[str, Any]) -> str:
         if shares and None not in shares:
             facts.append(f"frame {max(range(len(shares)), key=shares.__getitem__) + 1} of {len(shares)} matters most")
         lines.append("; ".join(facts))
-    if result["reason"]:
-        lines.append(f"the reasoned answer could not be parsed: {visible(result['reason'])}")
     return "\n".join(lines)

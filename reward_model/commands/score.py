@@ -36,7 +36,7 @@ EXAMPLES = """examples:
   video-judge score clips/ --output scores.csv --resume continue after a kill; a record cut short is redone
   video-judge score clips/ --output scores.csv --jobs 4 four processes, each with its own judge
   video-judge score clips/ --jobs 2 --device cuda:0,cuda:1
-  video-judge score clip.mp4 --readout reason --samples 8
+  video-judge score clip.mp4 --prompt "a red circle moving left" --readout reason --samples 8
   video-judge score clip.mp4 --normalize z              standardised by constants, see video-judge calibrate
 
 std is the standard deviation of the judge's distribution over ratings, in units of quality (0 to 1) with any

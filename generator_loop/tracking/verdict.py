@@ -1,4 +1,4 @@
-"""The verdict on a training run in plain sentences: what rose, what fell, and how far the reward can be trusted."""
+"""The verdict on a training run in plain sentences: rises, falls, and how far the judge can be trusted."""
 
 from __future__ import annotations
 

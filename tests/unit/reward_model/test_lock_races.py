@@ -89,3 +89,10 @@ def test_a_link_is_removed_and_not_what_it_names(tmp_path: Path) -> None:
     remove(tmp_path / "link")
     remove(tmp_path / "nothing")
     assert not (tmp_path / "link").is_symlink() and (tmp_path / "target" / "file").exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_number_that_json_lacks_is_not_written(tmp_path: Path, value: float) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        files.write_json(tmp_path / "kept.json", {"reward": value})
+    assert list(tmp_path.iterdir()) == []

@@ -33,3 +33,8 @@ def test_the_motion_tokens_are_as_wide_as_the_encoder_says(num_frames: int) -> N
     encoder = TemporalDifferences()
     frames = torch.rand(num_frames, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     assert encoder.encode(frames, 8.0).shape[1] == encoder.feature_size
+
+
+def test_a_motion_token_stands_for_one_second_by_default() -> None:
+    encoder = TemporalDifferences()
+    assert [len(encoder.encode(torch.rand(num, 3, 16, 16), 8.0)) for num in (8, 16, 32)] == [1, 2, 4]

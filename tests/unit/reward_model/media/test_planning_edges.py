@@ -7,6 +7,7 @@ import torch
 
 from reward_model.media.frame_sampling import FramePolicy, plan_frames
 from reward_model.media.motion import TemporalDifferences
+from reward_model.media.perturbations import jitter
 
 
 @pytest.mark.parametrize(("fps", "expected"), [(0.5, 4), (0.25, 2), (1.0, 8)])
@@ -38,3 +39,10 @@ def test_the_motion_tokens_are_as_wide_as_the_encoder_says(num_frames: int) -> N
 def test_a_motion_token_stands_for_one_second_by_default() -> None:
     encoder = TemporalDifferences()
     assert [len(encoder.encode(torch.rand(num, 3, 16, 16), 8.0)) for num in (8, 16, 32)] == [1, 2, 4]
+
+
+@pytest.mark.parametrize("num_frames", [2, 3, 9])
+def test_jittered_frames_stay_within_the_clip_at_both_ends(num_frames: int) -> None:
+    orders = [jitter(num_frames, torch.Generator().manual_seed(seed)).tolist() for seed in range(40)]
+    assert {order[0] for order in orders} == {0, 1}
+    assert {order[-1] for order in orders} == {num_frames - 2, num_frames - 1}

@@ -96,3 +96,15 @@ def test_a_number_that_json_lacks_is_not_written(tmp_path: Path, value: float) -
     with pytest.raises(ValueError, match="not JSON compliant"):
         files.write_json(tmp_path / "kept.json", {"reward": value})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_write_that_fails_puts_a_folder_back_whose_replacement_was_killed(tmp_path: Path) -> None:
+    (tmp_path / ".replaced-kept").mkdir()
+    (tmp_path / ".replaced-kept" / "old").write_text("")
+
+    def write(_beside: Path) -> None:
+        raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        write_beside(tmp_path / "kept", write)
+    assert [path.name for path in tmp_path.rglob("*")] == ["kept", "old"]

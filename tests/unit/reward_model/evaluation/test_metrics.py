@@ -155,3 +155,14 @@ def test_bootstrap_counts_undefined_resamples():
 def test_bootstrap_refuses_unequal_lengths():
     with pytest.raises(ValueError, match="one length above 0"):
         metrics.bootstrap_interval(np.mean, [1.0, 2.0], groups=["a"])
+
+
+@pytest.mark.parametrize("noise", [0.0, 3.0])
+def test_the_correlation_after_the_fit_keeps_the_sign_of_a_judge_that_is_the_wrong_way_round(noise):
+    rng = np.random.default_rng(0)
+    x = rng.uniform(0, 1, size=80)
+    y = 20 + 60 / (1 + np.exp(-(x - 0.5) / 0.1)) + noise * rng.normal(size=80)
+    right = metrics.plcc_logistic(x, y)
+    assert right > 0.98
+    assert metrics.plcc_logistic(-x, y) == pytest.approx(-right, abs=1e-6)
+    assert metrics.plcc_logistic(x, -y) == pytest.approx(-right, abs=1e-4)

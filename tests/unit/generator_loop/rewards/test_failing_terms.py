@@ -160,3 +160,12 @@ def test_one_part_of_another_weight_is_normalised_to_the_same_advantages() -> No
     assert torch.equal(plain.values, group_advantages(rewards, group_size=2).values)
     torch.testing.assert_close(part_advantages([(3.0, rewards)], group_size=2).values, plain.values)
     torch.testing.assert_close(part_advantages([(-1.0, rewards)], group_size=2).values, -plain.values)
+
+
+@pytest.mark.parametrize("std", ["global", "group"])
+def test_a_group_without_any_reward_has_advantages_of_zero(std: str) -> None:
+    values = group_advantages(torch.tensor([NAN, NAN, 1.0, 3.0]), group_size=2, std=std)  # type: ignore[arg-type]
+    torch.testing.assert_close(values.values, torch.tensor([0.0, 0.0, -1.0, 1.0]))
+    assert values.num_flat_groups == 1 and values.usable.tolist() == [False, False, True, True]
+    nothing = group_advantages(torch.full((4,), NAN), group_size=2, std=std)  # type: ignore[arg-type]
+    assert nothing.values.tolist() == [0.0] * 4 and nothing.num_flat_groups == 2

@@ -154,3 +154,16 @@ def test_per_reward_advantages_weigh_each_part_by_its_own_spread(recipe: Recipe,
         scored, rewards=-scored.rewards, scores={name: 10 * value for name, value in scored.scores.items()}
     )
     torch.testing.assert_close(loop.compare_siblings(session, stretched).values, plain, atol=1e-3, rtol=0)
+
+
+def test_a_checkpoint_is_written_at_each_rounds_end_and_nowhere_else(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[tuple[int, int]] = []
+    monkeypatch.setattr(loop, "evaluate", lambda *_args, **_settings: None)
+    monkeypatch.setattr(
+        loop, "save", lambda session: saved.append((session.progress.round, session.progress.iteration))
+    )
+    monkeypatch.setattr(loop, "finish", lambda _session: tmp_path)
+    assert loop.run(begun(recipe(tmp_path / "run", refresh__every=0)), never) == tmp_path
+    assert saved == [(1, 0), (2, 0)]

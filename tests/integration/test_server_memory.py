@@ -187,4 +187,7 @@ def test_unfinished_bodies_share_the_memory_and_idle_ones_make_way():
             connection.sendall(PLAIN.encode() + b"{" * 200_000)
         for _ in range(3):
             assert ask(url, "/score", {"videos": [frames_of(0.5, side=64)]})[0] == 200
+        status, answer, headers = ask(url, "/score", b" " * 600_000)
+        assert (status, headers["retry-after"]) == (503, "1")
+        assert "too many bodies" in answer["error"]
         assert ask(url, "/score", {"videos": [frames_of(0.5)]})[0] == 200

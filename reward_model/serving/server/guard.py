@@ -131,7 +131,10 @@ class RequestGuard:
             if upload is not None and upload.dropped:
                 raise _busy() from error
             raise Refusal(408, f"the body took more than {seconds:g} s", {"Connection": "close"}) from error
-        return b"".join(chunks)
+        body = b"".join(chunks)
+        # a body that was dropped while its last bytes came is complete all the same, and counts again
+        self._memory.held += len(body) - upload.size
+        return body
 
     async def _chunks(self, receive: Receive, upload: Upload, limit: int) -> list[bytes]:
         chunks, more = [], True

@@ -40,7 +40,7 @@ class ScoreTable(torch.nn.Module):
         return [self.values]
 
 
-class PlainJudge:
+class TableJudge:
     """A reward over a table of scores."""
 
     def __init__(self, values: Sequence[float]) -> None:
@@ -56,8 +56,8 @@ def refresher(start: Sequence[float], **settings: float) -> JudgeRefresher:
     """Return a refresher whose judge scores the held-out anchors as `start` says."""
     clips = tuple(RatedClip(CLIP, None, {"overall": quality}, str(n)) for n, quality in enumerate((0.0, 0.0, 1.0, 1.0)))
     return JudgeRefresher(
-        PlainJudge(start),  # type: ignore[arg-type]
-        initial=PlainJudge(RIGHT),  # type: ignore[arg-type]
+        TableJudge(start),  # type: ignore[arg-type]
+        initial=TableJudge(RIGHT),  # type: ignore[arg-type]
         source=NewBeatsOld(PROMPTS),
         anchors=Anchors(train=clips[:2], held_out=clips),
         weights={"overall": 1.0},

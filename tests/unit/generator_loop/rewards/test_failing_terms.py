@@ -19,7 +19,7 @@ from tests.plain_rollouts import drawn, scored
 NAN = float("nan")
 
 
-class PlainJudge:
+class ConstantJudge:
     """Scores every clip alike and remembers whether gradients were on."""
 
     def __init__(self, rewards: Sequence[float], reasons: Sequence[str] = ()) -> None:
@@ -32,7 +32,7 @@ class PlainJudge:
         return SimpleNamespace(rewards=self.rewards, scores={"overall": self.rewards}, reasons={"overall": reasons})
 
 
-def scorer(judge: PlainJudge, **settings: Any) -> Scorer:
+def scorer(judge: ConstantJudge, **settings: Any) -> Scorer:
     """Return a scorer of clips at 8 Hz."""
     return Scorer(**{"judge": judge, "weights": {"overall": 1.0}, "terms": {}, "fps": 8.0, "batch_size": 3, **settings})
 
@@ -54,7 +54,7 @@ class Failing:
 @pytest.mark.parametrize(("num_failures", "num_calls", "is_left_out"), [(0, 1, False), (1, 2, False), (2, 2, True)])
 def test_a_term_is_asked_twice_at_most(num_failures: int, num_calls: int, is_left_out: bool) -> None:
     term = Failing(num_failures)
-    values = scorer(PlainJudge([0.0, 0.5]), terms={"plain": (term, 2.0)}).score(drawn([0.0, 1.0]))
+    values = scorer(ConstantJudge([0.0, 0.5]), terms={"plain": (term, 2.0)}).score(drawn([0.0, 1.0]))
     assert term.num_calls == num_calls
     assert values.rewards.tolist() == ([0.0, 0.5] if is_left_out else [2.0, 2.5])
     expected = "reward term 'plain' is left out: it raised OSError: busy"
@@ -62,7 +62,7 @@ def test_a_term_is_asked_twice_at_most(num_failures: int, num_calls: int, is_lef
 
 
 def test_clips_are_scored_without_gradient_and_in_batches_of_the_config() -> None:
-    judge = PlainJudge([0.0, 0.5, 0.5, 0.5])
+    judge = ConstantJudge([0.0, 0.5, 0.5, 0.5])
     scorer(judge).score(drawn([0.1, 0.2, 0.3, 0.4]))
     (asked,) = judge.asked
     assert asked == {
@@ -75,8 +75,8 @@ def test_clips_are_scored_without_gradient_and_in_batches_of_the_config() -> Non
 
 
 def test_the_first_reason_of_any_judge_is_that_of_the_clip() -> None:
-    first = PlainJudge([0.5, NAN, 0.5, NAN], ["", "too narrow", "", "one"])
-    other = PlainJudge([0.5, 0.5, NAN, NAN], ["", "", "one frame", "two"])
+    first = ConstantJudge([0.5, NAN, 0.5, NAN], ["", "too narrow", "", "one"])
+    other = ConstantJudge([0.5, 0.5, NAN, NAN], ["", "", "one frame", "two"])
     values = scorer(first, others=[other]).score(drawn([0.1, 0.2, 0.3, 0.4]))
     assert values.reasons == ("", "too narrow", "one frame", "one")
     assert values.valid.tolist() == [True, False, False, False]
@@ -84,7 +84,7 @@ def test_the_first_reason_of_any_judge_is_that_of_the_clip() -> None:
 
 def test_the_parts_of_a_reward_are_those_with_a_weight() -> None:
     terms = {"plain": (Failing(0), 0.25), "logged": (Failing(0), 0.0)}
-    one = scorer(PlainJudge([0.0]), weights={"overall": 0.5, "motion_quality": 0.0}, terms=terms)
+    one = scorer(ConstantJudge([0.0]), weights={"overall": 0.5, "motion_quality": 0.0}, terms=terms)
     assert one.parts == {"overall": 0.5, "plain": 0.25}
 
 
@@ -129,7 +129,7 @@ def test_a_judge_that_is_gone_is_asked_again_after_each_pause(monkeypatch: pytes
 
 
 def test_a_run_told_to_stop_does_not_wait_for_its_judge(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Gone:
+    class SilentClient:
         def __init__(self, *_: object, **__: object) -> None: ...
 
         def score(self, *_: object, **__: object) -> None:
@@ -139,7 +139,7 @@ def test_a_run_told_to_stop_does_not_wait_for_its_judge(monkeypatch: pytest.Monk
     def stop() -> None:
         raise InterruptedError
 
-    monkeypatch.setattr(module, "VideoJudgeClient", Gone)
+    monkeypatch.setattr(module, "VideoJudgeClient", SilentClient)
     with pytest.raises(InterruptedError):
         RemoteJudge("http://judge", token=None, pause=1e6, before_pause=stop)(torch.zeros(1, 1, 3, 2, 2), [""], fps=8.0)
 

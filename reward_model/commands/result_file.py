@@ -37,8 +37,8 @@ class ResultFile:
             resume: continue an existing file.
 
         Raises:
-            ValueError: another suffix; a file that another run writes to; an existing file without `resume`; or a file that was not written by this command
-                with this judge.
+            ValueError: another suffix; a file that another run writes to; an existing file without `resume`; or a file
+                that was not written by this command with this judge.
         """
         if path.suffix not in (".csv", ".jsonl"):
             raise ValueError(f"--output must end in .csv or .jsonl, got {path}")

@@ -108,7 +108,11 @@ def downscale(frames: Tensor, factor: float, generator: torch.Generator) -> Tens
 
 def blur(frames: Tensor, share: float, generator: torch.Generator) -> Tensor:
     """Gaussian blur; its deviation is a `share` of the shorter side."""
-    sigma = share * min(frames.shape[-2:])
+    return gaussian_blur(frames, share * min(frames.shape[-2:]))
+
+
+def gaussian_blur(frames: Tensor, sigma: float) -> Tensor:
+    """Gaussian blur; `sigma` in pixels."""
     radius = max(1, math.ceil(3 * sigma))
     offsets = torch.arange(-radius, radius + 1, dtype=frames.dtype)
     kernel = torch.exp(-(offsets**2) / (2 * sigma**2))

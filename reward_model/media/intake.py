@@ -171,7 +171,26 @@ def _items(videos: Any, fps: float | Sequence[float] | None, layout: str) -> lis
     rates = list(fps) if isinstance(fps, Sequence) else [fps] * len(items)
     if len(rates) != len(items):
         raise ValueError(f"fps must be one number or one per video: got {len(rates)} rates for {len(items)} videos")
+    _refuse_other_range(items)
     return [(item, rate, axes) for item, rate in zip(items, rates, strict=True)]
+
+
+def _refuse_other_range(items: Sequence[Any]) -> None:
+    """Refuse a call of several tensors that all leave [0, 1]: the caller's range is another one, no single video is at fault."""
+    tensors = [item for item in items if isinstance(item, Tensor) and item.is_floating_point() and item.numel()]
+    if len(tensors) < max(2, len(items)):
+        return
+    bounds = [tuple(bound.item() for bound in torch.aminmax(item.detach())) for item in tensors]
+    if all(math.isfinite(low) and math.isfinite(high) and not _in_range(low, high) for low, high in bounds):
+        raise ValueError(_other_range(min(low for low, _ in bounds), max(high for _, high in bounds)))
+
+
+def _in_range(low: float, high: float) -> bool:
+    return low >= -RANGE_SLACK and high <= 1 + RANGE_SLACK
+
+
+def _other_range(low: float, high: float) -> str:
+    return f"float frames must lie in [0, 1], got [{low:.3g}, {high:.3g}]; rescale (x + 1) / 2 or x / 255"
 
 
 def _is_one(videos: Any, axes: str) -> bool:
@@ -326,8 +345,6 @@ def _checked(frames: Tensor) -> Tensor:
     low, high = (bound.item() for bound in torch.aminmax(frames.detach()))
     if not (math.isfinite(low) and math.isfinite(high)):
         raise VideoError("the frames hold pixels that are not finite (NaN or infinity)")
-    if not (low >= -RANGE_SLACK and high <= 1 + RANGE_SLACK):
-        raise VideoError(
-            f"float frames must lie in [0, 1], got [{low:.3g}, {high:.3g}]; rescale (x + 1) / 2 or x / 255"
-        )
+    if not _in_range(low, high):
+        raise VideoError(_other_range(low, high))
     return frames if frames.dtype == torch.float64 else frames.float()

@@ -342,14 +342,17 @@ def _saved_config(folder: Path) -> JudgeConfig | None:
 
 
 def _check_vocabulary(place: Location, tokenizer: Any, model: Any) -> None:
-    """Refuse a tokenizer of another model: more words than the model has, or other ids of the vision tokens (ValueError)."""
+    """Refuse a tokenizer of another model: more words than the model has, or no vision tokens (ValueError).
+
+    The ids of the vision tokens may differ from the base's: the engine takes the base's.
+    """
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise ValueError(f"{place}: the tokenizer knows {len(tokenizer)} tokens, the base has embeddings for {rows}")
-    for token, key in (("<|video_pad|>", "video_token_id"), ("<|image_pad|>", "image_token_id")):
-        expected, got = getattr(model.config, key, None), tokenizer.convert_tokens_to_ids(token)
-        if expected is not None and got != expected:
-            raise ValueError(f"{place}: {token} is token {got} of the tokenizer, and {expected} of the base's {key}")
+    known = tokenizer.get_vocab()
+    for token in ("<|video_pad|>", "<|image_pad|>"):
+        if token not in known:
+            raise ValueError(f"{place}: the tokenizer does not know {token}")
 
 
 def _base_of(config: JudgeConfig, folder: Path) -> Location:

@@ -232,8 +232,10 @@ def bounded_size(
         Height and width.
 
     Raises:
-        VideoError: sides that differ by more than a factor of 200.
+        VideoError: no pixels, or sides that differ by more than a factor of 200.
     """
+    if min(height, width) < 1 or num_frames < 1:
+        raise VideoError(f"there are no pixels to judge: {num_frames} frames of {height}x{width}")
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
         raise VideoError(f"frames of {height}x{width} are too narrow, the sides may differ by {MAX_ASPECT_RATIO} times")
     least, most = bounds

@@ -68,9 +68,9 @@ def test_logistic_fit_recovers_a_known_curve():
     assert metrics.plcc(x, y) < 0.99
 
 
-def test_logistic_fit_follows_a_falling_relation():
+def test_logistic_fit_follows_a_falling_relation_and_says_that_it_falls():
     x = np.linspace(0, 1, 30)
-    assert metrics.plcc_logistic(x, np.tanh(3 - 6 * x)) > 0.999
+    assert metrics.plcc_logistic(x, np.tanh(3 - 6 * x)) < -0.999
 
 
 def test_logistic_fit_refuses_missing_values():

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from reward_model.toy_world import moving_shapes, oracle
     from reward_model.video_reward import VideoJudgeReward
 
+    __version__: str
+
 __all__ = [
+    "__version__",
     "VideoJudgeClient",
     "VideoJudgeReward",
     "bootstrap_interval",
@@ -47,11 +50,23 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        return _version()
     if name in ("moving_shapes", "oracle"):
         return import_module(f"reward_model.toy_world.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'reward_model' has no attribute {name!r}; public names: {', '.join(__all__)}")
     return getattr(import_module(_HOMES[name]), name)
+
+
+def _version() -> str:
+    """Return the version of the installed package; the source tree alone has none."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("video-judge")
+    except PackageNotFoundError:
+        return "unknown (not installed)"
 
 
 def __dir__() -> list[str]:

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
 
+import reward_model
 from reward_model.commands.judge_options import JudgeFactory, add_judge_options, load_judge
+from reward_model.files import visible
 
 COMMANDS = {
     "score": ("reward_model.commands.score", "score videos: files, folders, CSV or JSONL lists"),
@@ -68,11 +70,20 @@ def main(argv: Sequence[str] | None = None, *, judge_factory: JudgeFactory | Non
     try:
         return args.run(args, judge_factory or load_judge)
     except (ValueError, OSError) as error:
-        print(f"video-judge {args.command}: {error}", file=sys.stderr)
+        print(f"video-judge {args.command}: {visible(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"video-judge {args.command}: interrupted", file=sys.stderr)
         return 130
+
+
+class ShowVersion(argparse.Action):
+    """Prints the version, which is looked up only if it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        """Print program and version, and exit with 0."""
+        print(f"{parser.prog} {reward_model.__version__}")
+        parser.exit()
 
 
 def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
@@ -81,6 +92,7 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="video-judge", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=layout
     )
+    parser.add_argument("--version", action=ShowVersion, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
     asked = next((item for item in argv if not item.startswith("-")), None)
     for name, (module, summary) in COMMANDS.items():

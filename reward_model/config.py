@@ -15,6 +15,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml  # type: ignore[import-untyped]
+
+_MOST_NODES = 100_000
+_FAULTS_OF_YAML = (yaml.YAMLError, ValueError, AttributeError, RecursionError)
+"""Errors of the parser; the last three are of tags that do not fit their value, and of deep nesting."""
+
 Schema = TypeVar("Schema")
 Variants = Mapping[str, Mapping[str, type]]
 """Field -> name -> dataclass."""
@@ -40,8 +46,8 @@ def load_config(
         The checked settings.
 
     Raises:
-        ValueError: Unreadable YAML, malformed override, unknown key, wrong type, value out of range, or missing required
-            field; the message names the file and the key.
+        ValueError: Unreadable YAML, malformed override, unknown key, wrong type, value out of range, missing required field, or
+            a reference to the environment or another setting; the message names the file and the key.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -51,6 +57,7 @@ def load_config(
         written = {} if path is None else _read_yaml(path)
         for item in overrides:
             written = _overlaid(written, _parse_override(item))
+        _refuse_references(written, "")
         _check_kinds(schema, written, "")
         config = _build(_merge(schema, OmegaConf.create(written), variants or {}))
     except OmegaConfBaseException as error:
@@ -63,8 +70,6 @@ def load_config(
 
 def to_yaml(config: Any) -> str:
     """Return a loaded config as YAML that `load_config` reads back to an equal one."""
-    import yaml  # type: ignore[import-untyped]
-
     return yaml.safe_dump(plain(config), sort_keys=False, width=120)
 
 
@@ -90,21 +95,54 @@ def plain(value: Any) -> Any:
 
 def _read_yaml(path: str | Path) -> dict[Any, Any]:
     """Return the mapping that a YAML file holds, as plain containers."""
-    import yaml
     from omegaconf import DictConfig, OmegaConf
 
+    file = Path(path)
+    if not file.exists():
+        raise ValueError("config file does not exist; configs/ holds the recipes")
+    if not file.is_file():
+        raise ValueError("must be a file that holds a mapping of sections, got a folder or a device")
     try:
-        content = OmegaConf.load(path)
-    except FileNotFoundError:
-        raise ValueError("config file does not exist; configs/ holds the recipes") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"not valid YAML: {error}") from error
-    except OSError as error:  # a folder, an unreadable file, or a bare number, which omegaconf reports so
-        raise ValueError(f"must be a file that holds a mapping of sections ({error})") from error
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"must be a text file in UTF-8: {error}") from error
+    _refuse_expansion(text)
+    try:
+        content = OmegaConf.load(file)
+    except _FAULTS_OF_YAML as error:
+        raise ValueError(f"not valid YAML: {_one_line(error)}") from error
+    except OSError as error:  # an unreadable file, or a bare number, which omegaconf reports so
+        raise ValueError(f"must be a file that holds a mapping of sections ({_one_line(error)})") from error
     if not isinstance(content, DictConfig):
         raise ValueError("must hold a mapping of sections, got a list")
     plain_content: Any = OmegaConf.to_container(content)
     return plain_content
+
+
+def _refuse_expansion(text: str) -> None:
+    """Refuse YAML whose aliases stand for more than `_MOST_NODES` values (ValueError), before they are copied out."""
+    sizes: dict[int, int] = {}
+
+    def size(node: Any) -> int:
+        """Return the number of values of a node with its aliases copied out; a node inside itself counts as one."""
+        if id(node) not in sizes:
+            sizes[id(node)] = 1
+            items = node.value if isinstance(node.value, list) else []
+            children = [child for item in items for child in (item if isinstance(item, tuple) else (item,))]
+            sizes[id(node)] = 1 + sum(size(child) for child in children)
+        return sizes[id(node)]
+
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        num = 0 if root is None else size(root)
+    except _FAULTS_OF_YAML as error:
+        raise ValueError(f"not valid YAML: {_one_line(error)}") from error
+    if num > _MOST_NODES:
+        raise ValueError(f"its aliases stand for {num} values, at most {_MOST_NODES} are read")
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 _OVERRIDE_KEY = re.compile(r"[^\s.=\[\]]+(\.[^\s.=\[\]]+|\[[^\s.=\[\]]+\])*")
@@ -112,16 +150,31 @@ _OVERRIDE_KEY = re.compile(r"[^\s.=\[\]]+(\.[^\s.=\[\]]+|\[[^\s.=\[\]]+\])*")
 
 def _parse_override(item: str) -> Any:
     """Return the nested mapping of one "section.key=value"."""
-    import yaml
     from omegaconf import OmegaConf
 
-    key, equals, _ = item.partition("=")
+    key, equals, value = item.partition("=")
     if not equals or not _OVERRIDE_KEY.fullmatch(key):
         raise ValueError(f"override {item!r} must look like section.key=value")
     try:
+        _refuse_expansion(value)
         return OmegaConf.to_container(OmegaConf.from_dotlist([item]))
-    except yaml.YAMLError as error:
-        raise ValueError(f"the value of override {item!r} is not valid YAML: {error}") from error
+    except _FAULTS_OF_YAML as error:
+        raise ValueError(f"the value of override {item!r} is not valid YAML: {_one_line(error)}") from error
+
+
+def _refuse_references(value: Any, key: str) -> None:
+    """Refuse `${...}` wherever it stands: it could copy a variable of the environment, a token perhaps, into saved settings."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            _refuse_references(str(name), f"{key}.{name}".lstrip("."))
+            _refuse_references(item, f"{key}.{name}".lstrip("."))
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            _refuse_references(item, f"{key}[{number}]")
+    elif isinstance(value, str) and "${" in value:
+        raise ValueError(
+            f"{key} is {value!r}: references to other settings or to the environment are not read; write the value"
+        )
 
 
 def _overlaid(base: Any, over: Any) -> Any:
@@ -137,7 +190,7 @@ def _check_kinds(hint: Any, value: Any, key: str) -> None:
         inner = [other for other in typing.get_args(hint) if other is not types.NoneType]
         hint = inner[0] if len(inner) == 1 else Any
     expected = _kind_of_type(hint)
-    if expected is None or value is None or (isinstance(value, str) and "${" in value):
+    if expected is None or value is None:
         return
     got = "mapping" if isinstance(value, dict) else "list" if isinstance(value, list) else "single value"
     if got != expected:

@@ -37,38 +37,46 @@ class Video:
     """Decoded frames of one clip.
 
     `frames` is float32 RGB [T, C, H, W] in [0, 1]; `fps` is in Hz and refers to these frames as consecutive;
-    `times` [T] are seconds from the clip's start (empty: index / fps); `source` names where the clip came from.
+    `times` [T] are seconds from the clip's start (empty: index / fps); `source` names where the clip came from, `remarks` what
+    the frames do not show of it.
     """
 
     frames: Tensor
     fps: float
     times: tuple[float, ...] = ()
     source: str = ""
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class FramePlan:
     """Frames that the judge sees: `indices` into the source, `times` in seconds, `kinds` in {"slow", "fast"}.
 
-    `fps` is the rate in Hz at which the chosen frames follow one another.
+    `fps` is the rate in Hz at which the chosen frames follow one another. `sampled_fps` is their number over the seconds of the
+    whole source, which is lower where the first and the last frame are among them; 0 stands for `fps`.
     """
 
     indices: tuple[int, ...]
     times: tuple[float, ...]
     kinds: tuple[str, ...]
     fps: float
+    sampled_fps: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True)
 class Clip:
     """Input of the judge for one video: planned frames, float32 RGB [T, C, H, W] in [0, 1], and the plan that chose them.
 
-    `motion` [N, F] holds features of all frames by a motion encoder, for judges that were trained with them.
+    `motion` [N, F] holds features of all frames by a motion encoder, for judges that were trained with them; `remarks` are the
+    video's. `source_size` is the height and width of the source where `frames` were shrunk to the judge's size while they
+    were read.
     """
 
     frames: Tensor
     plan: FramePlan
     motion: Tensor | None = None
+    source_size: tuple[int, int] | None = None
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,7 +96,7 @@ class RatedClip:
     """A clip with known quality: `quality` maps a dimension to [0, 1] (higher is better); missing means unknown.
 
     `source_id` names the clip's origin, by which splits are made. `facts` describes how it was
-    made (defect, severity, scene), for explanations and tables.
+    made (defect, severity, scene), for explanations and tables. `place` is the file and line of the label.
     """
 
     video: Video | Path
@@ -96,24 +104,27 @@ class RatedClip:
     quality: Mapping[str, float]
     source_id: str
     facts: Mapping[str, object] = field(default_factory=dict)
+    place: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
 class VideoPair:
-    """Two clips of one prompt; `preference` maps a dimension to P(first is better) in {0, 0.5, 1}."""
+    """Two clips of one prompt; `preference` maps a dimension to P(first is better) in {0, 0.5, 1}; `place` as in `RatedClip`."""
 
     first: Video | Path
     second: Video | Path
     prompt: str | None
     preference: Mapping[str, float]
     source_id: str
+    place: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
 class VideoQuestion:
     """A question about one image or video with its right answer; `options` is empty for free-form answers.
 
-    `kind` is the data set's own word for the type of question, `source_id` names the clip's origin.
+    `kind` is the data set's own word for the type of question, `source_id` names the clip's origin,
+    `place` is as in `RatedClip`.
     """
 
     video: Video | Path
@@ -122,6 +133,7 @@ class VideoQuestion:
     answer: str
     kind: str
     source_id: str
+    place: str = field(default="", compare=False)
 
 
 Annotation = RatedClip | VideoPair | VideoQuestion
@@ -223,7 +235,8 @@ class RewardOutput:
         texts: B reasoned answers, or None.
         frame_plan: B plans, None where the clip could not be read.
         overall_from: per video, the dimensions whose mean is `overall` if the judge was not asked for it.
-        warnings: per video, its properties outside the judge's training range; () if they were not checked.
+        warnings: per video, what its frames do not show (high dynamic range, transparency, ...), and its properties outside the
+            judge's training range.
     """
 
     rewards: Tensor

@@ -5,7 +5,7 @@ Shapes: B videos, D dimensions, K = 5 levels; frames are float32 RGB [B, T, C, H
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from reward_model.judge.model import VideoJudge
 from reward_model.media.frame_sampling import FramePolicy
-from reward_model.media.intake import clips_ahead, to_clips
+from reward_model.media.intake import clips_ahead, in_chunks, num_pixels
 from reward_model.media.motion_encoders import encoder_of
 from reward_model.records import (
     Clip,
@@ -24,8 +24,9 @@ from reward_model.records import (
     RewardOutput,
     VideoError,
 )
-from reward_model.scoring.compare import compare_clips, rank_clips
+from reward_model.scoring.compare import compare_clips, join_comparisons, rank_clips
 from reward_model.scoring.explain import explain_clip
+from reward_model.scoring.fitting import fitting
 from reward_model.scoring.loss import pixel_loss
 from reward_model.scoring.score import ClipToScore, open_assembler, score_batch
 from reward_model.scoring.video_align import align_scores
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 
 TOY_JUDGE = Path(__file__).parent / "assets" / "toy_judge"
 """The embedded judge of the moving-shapes world; `from_pretrained("toy")` loads it."""
+
+DTYPE_NAMES = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"}
+"""Usual short names of the weights' dtypes."""
 
 BATCHES_AHEAD = 4
 """Batches that are planned at a time, so that clips of similar size share a batch."""
@@ -88,14 +92,18 @@ class VideoJudgeReward(nn.Module):
             subfolder: where inside the folder or repository it stands.
             revision: commit, branch or tag of a hub repository.
             role: adapter that scores; a judge without adapters has no roles and ignores it.
-            dtype: weights' dtype, "auto" keeps the stored one (float32 on CPU).
+            dtype: weights' dtype, by torch's name or one of "bf16", "fp16", "fp32"; "auto" keeps the stored one (float32 on CPU).
             device: where to put the judge; None is the first CUDA device where there is one, else the CPU.
             attn_implementation: attention backend of transformers.
             allow_damaged: see the constructor.
 
         Returns:
             The reward, frozen and in eval mode.
+
+        Raises:
+            ValueError: an unknown dtype, or a device that this machine or this build of torch lacks.
         """
+        dtype, device = _dtype(dtype), _device(device)
         path = TOY_JUDGE if str(path_or_id) == "toy" else path_or_id
         judge = VideoJudge.from_pretrained(
             path,
@@ -116,13 +124,23 @@ class VideoJudgeReward(nn.Module):
         return VideoJudgeReward(self.judge, role=role, allow_damaged=self.allow_damaged)
 
     @property
+    def device(self) -> torch.device:
+        """Device of the judge."""
+        return self.judge.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Data type of the base model's weights."""
+        return next(self.judge.model.parameters()).dtype
+
+    @property
     def frame_policy(self) -> FramePolicy:
         """Frame policy that the judge was trained with."""
         return FramePolicy.from_dict(self.judge.config.frame_policy)
 
     def forward(
         self,
-        videos: Tensor | Sequence[VideoLike],
+        videos: VideoLike | Sequence[VideoLike],
         prompts: str | Sequence[str | None] | None = None,
         *,
         fps: float | Sequence[float] | None = None,
@@ -138,8 +156,8 @@ class VideoJudgeReward(nn.Module):
         """Score B videos.
 
         Args:
-            videos: tensor [B, T, C, H, W] in [0, 1] (or another `layout`), or a sequence of tensors, PIL lists, paths,
-                bytes.
+            videos: tensor [B, T, C, H, W] in [0, 1] (or another `layout`), numpy array [B, T, H, W, C], or a sequence of
+                tensors, arrays [T, H, W, C], lists of pictures, paths, bytes; or one such video.
             prompts: the generation prompts, one each (one string serves all); None where there is none.
             fps: frame rate in Hz; required for tensors and PIL lists.
             layout: axes of tensors.
@@ -158,6 +176,7 @@ class VideoJudgeReward(nn.Module):
         Raises:
             ValueError: wrong shapes, ranges, unknown dimensions, weights or readout, missing fps or constants.
         """
+        _check_batch_size(batch_size)
         num, chunks = clips_ahead(
             videos,
             BATCHES_AHEAD * batch_size,
@@ -181,7 +200,9 @@ class VideoJudgeReward(nn.Module):
         texts = _one_prompt_each(prompts, num)
         done = 0
         for clips in chunks:
-            planned = [ClipToScore(index, clip, texts[index]) for index, clip in enumerate(clips, start=done)]
+            planned = [
+                ClipToScore(index, clip, texts[index]) for index, clip in enumerate(self._fitting(clips), start=done)
+            ]
             done += len(clips)
             planned.sort(key=lambda item: _size(item.clip))  # clips of similar size need the least padding
             with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()), self.judge.use_role(self.role):
@@ -190,17 +211,24 @@ class VideoJudgeReward(nn.Module):
         return assembler.output(weights, normalize)
 
     def _clips(
-        self, videos: Tensor | Sequence[VideoLike], fps: float | Sequence[float] | None, layout: str
+        self, videos: VideoLike | Sequence[VideoLike], fps: float | Sequence[float] | None, layout: str
     ) -> list[Clip | str]:
-        return self._plan(videos, self.frame_policy, fps=fps, layout=layout)
+        return list(self._stream(videos, self.frame_policy, fps=fps, layout=layout)[1])
 
-    def _plan(self, videos: Any, policy: FramePolicy, **rest: Any) -> list[Clip | str]:
-        return to_clips(videos, policy=policy, allow_damaged=self.allow_damaged, motion=self._motion, **rest)
+    def _stream(self, videos: Any, policy: FramePolicy, **rest: Any) -> tuple[int, Iterator[Clip | str]]:
+        """Return the number of videos, and an iterator that plans one after the other."""
+        num, chunks = clips_ahead(
+            videos, 1, read_ahead=False, policy=policy, allow_damaged=self.allow_damaged, motion=self._motion, **rest
+        )
+        return num, (clip for chunk in chunks for clip in self._fitting(chunk))
+
+    def _fitting(self, clips: Sequence[Clip | str]) -> list[Clip | str]:
+        return [fitting(clip, self.judge.family) for clip in clips]
 
     def compare(
         self,
-        a: Tensor | Sequence[VideoLike],
-        b: Tensor | Sequence[VideoLike],
+        a: VideoLike | Sequence[VideoLike],
+        b: VideoLike | Sequence[VideoLike],
         prompts: str | Sequence[str | None] | None = None,
         *,
         swap: bool = True,
@@ -225,15 +253,23 @@ class VideoJudgeReward(nn.Module):
         Raises:
             ValueError: different numbers of videos, or inputs that a call refuses.
         """
-        left, right = (self._clips(v, fps, layout) for v in (a, b))
-        if len(left) != len(right):
-            raise ValueError(f"compare needs as many first as second videos, got {len(left)} and {len(right)}")
-        texts = _one_prompt_each(prompts, len(left))
-        return compare_clips(self.judge, self.role, left, right, texts, swap=swap, batch_size=batch_size)
+        _check_batch_size(batch_size)
+        (num, left), (num_second, right) = (
+            self._stream(videos, self.frame_policy, fps=fps, layout=layout) for videos in (a, b)
+        )
+        if num != num_second:
+            raise ValueError(f"compare needs as many first as second videos, got {num} and {num_second}")
+        pairs = zip(left, right, _one_prompt_each(prompts, num), strict=True)
+        chunks = in_chunks(pairs, batch_size, lambda pair: num_pixels(pair[0]) + num_pixels(pair[1]))
+        parts = [
+            compare_clips(self.judge, self.role, *zip(*chunk, strict=True), swap=swap, batch_size=batch_size)
+            for chunk in chunks
+        ]
+        return join_comparisons(parts or [compare_clips(self.judge, self.role, [], [], [], swap=swap, batch_size=1)])
 
     def rank(
         self,
-        group: Tensor | Sequence[VideoLike],
+        group: VideoLike | Sequence[VideoLike],
         prompt: str | None = None,
         *,
         fps: float | Sequence[float] | None = None,
@@ -241,6 +277,8 @@ class VideoJudgeReward(nn.Module):
         batch_size: int = 16,
     ) -> Ranking:
         """Put N videos of one prompt in order by comparing at most N log2 N pairs, each in both orders.
+
+        The planned frames of all N stay in memory, 12 bytes a pixel.
 
         Args:
             group: the videos, as in a call.
@@ -256,6 +294,7 @@ class VideoJudgeReward(nn.Module):
             ValueError: inputs that a call refuses.
             RuntimeError: the judge does not answer a comparison with one of its words.
         """
+        _check_batch_size(batch_size)
         clips = self._clips(group, fps, layout)
         return rank_clips(self.judge, self.role, clips, prompt, batch_size=batch_size)
 
@@ -316,9 +355,11 @@ class VideoJudgeReward(nn.Module):
             policy = FramePolicy(mode="fps", fps=fps, max_frames=policy.max_frames)
         elif num_frames is not None:
             policy = FramePolicy(mode="uniform", num_frames=num_frames)
-        clips = self._plan(list(video_paths), policy)
-        texts = _one_prompt_each(prompts, len(clips))
-        return align_scores(self.judge, self.role, clips, texts, max_pixels=max_pixels, use_norm=use_norm)
+        num, clips = self._stream(list(video_paths), policy)
+        records: list[dict[str, float]] = []
+        for clip, text in zip(clips, _one_prompt_each(prompts, num), strict=True):
+            records += align_scores(self.judge, self.role, [clip], [text], max_pixels=max_pixels, use_norm=use_norm)
+        return records
 
     def as_loss(
         self,
@@ -355,3 +396,37 @@ def _one_prompt_each(prompts: str | Sequence[str | None] | None, num: int) -> li
     if len(prompts) != num:
         raise ValueError(f"prompts must be one each: got {len(prompts)} for {num} videos")
     return list(prompts)
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be >= 1, got {batch_size}")
+
+
+def _dtype(name: str | torch.dtype) -> str | torch.dtype:
+    """Return the dtype that a name stands for; "auto" stays."""
+    if isinstance(name, torch.dtype) or name == "auto":
+        return name
+    full = DTYPE_NAMES.get(name, name)
+    if full not in DTYPE_NAMES.values():
+        raise ValueError(f"dtype must be 'auto', one of {sorted(DTYPE_NAMES)} or torch's name of one, got {name!r}")
+    return getattr(torch, full)
+
+
+def _device(name: str | torch.device | None) -> torch.device | None:
+    """Return the device of a name, after trying it."""
+    if name is None:
+        return None
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device must be such as 'cpu', 'cuda' or 'cuda:1', got {str(name)!r}") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count() if torch.version.cuda else "no CUDA in this build of torch; 0"
+        raise ValueError(f"device {str(name)!r} is not available here: {count} CUDA devices; use device='cpu'")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {str(name)!r} is not available here: {reason}") from error
+    return device

@@ -95,7 +95,7 @@ def install(part: str) -> None:
         from generator_loop.pretrain import save_toy_wan
 
         made["metrics"] = {"vae": read_json(VAE / "metrics.json"), "generator": read_json(source / "metrics.json")}
-        save_toy_wan(WanPipeline.from_pretrained(source), target, provenance=made)
+        save_toy_wan(WanPipeline.from_pretrained(source, trust_remote_code=False), target, provenance=made)
         return
     import torch
 

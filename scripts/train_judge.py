@@ -1,39 +1,135 @@
-"""Trains a judge from a recipe: accelerate launch scripts/train_judge.py CONFIG.yaml [key=value ...]."""
+"""Train a judge from a recipe: accelerate launch scripts/train_judge.py CONFIG.yaml [key=value ...] [--dry-run]."""
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from reward_model.training.recipe import RecipeConfig
+
+DETAILS = """\
+examples:
+  python scripts/train_judge.py configs/judge/toy_vqathinker.yaml --dry-run
+  python scripts/train_judge.py configs/judge/vq_insight.yaml base=toy output=runs/judge/try stages.natural.fit.num_steps=20
+  torchrun --standalone --nproc_per_node 2 scripts/train_judge.py configs/judge/toy.yaml
+
+A recipe names a base ("toy" is the embedded judge), an output folder and stages; reward_model/training/recipe.py describes
+every setting, configs/judge/ holds recipes. In the output: config.yaml, metrics.jsonl, quarantine.jsonl (examples that cannot
+be used, with file and line), stages/ (a judge each) and judge/. The same command goes on after a stop: finished stages are
+kept, and the one that was stopped begins again. SIGTERM and Ctrl-C stop at the next step.
+
+exit status: 0 finished or stopped cleanly, 2 refused."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Load the recipe, train its stages, print where the judge is; 2 where the configuration is refused."""
+    """Load the recipe, train its stages and print the place of the judge.
+
+    Args:
+        argv: the command line without the program's name.
+
+    Returns:
+        The exit status: 0 for a finished or cleanly stopped training, 2 for a refused one.
+    """
+    parser = argparse.ArgumentParser(
+        prog="train_judge.py",
+        description="Train a judge from a recipe.",
+        epilog=DETAILS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", help="YAML recipe, for instance configs/judge/toy_vqathinker.yaml")
+    parser.add_argument("overrides", nargs="*", help="settings in place of the recipe's, section.key=value")
+    parser.add_argument("--dry-run", action="store_true", help="check recipe, output and data, and start nothing")
+    options = parser.parse_intermixed_args(list(argv))
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
+    try:
+        return _launch(options.config, options.overrides, dry_run=options.dry_run)
+    except (ValueError, OSError) as error:
+        first = str(error).strip() or type(error).__name__
+        sys.stderr.write(f"train_judge.py: {first}\n")
+        return 2
+
+
+def _launch(path: str, overrides: Sequence[str], *, dry_run: bool) -> int:
     import torch
 
     from reward_model.config import load_config, save_config
+    from reward_model.files import Lock
     from reward_model.training.recipe import RecipeConfig
-    from reward_model.training.stages import run_recipe
+    from reward_model.training.stages import (
+        TrainingStopped,
+        TrainingStopRequest,
+        check_data,
+        check_finished,
+        run_recipe,
+    )
 
-    if not argv or argv[0] in ("-h", "--help"):
-        sys.stdout.write(f"{__doc__}\n")
-        return 0 if argv else 2
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
-    try:
-        config = load_config(RecipeConfig, argv[0], argv[1:])
-    except ValueError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
+    config = load_config(RecipeConfig, path, overrides)
+    if dry_run:
+        check_finished(config)
+        check_data(config)
+        sys.stdout.write(_summary(config))
+        return 0
+    _start_processes()
+    torch.set_num_threads(1)
+    is_main = int(os.environ.get("RANK", "0")) == 0
+    stop = TrainingStopRequest()
+    with Lock(config.output, purpose="this training") if is_main else nullcontext():
+        check_finished(config)
+        check_data(config)
+        stop.listen()
+        os.makedirs(config.output, exist_ok=True)
+        if is_main:
+            save_config(config, os.path.join(config.output, "config.yaml"))
+        try:
+            folder = run_recipe(config, stop=stop, show=_show if is_main else _hide)
+        except TrainingStopped:
+            sys.stdout.write(f"stopped; finished stages are in {config.output}/stages, the same command goes on\n")
+            return 0
+    sys.stdout.write(f"judge: {folder}\n")
+    return 0
+
+
+def _start_processes() -> None:
+    import torch
+
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    torch.set_num_threads(1)
-    os.makedirs(config.output, exist_ok=True)
-    save_config(config, os.path.join(config.output, "config.yaml"))
-    sys.stdout.write(f"judge: {run_recipe(config)}\n")
-    return 0
+
+
+def _show(unit: str) -> Callable[[int, int], None]:
+    """Return a line on stderr with the number done, the rate and the remaining time."""
+    from reward_model.commands.progress import ProgressLine
+
+    return ProgressLine(unit=unit)
+
+
+def _hide(unit: str) -> Callable[[int, int], None]:
+    return lambda done, total: None
+
+
+def _summary(config: RecipeConfig) -> str:
+    """Return the stages of a recipe, and whether each is finished."""
+    from pathlib import Path
+
+    from reward_model.training.stages import DONE, stage_folder
+
+    lines = [f"base: {config.base or 'built from nothing'}", f"output: {config.output}"]
+    for number, stage in enumerate(config.stages.values()):
+        folder = stage_folder(Path(config.output), number, stage.name)
+        state = (
+            "finished" if (folder / DONE).exists() else f"{stage.fit.num_steps} steps of {stage.fit.batch_size} clips"
+        )
+        data = ", ".join(data.path or data.kind for data in stage.data)
+        lines.append(f"{folder.name}: {stage.method}, {stage.role or 'base'}, {state}; data: {data}")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

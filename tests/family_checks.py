@@ -65,3 +65,14 @@ def check_objective_trains(generator, name):
     metrics = updater.step(objective, next(iter(plan)), who)
     assert any(not torch.equal(value, before[key]) for key, value in generator.weights(POLICY).items())
     assert metrics.get("ratio_error", 0.0) < 1e-5
+
+
+def scheduler_after_first_step(pipeline, **call):
+    """Return a stock pipeline's scheduler as its call sets it up; the call is broken off after one step."""
+
+    def stop(running, _step, _timestep, _tensors):
+        running._interrupt = True
+        return {}
+
+    pipeline(prompt=TEXTS[:1], output_type="latent", callback_on_step_end=stop, **call)
+    return pipeline.scheduler

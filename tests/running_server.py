@@ -20,7 +20,7 @@ from reward_model.serving import wire
 from reward_model.serving.options import CompareOptions, RequestOptions, ScoreOptions
 from reward_model.serving.server.app import create_app
 from reward_model.serving.server.config import ServerConfig
-from reward_model.serving.server.judge import JudgeJob
+from reward_model.serving.server.judge import JudgeJob, Room
 from reward_model.serving.server.main import make_server
 from reward_model.serving.server.schema import FileVideo, FramesVideo
 
@@ -37,6 +37,10 @@ class MeanJudge:
     def __init__(self, seconds: float = 0.0, *, reading: float = 0.0, fail: BaseException | None = None) -> None:
         self.seconds, self.reading, self.fail = seconds, reading, fail
         self.batches: list[tuple[RequestOptions, int]] = []
+
+    def room(self, video: FileVideo | FramesVideo) -> Room:
+        """Return no bytes: clips of tests are small."""
+        return Room(0, 0)
 
     def read(self, video: FileVideo | FramesVideo) -> Clip | str:
         """Return the clip of frames, and no clip of a file."""

@@ -57,7 +57,7 @@ class VideoGenerator(Protocol):
         ...
 
     def sigmas(self, num_steps: int) -> Tensor:
-        """Return the sampling schedule.
+        """Return the sampling schedule: the grid of the checkpoint's own scheduler, along which the loop takes first-order steps.
 
         Args:
             num_steps: number S of solver steps.

@@ -41,7 +41,7 @@ class CogVideoXGenerator(PipelineGenerator):
         samples = [torch.randn(frames, channels, height, width, generator=generator) for generator in generators]
         return torch.stack(samples).transpose(1, 2).to(self.device)
 
-    def sigmas(self, num_steps: int) -> Tensor:
+    def _sigmas(self, num_steps: int) -> Tensor:
         """Return the sigmas [S + 1] at the pipeline's times, and 0."""
         self._schedule.set_timesteps(num_steps)
         sigmas = self._known_sigmas()[self._schedule.timesteps]

@@ -39,7 +39,7 @@ class HunyuanVideoGenerator(PipelineGenerator):
         tensors = {"positive": text.to(dtype), "positive_mask": mask.to(dtype), "positive_pooled": pooled.to(dtype)}
         return Conditioning(tensors)
 
-    def sigmas(self, num_steps: int) -> Tensor:
+    def _sigmas(self, num_steps: int) -> Tensor:
         """Return the Euler schedule [S + 1] with the checkpoint's own shift."""
         sigmas = torch.linspace(1.0, 0.0, num_steps + 1, dtype=torch.float64)[:-1]
         self._schedule.set_timesteps(sigmas=sigmas.numpy())

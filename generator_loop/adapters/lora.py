@@ -17,12 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from generator_loop.adapters.base import OLD, POLICY, REFERENCE
+from reward_model.weights import read_tensors, refuse_pickles, tensor_notes
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
 
 ADAPTER = "default"
 """The adapter's name in peft; the only one that diffusers' own savers look for."""
+
+_PREFIX = "transformer."
+"""Begins the names in a saved file, whichever transformer it is of."""
 
 
 class LoraWeights:
@@ -156,12 +160,12 @@ class LoraWeights:
             Parameter name to tensor.
 
         Raises:
-            ValueError: if a file's rank or alpha is not the attached LoRA's.
+            ValueError: if a file is missing, cut or malformed, or its rank, alpha, names or shapes are not the attached LoRA's.
         """
         return {
             self._prefixes[component] + name: tensor
             for component, path in paths.items()
-            for name, tensor in _read(path, self.to_peft(component)[1]).items()
+            for name, tensor in _read(path, *self.to_peft(component)).items()
         }
 
     def _component_of(self, name: str) -> str:
@@ -194,19 +198,25 @@ def _prefixes(models: Mapping[str, object]) -> dict[str, str]:
     return {component: "" if place == 0 else f"{component}." for place, component in enumerate(models)}
 
 
-def _read(path: Path, settings: Mapping[str, object]) -> dict[str, Tensor]:
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        written = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
-        tensors = {name.removeprefix("transformer."): file.get_tensor(name) for name in file.keys()}
-    for key in ("r", "lora_alpha"):
-        if written.get(f"transformer.{key}") != settings[key]:
+def _read(path: Path, fitting: Mapping[str, Tensor], settings: Mapping[str, object]) -> dict[str, Tensor]:
+    """Return the tensors of one model's file, which has the names and shapes of `fitting`; ValueError otherwise."""
+    if path.parent.is_dir():
+        refuse_pickles(path.parent)
+    try:
+        written = json.loads(tensor_notes(path).get("lora_adapter_metadata", "{}"))
+        ranks = {key: written.get(f"{_PREFIX}{key}") for key in ("r", "lora_alpha")}
+    except (ValueError, AttributeError) as error:
+        if str(path) in str(error):
+            raise
+        raise ValueError(f"{path} has malformed settings in its metadata: {error}") from error
+    for key, value in ranks.items():
+        if value != settings[key]:
             raise ValueError(
-                f"{path} has lora {key} {written.get(f'transformer.{key}')}, the attached one has "
-                f"{settings[key]}; set generator.lora_rank and generator.lora_alpha to the file's"
+                f"{path} has lora {key} {value}, the attached one has {settings[key]}; set generator.lora_rank and "
+                "generator.lora_alpha to the file's"
             )
-    return tensors
+    wanted = {f"{_PREFIX}{name}": tensor.shape for name, tensor in fitting.items()}
+    return {name.removeprefix(_PREFIX): tensor for name, tensor in read_tensors(path, wanted).items()}
 
 
 def _copy(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -30,7 +30,7 @@ class LTXGenerator(PipelineGenerator):
     pipeline_name = "LTXPipeline"
     text_tensors = ("positive", "positive_mask", "negative", "negative_mask")
 
-    def sigmas(self, num_steps: int) -> Tensor:
+    def _sigmas(self, num_steps: int) -> Tensor:
         """Return the Euler schedule [S + 1], shifted for the clip's number of tokens."""
         from diffusers.pipelines.ltx.pipeline_ltx import calculate_shift
 

@@ -34,10 +34,14 @@ class MochiGenerator(PipelineGenerator):
     pipeline_name = "MochiPipeline"
     text_tensors = ("positive", "positive_mask", "negative", "negative_mask")
 
-    def sigmas(self, num_steps: int) -> Tensor:
+    def _sigmas(self, num_steps: int) -> Tensor:
         """Return the Euler schedule [S + 1], linear and then quadratic."""
         from diffusers.pipelines.mochi.pipeline_mochi import linear_quadratic_schedule
 
+        if num_steps < 2:
+            raise ValueError(
+                f"mochi: its schedule has a linear and a quadratic part, so at least 2 steps, got {num_steps}"
+            )
         sigmas = torch.tensor(linear_quadratic_schedule(num_steps, THRESHOLD_NOISE), dtype=torch.float64)
         self._schedule.set_timesteps(sigmas=sigmas.numpy())
         return (1 - self._schedule.sigmas).to(self.device)

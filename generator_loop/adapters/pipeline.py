@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from generator_loop.adapters.base import POLICY
+from generator_loop.adapters.folders import load_pipeline
 from generator_loop.adapters.kernels import compile_blocks, use_attention
 from generator_loop.adapters.lora import LoraWeights
 from generator_loop.adapters.offload import offload_of
@@ -33,7 +34,7 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 class PipelineGenerator(ABC):
     """A frozen pipeline with LoRA on its transformers; see `VideoGenerator` for the contract.
 
-    Families fill in `_check`, `_factors`, `_schedule_of`, `sigmas`, `_velocity`, `_pixels` and `_normalise`, and `_pixels_of`
+    Families fill in `_check`, `_factors`, `_schedule_of`, `_sigmas`, `_velocity`, `_pixels` and `_normalise`, and `_pixels_of`
     where their decoder can leave latent frames out.
     """
 
@@ -98,15 +99,20 @@ class PipelineGenerator(ABC):
 
         Returns:
             The generator.
-        """
-        import diffusers
 
+        Raises:
+            ValueError: a path that cannot be loaded as this family's pipeline, see `load_pipeline`.
+        """
         device = device or torch.device("cpu")
         standard = "float32" if device.type == "cpu" else "bfloat16"
         dtype = standard if config.dtype == "auto" else config.dtype
-        dtypes = {"default": getattr(torch, dtype), "vae": torch.float32}
-        loader = getattr(diffusers, cls.pipeline_name)
-        pipeline = loader.from_pretrained(config.path, revision=config.revision, dtype=dtypes)
+        pipeline = load_pipeline(
+            cls.pipeline_name,
+            config.path,
+            revision=config.revision,
+            dtype=getattr(torch, dtype),
+            vae_dtype=torch.float32,
+        )
         for name, component in pipeline.components.items():
             if isinstance(component, nn.Module) and (config.offload == "none" or name.startswith("transformer")):
                 component.to(device)
@@ -170,9 +176,30 @@ class PipelineGenerator(ABC):
         named = zip(self.text_tensors, encoded, strict=True)
         return Conditioning({name: value for name, value in named if value is not None})
 
-    @abstractmethod
     def sigmas(self, num_steps: int) -> Tensor:
-        """Return the Euler schedule [S + 1] with the checkpoint's own shift."""
+        """Return the sigmas [S + 1] of the checkpoint's own schedule, falling from 1 to 0.
+
+        Args:
+            num_steps: number S of solver steps.
+
+        Returns:
+            Float32, on the generator's device.
+
+        Raises:
+            ValueError: the checkpoint's scheduler has no such schedule of this many steps.
+        """
+        sigmas = self._sigmas(num_steps)
+        if sigmas[0] != 1 or sigmas[-1] != 0 or not bool((sigmas.diff() < 0).all()):
+            raise ValueError(
+                f"{self.name}: {num_steps} steps of {type(self._schedule).__name__} must fall from sigma 1 to 0, got "
+                f"{[round(sigma, 4) for sigma in sigmas.tolist()]}; change the number of steps, or the pipeline's "
+                "scheduler_config.json if any number fails"
+            )
+        return sigmas
+
+    @abstractmethod
+    def _sigmas(self, num_steps: int) -> Tensor:
+        """Return the sigmas [S + 1] as the stock pipeline's call sets them."""
 
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:
@@ -227,7 +254,7 @@ class PipelineGenerator(ABC):
 
     @abstractmethod
     def _schedule_of(self, scheduler: Any) -> Any:
-        """Return a one-step flow-matching solver with the checkpoint's shift."""
+        """Return a scheduler of the checkpoint's settings, from which sigmas are read; the pipeline's own stays as it is."""
 
     @abstractmethod
     def _velocity(self, latents: Tensor, sigma: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
@@ -268,7 +295,7 @@ class PipelineGenerator(ABC):
             )
 
     def load(self, folder: Path) -> None:
-        """Read a policy that `save` wrote, exactly; a LoRA of another rank or alpha raises ValueError."""
+        """Read a policy that `save` wrote, exactly; a LoRA of another rank, alpha or shape, or a cut file raises ValueError."""
         paths = {name: self._folder_of(name, folder) / LORA_FILE for name in self._transformers}
         self.set_weights(POLICY, self._lora.read(paths))
 

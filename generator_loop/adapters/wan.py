@@ -3,6 +3,10 @@
 Wan 2.2 A14B has two transformers, one above a sigma and one below, each trained and saved by itself; TI2V 5B
 is told the time of every token.
 
+The sampling schedule is the checkpoint's own grid of sigmas, that of UniPC for the published ones. Steps along it are of first
+order, since objectives need each step as a function of one state, where UniPC's are of second order; and the transformer is
+told the exact time, where UniPC cuts it down to a whole number (less than one of 1000).
+
 Model facts kept here: flow time is sigma x 1000 as a float, pixels live in [-1, 1] as [B, C, T, H, W], latents are
 normalised by the VAE's per-channel mean and deviation, and T pixel frames are 4 F - 3.
 
@@ -24,7 +28,7 @@ from generator_loop.adapters.partial_decode import constant_calls
 from generator_loop.adapters.pipeline import PipelineGenerator
 
 if TYPE_CHECKING:
-    from diffusers import FlowMatchEulerDiscreteScheduler, SchedulerMixin
+    from diffusers import SchedulerMixin
 
 
 class WanGenerator(PipelineGenerator):
@@ -33,10 +37,12 @@ class WanGenerator(PipelineGenerator):
     name = "wan"
     pipeline_name = "WanPipeline"
 
-    def sigmas(self, num_steps: int) -> Tensor:
-        """Return the Euler schedule [S + 1] with the checkpoint's own shift."""
+    def _sigmas(self, num_steps: int) -> Tensor:
+        """Return the checkpoint's own sigmas [S + 1]; the first, which UniPC lowers by 1e-6 to avoid a logarithm of 0, is 1."""
         self._schedule.set_timesteps(num_steps)
-        return self._schedule.sigmas.to(self.device)
+        sigmas = self._schedule.sigmas.clone()
+        sigmas[0] = 1.0
+        return sigmas.to(self.device)
 
     def _velocity(self, latents: Tensor, sigma: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
         time = sigma.float() * self._schedule.config.num_train_timesteps
@@ -143,16 +149,12 @@ class WanGenerator(PipelineGenerator):
             )
         return spatial, temporal, pipeline.transformer.config.patch_size[1]
 
-    def _schedule_of(self, scheduler: SchedulerMixin) -> FlowMatchEulerDiscreteScheduler:
-        """Return a one-step solver with the shift of whichever flow scheduler the checkpoint names."""
+    def _schedule_of(self, scheduler: SchedulerMixin) -> Any:
+        """Return a copy of whichever flow scheduler the checkpoint names, for its sigmas."""
         from diffusers import FlowMatchEulerDiscreteScheduler
 
-        if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
-            return FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)
-        if scheduler.config.get("use_flow_sigmas"):
-            return FlowMatchEulerDiscreteScheduler(
-                num_train_timesteps=scheduler.config.num_train_timesteps, shift=scheduler.config.flow_shift
-            )
+        if isinstance(scheduler, FlowMatchEulerDiscreteScheduler) or scheduler.config.get("use_flow_sigmas"):
+            return type(scheduler).from_config(scheduler.config)
         raise ValueError(
-            f"wan: {type(scheduler).__name__} is not a flow-matching scheduler; nothing to take a shift from"
+            f"wan: {type(scheduler).__name__} is not a flow-matching scheduler; its sigmas are no flow times"
         )

@@ -238,8 +238,11 @@ def diversity(evaluation: Evaluation, first: Evaluation, renderer: Mapping[str, 
         renderer: feature -> deviation over rendered clips of one prompt; None outside the embedded world.
 
     Returns:
-        The mean ratio of the open features' deviations to the renderer's, or the spread of latents relative to round 0.
+        The mean ratio of the open features' deviations to the renderer's, or the spread of latents relative to round 0;
+        NaN where a prompt has one clip, which cannot vary.
     """
+    if len(evaluation.prompt_ids) == len(set(evaluation.prompt_ids)):
+        return math.nan
     if renderer is None:
         return evaluation.mean(SPREAD) / max(first.mean(SPREAD), 1e-12)
     spread = open_spread(evaluation)

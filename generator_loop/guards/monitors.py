@@ -67,7 +67,7 @@ def refuse_invalid(
     if missing > max_fraction:
         raise RuntimeError(
             f"{missing:.0%} of the samples have no score, more than reward.max_invalid_fraction={max_fraction}: "
-            f"look at the newest samples. {_commonest(scored.reasons)}"
+            f"look at the newest samples. {commonest_reason(scored.reasons)}"
         )
 
 
@@ -79,7 +79,7 @@ def _group_std(groups: Tensor) -> Tensor:
     return (torch.where(finite, groups - mean[:, None], 0.0).square().sum(1) / count).sqrt()
 
 
-def _commonest(reasons: Sequence[str]) -> str:
+def commonest_reason(reasons: Sequence[str]) -> str:
     """Return the reason that most samples share, as a sentence."""
     counts = Counter(filter(None, reasons)).most_common(1)
     return f"The judge's most frequent reason: {counts[0][0]} ({counts[0][1]} samples)" if counts else ""

@@ -5,6 +5,7 @@ Shape legend: B samples of a rollout, G group size, N pairs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -86,7 +87,10 @@ class DiffusionDPO(LossObjective[PairBatch]):
     ) -> Iterator[Iterator[PairBatch]]:
         """Yield optimiser steps over all pairs, each with fresh noise; see `Objective.plan`."""
         pairs = choose_pairs(
-            scored.rewards, group_size=rollout.group_size, num_pairs=self.config.num_pairs, min_gap=self.config.min_gap
+            torch.where(scored.valid, scored.rewards, torch.nan),
+            group_size=rollout.group_size,
+            num_pairs=self.config.num_pairs,
+            min_gap=self.config.min_gap,
         )
         if self.config.dominance:
             pairs = [pair for pair in pairs if dominates(scored.scores, *pair)]
@@ -143,7 +147,7 @@ def choose_pairs(rewards: Tensor, *, group_size: int, num_pairs: int, min_gap: f
     """Pair the best samples of each group with its worst.
 
     Args:
-        rewards: [B], NaN where a reward is unavailable; such samples are left out.
+        rewards: [B]; samples whose reward is NaN or infinite are left out.
         group_size: samples of one prompt.
         num_pairs: most pairs of one group.
         min_gap: least difference of rewards within a pair.
@@ -154,7 +158,7 @@ def choose_pairs(rewards: Tensor, *, group_size: int, num_pairs: int, min_gap: f
     pairs = []
     for start in range(0, len(rewards), group_size):
         group = rewards[start : start + group_size].tolist()
-        order = sorted((place for place, reward in enumerate(group) if reward == reward), key=group.__getitem__)
+        order = sorted((place for place, reward in enumerate(group) if math.isfinite(reward)), key=group.__getitem__)
         for rank in range(min(num_pairs, len(order) // 2)):
             loser, winner = order[rank], order[-1 - rank]
             if group[winner] > group[loser] and group[winner] - group[loser] >= min_gap:

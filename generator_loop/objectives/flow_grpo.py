@@ -128,7 +128,8 @@ class FlowGRPO(LossObjective[StepBatch]):
         samples = (advantages.usable & (advantages.values != 0)).nonzero().flatten()
         clip = self.config.advantage_clip
         for place, step in enumerate(trajectory.steps):
-            for micro_batch in samples.split(micro_batch_size):
+            for start in range(0, len(samples), micro_batch_size):
+                micro_batch = samples[start : start + micro_batch_size]
                 index = micro_batch.to(device)
                 yield StepBatch(
                     states=trajectory.states[place, index],

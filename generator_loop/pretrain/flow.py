@@ -55,14 +55,14 @@ def pretrain_generator(
     """
     from diffusers import AutoencoderKLWan, WanPipeline
 
-    vae = AutoencoderKLWan.from_pretrained(vae_folder).eval().requires_grad_(False)
+    vae = AutoencoderKLWan.from_pretrained(vae_folder, trust_remote_code=False).eval().requires_grad_(False)
     pipeline, metrics = build_toy_wan(vae, seed=seed), {}
     for cycle, num_steps in enumerate(cycles):
         folder = Path(f"{out}-cycle{cycle}")
         if not folder.exists():
             metrics = _run_cycle(pipeline, num_steps, num_clips, report_every, seed=seed + 100 * cycle)
             pipeline.save_pretrained(folder)
-        pipeline = WanPipeline.from_pretrained(folder)
+        pipeline = WanPipeline.from_pretrained(folder, trust_remote_code=False)
     pipeline.save_pretrained(out)
     return metrics
 

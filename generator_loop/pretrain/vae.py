@@ -195,7 +195,7 @@ def wait_for_vae(folder: str | Path, *, interval: float = 5.0) -> AutoencoderKLW
 
     while not (Path(folder) / METRICS_FILE).exists():
         time.sleep(interval)
-    return AutoencoderKLWan.from_pretrained(folder).eval().requires_grad_(False)
+    return AutoencoderKLWan.from_pretrained(folder, trust_remote_code=False).eval().requires_grad_(False)
 
 
 def psnr(vae: AutoencoderKLWan, clips: Tensor) -> float:

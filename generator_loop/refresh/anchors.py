@@ -5,21 +5,30 @@ Shape legend: A anchors.
 
 from __future__ import annotations
 
+import json
+import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from generator_loop.config import AnchorConfig
 from reward_model import read_manifest
+from reward_model.files import write_beside
 from reward_model.records import DIMENSIONS, RatedClip
 
 if TYPE_CHECKING:
     from reward_model.video_reward import VideoJudgeReward
 
+
+log = logging.getLogger(__name__)
+
+MAX_UNREADABLE = 0.2
+"""Share of the anchors that were looked at of which no more may be unreadable or unusable."""
 
 MIN_ANCHOR_GAP = 0.1
 """Two anchors form a pair of the accuracy where their known qualities differ by this much."""
@@ -90,17 +99,25 @@ def reanchor(current: Tensor, initial: Tensor) -> Affine:
     return Affine(offset=float(y.mean()) - slope * float(x.mean()), slope=slope)
 
 
-def read_anchors(settings: AnchorConfig) -> Anchors:
+def read_anchors(
+    settings: AnchorConfig,
+    *,
+    reason_of: Callable[[RatedClip], str] = lambda clip: "",
+    quarantine: Path | None = None,
+) -> Anchors:
     """Read labelled clips from `refresh.anchors.path`, or render them in the moving-shapes world.
 
     Args:
         settings: where from and how many.
+        reason_of: returns why the judge cannot use a clip, nothing where it can.
+        quarantine: file that receives the lines and clips that cannot be used, which are left out.
 
     Returns:
-        The anchors.
+        The anchors: the first clips of the file that can be used.
 
     Raises:
-        ValueError: The file lacks columns or clips, or a quality is outside its scale; the message names file and line.
+        ValueError: The file lacks columns or clips, or more than `MAX_UNREADABLE` of those looked at cannot be used; the
+            message names file and line.
     """
     wanted = settings.num_train + settings.num_held_out
     if settings.path is None:
@@ -108,10 +125,45 @@ def read_anchors(settings: AnchorConfig) -> Anchors:
 
         train = moving_shapes.sample_rated(settings.num_train, seed=_ANCHOR_SEED)
         return Anchors(tuple(train), tuple(moving_shapes.sample_rated(settings.num_held_out, seed=_ANCHOR_SEED + 1)))
-    clips = read_manifest(settings.path, columns=settings.columns or None)
+    clips, bad = _usable(settings, wanted, reason_of)
+    if bad and quarantine is not None:
+        lines = (dict(zip(("file", "manifest", "line", "reason"), one, strict=True)) for one in bad)
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        write_beside(quarantine, lambda beside: beside.write_text(text, encoding="utf-8"), many_writers=True)
+    for file, manifest, line, reason in bad:
+        log.warning("anchor left out: %s, line %d: %s: %s", manifest, line, file, reason)
+    if len(bad) > MAX_UNREADABLE * (len(bad) + len(clips)):
+        _, manifest, line, reason = bad[0]
+        raise ValueError(
+            f"{len(bad)} of {len(bad) + len(clips)} anchors cannot be used, more than {MAX_UNREADABLE:.0%}; "
+            f"the first is {manifest}, line {line}: {reason}"
+        )
     if len(clips) < wanted:
         raise ValueError(f"{settings.path} holds {len(clips)} clips, refresh.anchors asks for {wanted}")
     return Anchors(tuple(clips[: settings.num_train]), tuple(clips[settings.num_train : wanted]))
+
+
+_Bad = tuple[str, str, int, str]
+"""File, manifest, line and reason of an anchor that cannot be used."""
+
+
+def _usable(
+    settings: AnchorConfig, wanted: int, reason_of: Callable[[RatedClip], str]
+) -> tuple[list[RatedClip], list[_Bad]]:
+    """Return the first clips of the file that can be used, and what could not be on the way to them."""
+    assert settings.path is not None
+    faults: list[Any] = []
+    clips = read_manifest(settings.path, columns=settings.columns or None, faults=faults)
+    bad = [(fault.file, fault.manifest, fault.line, fault.reason) for fault in faults]
+    good: list[RatedClip] = []
+    for clip in clips:
+        if len(good) == wanted:
+            break
+        if reason := "no rating" if not clip.quality else reason_of(clip):
+            bad.append((str(clip.video), str(settings.path), int(clip.place.rpartition(" ")[2]), reason))
+        else:
+            good.append(clip)
+    return good, bad
 
 
 _ANCHOR_SEED = 7_000_000

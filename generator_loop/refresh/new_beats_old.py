@@ -75,7 +75,8 @@ def chosen_of(samples: Rollout, scored: Scored) -> list[tuple[int, Tensor]]:
 
 def _extremes(samples: Rollout, values: Tensor) -> list[tuple[int, int]]:
     """Return (prompt id, index in the rollout) of the largest finite value of each group that has one."""
-    groups = values.view(-1, samples.group_size)  # [prompts, G]
+    finite = torch.where(values.isfinite(), values, -torch.inf)
+    groups = finite.view(-1, samples.group_size)  # [prompts, G]
     return [
         (prompt.prompt_id, place * samples.group_size + int(group.argmax()))
         for place, (prompt, group) in enumerate(zip(samples.prompts, groups, strict=True))

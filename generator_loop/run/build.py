@@ -35,6 +35,7 @@ from generator_loop.sampling.sampler import Sampler
 from generator_loop.tracking.metric_log import MetricLog, ProgressBar
 from reward_model import VideoJudgeReward
 from reward_model.config import did_you_mean, load_config
+from reward_model.records import RatedClip
 
 Served = Callable[[str], RemoteJudge]
 """Address to the judge that is served there."""
@@ -252,6 +253,16 @@ def _renderer(config: JointConfig, held_out: tuple[Prompt, ...], draw: Draw) -> 
     )
 
 
+def _reason_of(judge: VideoJudgeReward, clip: RatedClip) -> str:
+    """Return why the judge gives a clip no score in any dimension on which it is rated, nothing where it gives one."""
+    try:
+        output = judge([clip.video], [clip.prompt], readout="level")
+    except ValueError as error:
+        return str(error)
+    reasons = [output.reasons[name][0] for name in clip.quality if name in output.reasons]
+    return reasons[0] if reasons and all(reasons) else ""
+
+
 def _refresher(
     config: JointConfig, judge: RewardingJudge, initial: RewardingJudge, prompts: tuple[Prompt, ...]
 ) -> JudgeRefresher | None:
@@ -264,7 +275,11 @@ def _refresher(
         judge,
         initial=initial,
         source=PAIR_SOURCES[config.refresh.pair_source](prompts),
-        anchors=read_anchors(config.refresh.anchors),
+        anchors=read_anchors(
+            config.refresh.anchors,
+            reason_of=partial(_reason_of, judge),
+            quarantine=Path(config.run.output) / "quarantine.jsonl",
+        ),
         weights=config.reward.weights,
         config=config.refresh,
     )

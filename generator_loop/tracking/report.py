@@ -14,6 +14,7 @@ from typing import Any
 
 from generator_loop.tracking.charts import line_chart
 from generator_loop.tracking.metric_log import read_log
+from generator_loop.tracking.verdict import MIN_VALID, figure_moved, round_prompts, verdict
 from reward_model.files import write_text
 
 _REWARDS = {
@@ -33,8 +34,8 @@ main { max-width: 1180px; margin: 0 auto; padding: 32px 20px 64px; }
 h1 { font-size: 28px; margin: 0 0 4px; } h2 { font-size: 19px; margin: 40px 0 12px; } .soft { color: var(--soft); }
 .tiles, .clips, .charts { display: grid; gap: 14px; }
 .tiles { grid-template-columns: repeat(auto-fit, minmax(180px, 1fr)); margin-top: 24px; }
-.charts { grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)); }
-.clips { grid-template-columns: repeat(auto-fill, minmax(330px, 1fr)); }
+.charts { grid-template-columns: repeat(auto-fit, minmax(min(420px, 100%), 1fr)); }
+.clips { grid-template-columns: repeat(auto-fill, minmax(min(330px, 100%), 1fr)); }
 .tile, .clip, figure, .scroll { background: var(--card); border: 1px solid var(--line); border-radius: 10px;
   padding: 14px 16px; margin: 0; }
 .tile b { display: block; font-size: 25px; font-variant-numeric: tabular-nums; } .good { color: var(--good); }
@@ -44,7 +45,9 @@ video { width: 100%; aspect-ratio: var(--shape, 1); border-radius: 6px; backgrou
 figcaption { font-weight: 600; margin-bottom: 6px; } svg { width: 100%; height: auto; } .grid { stroke: var(--line); }
 svg text { fill: var(--soft); font-size: 12px; } .legend { font-size: 13px; display: flex; flex-wrap: wrap; gap: 4px 16px; }
 .legend i { display: inline-block; width: 11px; height: 11px; border-radius: 3px; margin-right: 6px; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+.verdict { background: var(--card); border: 1px solid var(--line); border-left: 6px solid currentColor; border-radius: 10px;
+  padding: 4px 18px; margin-top: 20px; } .verdict p { font-size: 18px; font-weight: 600; } .verdict li { color: var(--ink); }
+.verdict ul { list-style: none; padding: 0; } .scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: 5px 10px; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { color: var(--soft); font-weight: 600; } th:first-child, td:first-child { text-align: left; }
 pre { overflow-x: auto; margin: 10px 0 0; font-size: 13px; } summary { cursor: pointer; font-weight: 600; }
@@ -59,12 +62,21 @@ def write_report(output: str | Path) -> Path:
     config_text = (output / "config.yaml").read_text(encoding="utf-8")
     body = [
         _header(summary),
+        _verdict(summary),
         _tiles(summary),
         _section("Before and after", _clips(output, summary), "Held-out prompts, the same noise on both sides."),
-        _section("Does the judge's reward mean anything?", _curves(summary), _CURVES_NOTE),
-        _section("Change on the held-out prompts", _difference_table(summary), "95 % bootstrap interval by prompt."),
-        _section("The judge on the generator's clips", _pair_table(summary["pair_accuracy"]), "The oracle decides."),
-        _section("Rounds", _round_table(summary["rounds"])),
+        _section(
+            "Does the judge's reward mean anything?",
+            _curves(summary),
+            f"{_CURVES_NOTE} By round, of {round_prompts(summary)}.",
+        ),
+        _section("Change on the held-out prompts", _difference_table(summary), _of_all(summary, "95 % intervals")),
+        _section(
+            "The judge on the generator's clips",
+            _pair_table(summary["pair_accuracy"]),
+            _of_all(summary, "The oracle decides"),
+        ),
+        _section("Rounds", _round_table(summary["rounds"]), f"Means over {round_prompts(summary)}."),
         _section("Training", _training(records), "Per iteration; the lower charts show what no reward sees."),
         _section("Alarms", _alarms(summary["alarms"])),
         f'<h2>Settings</h2><div class="scroll"><details><summary>config.yaml</summary><pre>{html.escape(config_text)}'
@@ -109,6 +121,23 @@ def _header(summary: Mapping[str, Any]) -> str:
     return f'<h1>The generator and its judge, round by round</h1><div class="soft">{line}</div>'
 
 
+def _of_all(summary: Mapping[str, Any], said: str) -> str:
+    return f"{said}; all {summary['num_prompts']} held-out prompts."
+
+
+def _verdict(summary: Mapping[str, Any]) -> str:
+    """Return the conclusion in large type, and its reasons, worse ones marked as clearly as better ones."""
+    conclusion, *reasons = verdict(summary)
+    signs = {"better": "good", "worse": "bad", "same": "soft", "unknown": "soft"}
+    marks = {"better": "+", "worse": "\u2212", "same": "=", "unknown": "?"}
+    items = "".join(
+        f'<li><b class="{signs[reason.sign]}">{marks[reason.sign]}</b> {html.escape(reason.text)}</li>'
+        for reason in reasons
+    )
+    said = f'<p class="{signs[conclusion.sign]}">{html.escape(conclusion.text)}</p>'
+    return f'<section class="verdict {signs[conclusion.sign]}">{said}<ul>{items}</ul></section>'
+
+
 def _tiles(summary: Mapping[str, Any]) -> str:
     first, last, change = summary["rounds"][0], summary["rounds"][-1], summary["difference"]
     tiles = []
@@ -121,16 +150,35 @@ def _tiles(summary: Mapping[str, Any]) -> str:
         if difference and difference["mean"] is not None:
             before, after = (_mean(summary[side], place) for side in ("before", "after"))
             sign = "good" if (difference["low"] or 0) > 0 else "bad" if (difference["high"] or 0) < 0 else ""
-            tiles.append(_tile(f"{_number(before)} \u2192 {_number(after)}", label, _interval(difference), sign))
+            note = f"{_interval(difference)}, all {summary['num_prompts']} held-out prompts"
+            tiles.append(_tile(f"{_number(before)} \u2192 {_number(after)}", label, note, sign))
     kept = [record["judge_kept"] for record in summary["rounds"] if record["judge_kept"] is not None]
     tiles.append(_tile(f"{sum(kept)} of {len(kept)}", "judge refreshes kept", "by held-out anchor accuracy"))
-    tiles.append(_tile(_number(last["diversity"]), "diversity", f"{_number(first['diversity'])} before"))
-    if last["flow_loss"] is not None:
-        tiles.append(
-            _tile(_number(last["flow_loss"]), "flow loss on clean clips", f"{_number(first['flow_loss'])} before")
-        )
-    tiles.append(_tile(f"{summary['valid_fraction']:.1%}", "clips with a valid score", ""))
+    tiles += _moved_tiles(first, last, round_prompts(summary))
+    valid = summary["valid_fraction"]
+    note = f"at the end, all {summary['num_prompts']} held-out prompts"
+    tiles.append(_tile(f"{valid:.1%}", "clips with a valid score", note, "bad" if valid < MIN_VALID else ""))
+    alarms = len(summary["alarms"])
+    tiles.append(_tile(str(alarms), "alarms in training", "listed below" if alarms else "", "bad" if alarms else ""))
     return f'<div class="tiles">{"".join(tiles)}</div>'
+
+
+def _moved_tiles(first: Mapping[str, Any], last: Mapping[str, Any], prompts: str) -> list[str]:
+    """Return the tiles of figures that each round has, coloured by what their change means."""
+    figures = (
+        ("judge_oracle_srcc", "rank agreement of judge and oracle", prompts, False),
+        ("diversity", "diversity", prompts, True),
+        ("flow_loss", "flow loss on clean clips", "fixed clips", True),
+    )
+    tiles = []
+    for name, label, where, relative in figures:
+        moved = figure_moved(label, first, last, name, where, relative=relative, falls=name == "flow_loss")
+        if moved is not None:
+            sign = {"better": "good", "worse": "bad"}.get(moved.sign, "")
+            tiles.append(_tile(f"{_number(first[name])} \u2192 {_number(last[name])}", label, where, sign))
+        elif name == "diversity":
+            tiles.append(_tile("not measured", label, "one clip of each prompt"))
+    return tiles
 
 
 def _tile(value: str, label: str, note: str, sign: str = "") -> str:
@@ -253,7 +301,7 @@ def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 def _alarms(alarms: Sequence[str]) -> str:
     if not alarms:
-        return ""
+        return '<p class="soft">None was raised.</p>'
     items = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in alarms[:40])
     more = f"<li>and {len(alarms) - 40} more</li>" if len(alarms) > 40 else ""
     return f'<div class="scroll"><ul>{items}{more}</ul></div>'

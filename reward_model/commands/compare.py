@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reward_model.commands.inputs import LISTS
+from reward_model.commands.inputs import LISTS, PAIR_COLUMNS
 from reward_model.commands.judge_options import JudgeFactory, column_map, open_judge
 from reward_model.commands.progress import progress_bar
 from reward_model.commands.results import Result, json_line
+from reward_model.files import visible
 from reward_model.scoring.json_records import comparison_records
 
 if TYPE_CHECKING:
     from reward_model.records import Comparison
 
-COLUMNS = {"first": "path_A", "second": "path_B", "prompt": "prompt"}
-"""Columns of a list of pairs, as in VideoAlign's files."""
+COLUMNS = ("first", "second", "prompt")
+"""Names that --columns maps to those of a list of pairs."""
 
 EXAMPLES = """examples:
   video-judge compare first.mp4 second.mp4 --prompt "a red ring moving up"
-  video-judge compare pairs.csv --json             columns path_A, path_B and prompt, paths relative to the file
+  video-judge compare pairs.csv --json             columns path_A, path_B (or first, second) and prompt
   video-judge compare pairs.jsonl --columns first=winner second=loser
 
 Each pair is compared in both orders, and the results are averaged. p_first is the probability that the first video is
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace, judge_factory: JudgeFactory) -> int:
             text = (
                 _sentence(result) if len(pairs) == 1 else f"{result['first']}  {result['second']}  {_sentence(result)}"
             )
-            print(json_line(result) if args.json else text, flush=True)
+            print(json_line(result) if args.json else visible(text), flush=True)
         if progress:
             progress(start + len(batch), len(pairs))
     return int(failed)
@@ -83,13 +84,19 @@ def _listed(path: Path, columns: dict[str, str], prompt: str | None) -> Iterator
 
     if unknown := sorted(set(columns) - set(COLUMNS)):
         raise ValueError(f"--columns: unknown name {unknown[0]!r}; expected some of {', '.join(COLUMNS)}")
-    names = COLUMNS | columns
     for line, record in enumerate(read_records(path), start=1):
+        names = _names(record, columns)
         for name in ("first", "second"):
             if not str(record.get(names[name]) or "").strip():
                 raise ValueError(f"{path}, record {line}: no video in column {names[name]!r}; see --columns")
         first, second = (str(path.parent / str(record[names[name]]).strip()) for name in ("first", "second"))
         yield PathPair(first, second, str(record.get(names["prompt"]) or "").strip() or prompt)
+
+
+def _names(record: Mapping[str, Any], columns: dict[str, str]) -> dict[str, str]:
+    """Return the columns of a list of pairs: those that were named, else the first known ones that it has."""
+    first, second = next((pair for pair in PAIR_COLUMNS if set(pair) <= set(record)), PAIR_COLUMNS[0])
+    return {"first": first, "second": second, "prompt": "prompt"} | columns
 
 
 def _compare(judge: Any, pairs: Sequence[PathPair]) -> Iterator[Result]:

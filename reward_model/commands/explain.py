@@ -7,10 +7,10 @@ from typing import Any
 
 from reward_model.commands.judge_options import JudgeFactory, open_judge
 from reward_model.commands.results import json_line
+from reward_model.files import visible
 from reward_model.scoring.json_records import explanation_record, unexplained_record
 
 EXAMPLES = """examples:
-  video-judge explain clip.mp4
   video-judge explain clip.mp4 --prompt "a red ring moving up" --json
 
 The text is the judge's reasoned answer. Below it, each dimension has the level word, the score and the faults that the
@@ -40,8 +40,9 @@ def run(args: argparse.Namespace, judge_factory: JudgeFactory) -> int:
 
 def _text(result: dict[str, Any]) -> str:
     if result["text"] is None:
-        return f"not explained: {result['reason']}"
-    lines = [result["text"], ""]
+        return f"not explained: {visible(result['reason'])}"
+    refusal = f"not explained: {visible(result['reason'])}"
+    lines = [*([refusal] if result["reason"] else map(visible, result["text"].split("\n"))), ""]
     for name, level in result["levels"].items():
         shares = result["saliency"].get(name, [])
         facts = [f"{name}: {level}"]
@@ -52,6 +53,4 @@ def _text(result: dict[str, Any]) -> str:
         if shares and None not in shares:
             facts.append(f"frame {max(range(len(shares)), key=shares.__getitem__) + 1} of {len(shares)} matters most")
         lines.append("; ".join(facts))
-    if result["reason"]:
-        lines.append(f"the reasoned answer could not be parsed: {result['reason']}")
     return "\n".join(lines)

@@ -37,10 +37,36 @@ def load_judge(args: argparse.Namespace) -> Any:
 
     from reward_model.video_reward import VideoJudgeReward
 
+    if args.device:
+        check_device(args.device)
     torch.set_num_threads(args.threads)
     return VideoJudgeReward.from_pretrained(
         args.judge, role=args.role or "generated", device=args.device, allow_damaged=args.allow_damaged
     )
+
+
+def check_device(name: str) -> None:
+    """Refuse a device that torch does not know, or that this machine or build of torch does not have.
+
+    Args:
+        name: one device, such as "cpu", "cuda" or "cuda:1".
+
+    Raises:
+        ValueError: the device cannot be used.
+    """
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device must be cpu, cuda, cuda:1 or the like, got {name!r}") from error
+    try:
+        torch.empty(1, device=device).item()
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        reason = (
+            "this build of torch has no CUDA" if device.type == "cuda" and not torch.version.cuda else "no such device"
+        )
+        raise ValueError(f"--device {name}: {reason} here; use --device cpu, or leave it out") from error
 
 
 def open_judge(

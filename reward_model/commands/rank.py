@@ -8,6 +8,7 @@ import sys
 from reward_model.commands.inputs import list_items
 from reward_model.commands.judge_options import JudgeFactory, open_judge
 from reward_model.commands.results import json_line
+from reward_model.files import visible
 
 EXAMPLES = """examples:
   video-judge rank a.mp4 b.mp4 c.mp4 --prompt "a red ring moving up"
@@ -31,7 +32,7 @@ def run(args: argparse.Namespace, judge_factory: JudgeFactory) -> int:
     try:
         ranking = judge.rank(paths, args.prompt, batch_size=args.batch_size)
     except RuntimeError as error:
-        print(f"video-judge rank: {error}", file=sys.stderr)
+        print(f"video-judge rank: {visible(str(error))}", file=sys.stderr)
         return 1
     failed = {path: reason for path, reason in zip(paths, ranking.reasons, strict=True) if reason}
     order = [paths[place] for place in ranking.order]
@@ -40,7 +41,7 @@ def run(args: argparse.Namespace, judge_factory: JudgeFactory) -> int:
         print(json_line(ranked | {"num_compared": ranking.num_compared}))
     else:
         for place, path in enumerate(order, start=1):
-            print(f"{place:4d}  {path}")
+            print(f"{place:4d}  {visible(path)}")
         for path, reason in failed.items():
-            print(f"   -  {path}: {reason}")
+            print(f"   -  {visible(path)}: {visible(reason)}")
     return int(bool(failed))

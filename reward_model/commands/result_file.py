@@ -11,6 +11,7 @@ from pathlib import Path
 
 from reward_model.commands.inputs import Item
 from reward_model.commands.results import CSV_COLUMNS, Result, csv_line, csv_record, json_line
+from reward_model.files import Lock
 
 ENCODING = {"encoding": "utf-8", "errors": "surrogateescape"}
 """File names may hold bytes that are not UTF-8; these are written and read back unchanged."""
@@ -36,15 +37,29 @@ class ResultFile:
             resume: continue an existing file.
 
         Raises:
-            ValueError: another suffix; an existing file without `resume`; or a file that was not written by this command
-                with this judge.
+            ValueError: another suffix; a file that another run writes to; an existing file without `resume`; or a file
+                that was not written by this command with this judge.
         """
         if path.suffix not in (".csv", ".jsonl"):
             raise ValueError(f"--output must end in .csv or .jsonl, got {path}")
-        if path.exists() and path.stat().st_size and not resume:
-            raise ValueError(f"{path} exists already; add --resume to continue it, or name another --output")
         self.path, self._csv = path, path.suffix == ".csv"
         path.parent.mkdir(parents=True, exist_ok=True)
+        # links to one file have one lock
+        self._lock = Lock(path.resolve(), purpose="this run")
+        try:
+            self._open(items, maker, resume=resume)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let other runs write to the file."""
+        self._lock.release()
+
+    def _open(self, items: Sequence[Item], maker: str, *, resume: bool) -> None:
+        path = self.path
+        if path.exists() and path.stat().st_size and not resume:
+            raise ValueError(f"{path} exists already; add --resume to continue it, or name another --output")
         written = path.read_bytes() if path.exists() else b""
         whole = written[: _whole_records(written, is_csv=self._csv)]
         known = self._read(whole, written[len(whole) :], maker)

@@ -10,6 +10,7 @@ from typing import Any
 
 from reward_model.commands.inputs import Item
 from reward_model.dimensions import BY_NAME
+from reward_model.files import visible
 from reward_model.records import DIMENSIONS, NO_PROMPT
 from reward_model.scoring.json_records import output_records, unscored_record
 
@@ -75,7 +76,7 @@ def table_line(result: Result, width: int) -> str:
     if result["valid"] and result["reasons"]:
         remarks.append(f"no prompt: overall is the mean of {' and '.join(result['overall_from'])}")
     remarks += result["warnings"]
-    return "  ".join([result["path"].ljust(width), *cells, "; ".join(remarks)]).rstrip()
+    return "  ".join([visible(result["path"]).ljust(width), *cells, visible("; ".join(remarks))]).rstrip()
 
 
 def json_line(result: Mapping[str, Any]) -> str:

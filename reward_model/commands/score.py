@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Protocol
 
@@ -23,6 +24,7 @@ from reward_model.commands.results import (
     table_line,
     unscored,
 )
+from reward_model.files import visible
 
 DESCRIPTION = """Score videos. Inputs are video files, folders (searched recursively), and CSV or JSONL lists with the columns path and
 prompt; paths of a list are relative to its folder."""
@@ -34,7 +36,7 @@ EXAMPLES = """examples:
   video-judge score clips/ --output scores.csv --resume continue after a kill; a record cut short is redone
   video-judge score clips/ --output scores.csv --jobs 4 four processes, each with its own judge
   video-judge score clips/ --jobs 2 --device cuda:0,cuda:1
-  video-judge score clip.mp4 --readout reason --samples 8
+  video-judge score clip.mp4 --prompt "a red circle moving left" --readout reason --samples 8
   video-judge score clip.mp4 --normalize z              standardised by constants, see video-judge calibrate
 
 std is the standard deviation of the judge's distribution over ratings, in units of quality (0 to 1) with any
@@ -51,6 +53,9 @@ class Sink(Protocol):
 
     def write(self, results: Sequence[Result]) -> None:
         """Write results, in the order of the items."""
+
+    def close(self) -> None:
+        """End the writing."""
 
 
 class Printed:
@@ -71,13 +76,16 @@ class Printed:
             self.num_failed += not result["valid"]
             print(json_line(result) if self.as_json else table_line(result, self.width), flush=True)
 
+    def close(self) -> None:
+        """Do nothing: nobody else prints here."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     parser.description, parser.epilog = DESCRIPTION, EXAMPLES
     parser.add_argument("inputs", nargs="+", help="video files, folders of them, or CSV or JSONL lists")
     parser.add_argument("--prompt", help="generation prompt of videos without one in a list")
-    parser.add_argument("--path-column", default="path", help="column of a list that holds the videos (default: path)")
+    parser.add_argument("--path-column", help="column of a list that holds the videos (default: path, video or path_A)")
     parser.add_argument(
         "--prompt-column", default="prompt", help="column of a list that holds the prompts (default: prompt)"
     )
@@ -105,7 +113,11 @@ def run(args: argparse.Namespace, judge_factory: JudgeFactory) -> int:
         raise ValueError(f"--device {args.device} names several devices; use --jobs to give each a process")
     items = list_items(args.inputs, prompt=args.prompt, path_column=args.path_column, prompt_column=args.prompt_column)
     args.role = args.role or "generated"
-    sink = _open_sink(args, items)
+    with closing(_open_sink(args, items)) as sink:
+        return _score(args, judge_factory, items, sink)
+
+
+def _score(args: argparse.Namespace, judge_factory: JudgeFactory, items: Sequence[Item], sink: Sink) -> int:
     missing = set(sink.missing)
     # Batches are cut from the whole list, so that an item keeps its neighbours, and its last digits, on a resume.
     cut = (range(start, min(start + args.batch_size, len(items))) for start in range(0, len(items), args.batch_size))
@@ -120,7 +132,7 @@ def run(args: argparse.Namespace, judge_factory: JudgeFactory) -> int:
             if progress:
                 progress(done, len(missing))
     except workers.WorkersGoneError as error:
-        print(f"video-judge score: {error}; {len(missing) - done} items were not scored", file=sys.stderr)
+        print(f"video-judge score: {visible(str(error))}; {len(missing) - done} items were not scored", file=sys.stderr)
         return 1
     if args.output:
         _tell(args, sink, num_items=len(items), num_new=done)
@@ -134,7 +146,7 @@ def _reading(args: argparse.Namespace) -> Reading:
 def _open_sink(args: argparse.Namespace, items: Sequence[Item]) -> Sink:
     if args.output:
         return ResultFile(args.output, items, maker=judged_by(args, _reading(args)), resume=args.resume)
-    return Printed(len(items), as_json=args.json, width=max(len(item.path) for item in items))
+    return Printed(len(items), as_json=args.json, width=max(len(visible(item.path)) for item in items))
 
 
 def _answers(
@@ -157,7 +169,7 @@ def _answers(
 
 
 def _report(event: str) -> None:
-    print(f"video-judge score: {event}", file=sys.stderr)
+    print(f"video-judge score: {visible(str(event))}", file=sys.stderr)
 
 
 def _tell(args: argparse.Namespace, sink: Sink, *, num_items: int, num_new: int) -> None:

@@ -11,12 +11,16 @@ import io
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from reward_model.dimensions import OVERALL, video_align_names
 from reward_model.records import DIMENSIONS, RatedClip, VideoPair
+
+VIDEO_COLUMNS = ("path", "video", "path_A")
+"""Columns of the video of a list, where none is named; the first that the list has counts."""
 
 CLIP_COLUMNS = {"video": "video", "prompt": "prompt", "source_id": "source_id"} | {name: name for name in DIMENSIONS}
 """Column map of a manifest that uses our own names."""
@@ -31,6 +35,65 @@ PAIR_COLUMNS = {
 """Column map of VideoAlign's pair files, whose labels are A, B and same."""
 
 CHOICES = {"a": 1.0, "b": 0.0, "same": 0.5}
+
+
+Example = TypeVar("Example")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A line of an annotation file that cannot be used: the media `file` where one is named, and the reason."""
+
+    manifest: str
+    line: int
+    reason: str
+    file: str = ""
+
+
+def read_each(
+    path: str | Path,
+    records: Sequence[tuple[int, Mapping[str, object]]],
+    read: Callable[[Mapping[str, object], str], Example],
+    faults: list[Fault] | None,
+    *,
+    unit: str = "line",
+) -> list[Example]:
+    """Read numbered records one by one.
+
+    Args:
+        path: the annotation file.
+        records: (number, record).
+        read: returns the example of a record; its second argument is the place that messages name.
+        faults: receives the records that cannot be read; None raises at the first.
+        unit: of the numbers, "line" or "record".
+
+    Returns:
+        The examples, in the file's order.
+
+    Raises:
+        ValueError: A record cannot be read, and `faults` is None.
+    """
+    examples = []
+    for number, record in records:
+        try:
+            examples.append(read(record, f"{path}, {unit} {number}"))
+        except ValueError as error:
+            if faults is None:
+                raise
+            faults.append(Fault(str(path), number, str(error), _named_media(record)))
+    return examples
+
+
+def _named_media(record: Mapping[str, object]) -> str:
+    """Return the first media name of a record by the usual columns, for a message."""
+    names = (record.get(name) for name in ("video", "path", "name", "image_name", "image", "path_A", "path1"))
+    return next((str(name) for name in names if name), "")
+
+
+def split_place(place: str) -> tuple[str, int]:
+    """Return the file and the number of the line in a place such as "clips.csv, line 7"."""
+    match = re.fullmatch(r"(.*), \w+ (\d+)", place, re.DOTALL)
+    return (match[1], int(match[2])) if match else (place, 0)
 
 
 @dataclass(frozen=True)
@@ -56,13 +119,16 @@ class Column:
         return cls(match[1], low, high)
 
 
-def read_manifest(path: str | Path, *, columns: Mapping[str, str] | None = None) -> list[RatedClip]:
+def read_manifest(
+    path: str | Path, *, columns: Mapping[str, str] | None = None, faults: list[Fault] | None = None
+) -> list[RatedClip]:
     """Read rated clips.
 
     Args:
         path: .csv or .jsonl; video paths in it are relative to its folder.
         columns: our name ("video", "prompt", "source_id" or a dimension) -> the file's column, with its scale; columns
             that the map leaves out are not read. Without a map, the file's columns bear our names.
+        faults: receives the lines that cannot be read; None refuses the file at the first.
 
     Returns:
         One clip per record, in the file's order. An empty cell means unknown; `source_id` defaults to the video's path.
@@ -71,34 +137,39 @@ def read_manifest(path: str | Path, *, columns: Mapping[str, str] | None = None)
         ValueError: The file, a column or a value is not as described; the message names file and line.
     """
     path = Path(path)
-    records = read_numbered_records(path)
+    records = read_numbered_records(path, faults=faults)
     chosen = _choose(path, records, columns, CLIP_COLUMNS, required=("video",))
     dimensions = [name for name in DIMENSIONS if name in chosen]
     if not dimensions:
         raise ValueError(f"{path}: no rated dimension; map at least one of {DIMENSIONS} to a column")
-    clips = []
-    for line, record in records:
+
+    def read(record: Mapping[str, object], place: str) -> RatedClip:
+        """Return the clip of one line."""
+        _refuse_shifted(record, place)
         video = _cell(record, chosen["video"])
         if not video:
-            raise ValueError(f"{path}, line {line}: no video in column {chosen['video'].name!r}")
-        quality = {name: _quality(record, chosen[name], f"{path}, line {line}") for name in dimensions}
-        clips.append(
-            RatedClip(
-                video=path.parent / video,
-                prompt=_cell(record, chosen.get("prompt")) or None,
-                quality={name: value for name, value in quality.items() if value is not None},
-                source_id=_cell(record, chosen.get("source_id")) or video,
-            )
+            raise ValueError(f"{place}: no video in column {chosen['video'].name!r}")
+        quality = {name: _quality(record, chosen[name], place) for name in dimensions}
+        return RatedClip(
+            video=path.parent / video,
+            prompt=_cell(record, chosen.get("prompt")) or None,
+            quality={name: value for name, value in quality.items() if value is not None},
+            source_id=_cell(record, chosen.get("source_id")) or video,
+            place=place,
         )
-    return clips
+
+    return read_each(path, records, read, faults)
 
 
-def read_pairs(path: str | Path, *, columns: Mapping[str, str] | None = None) -> list[VideoPair]:
+def read_pairs(
+    path: str | Path, *, columns: Mapping[str, str] | None = None, faults: list[Fault] | None = None
+) -> list[VideoPair]:
     """Read pairs labelled A (first is better), B or same.
 
     Args:
         path: .csv or .jsonl; video paths in it are relative to its folder.
         columns: our name ("first", "second", "prompt" or a dimension) -> the file's column; by default VideoAlign's.
+        faults: as in `read_manifest`.
 
     Returns:
         One pair per record, in the file's order; an empty label means unknown.
@@ -107,24 +178,35 @@ def read_pairs(path: str | Path, *, columns: Mapping[str, str] | None = None) ->
         ValueError: The file, a column or a label is not as described; the message names file and line.
     """
     path = Path(path)
-    records = read_numbered_records(path)
+    records = read_numbered_records(path, faults=faults)
     chosen = _choose(path, records, columns, PAIR_COLUMNS, required=("first", "second"))
     dimensions = [name for name in DIMENSIONS if name in chosen]
     if not dimensions:
         raise ValueError(f"{path}: no labelled dimension; map at least one of {DIMENSIONS} to a column")
-    pairs = []
-    for line, record in records:
+
+    def read(record: Mapping[str, object], place: str) -> VideoPair:
+        """Return the pair of one line."""
+        _refuse_shifted(record, place)
         first, second = (_cell(record, chosen[name]) for name in ("first", "second"))
         if not (first and second):
-            raise ValueError(f"{path}, line {line}: a pair needs two videos")
+            raise ValueError(f"{place}: a pair needs two videos")
         labels = {name: _cell(record, chosen[name]) for name in dimensions}
         for name, label in labels.items():
             if label and label.lower() not in CHOICES:
-                raise ValueError(f"{path}, line {line}: {name} must be A, B or same, got {label!r}")
+                raise ValueError(f"{place}: {name} must be A, B or same, got {label!r}")
         prompt = _cell(record, chosen.get("prompt")) or None
         preference = {name: CHOICES[label.lower()] for name, label in labels.items() if label}
-        pairs.append(VideoPair(path.parent / first, path.parent / second, prompt, preference, f"{first}|{second}"))
-    return pairs
+        source = f"{first}|{second}"
+        return VideoPair(path.parent / first, path.parent / second, prompt, preference, source, place=place)
+
+    return read_each(path, records, read, faults)
+
+
+def _refuse_shifted(record: Mapping[Any, object], place: str) -> None:
+    """Refuse a line of a CSV file with more cells than its header has, whose values stand in other columns."""
+    extra = record.get(None)
+    if isinstance(extra, list) and any(str(cell).strip() for cell in extra):
+        raise ValueError(f"{place}: {len(extra)} more cells than the header; quote texts that hold a comma")
 
 
 def read_records(path: str | Path) -> list[dict[str, object]]:
@@ -132,11 +214,14 @@ def read_records(path: str | Path) -> list[dict[str, object]]:
     return [record for _, record in read_numbered_records(path)]
 
 
-def read_numbered_records(path: str | Path) -> list[tuple[int, dict[str, object]]]:
+def read_numbered_records(
+    path: str | Path, *, faults: list[Fault] | None = None
+) -> list[tuple[int, dict[str, object]]]:
     """Read a CSV file with a header, or a JSONL file with one object per line.
 
     Args:
         path: the file; UTF-8.
+        faults: receives the lines of a JSONL file that hold no object; None refuses the file at the first.
 
     Returns:
         (line of the file on which the record ends, column name -> value), in the file's order; values of a CSV are text.
@@ -155,10 +240,20 @@ def read_numbered_records(path: str | Path) -> list[tuple[int, dict[str, object]
         raise ValueError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
     if path.suffix == ".csv":
         reader = csv.DictReader(io.StringIO(text, newline=""))
-        records: list[tuple[int, dict[str, object]]] = [(reader.line_num, record) for record in reader]
+        try:
+            records: list[tuple[int, dict[str, object]]] = [(reader.line_num, record) for record in reader]
+        except csv.Error as error:
+            raise ValueError(f"{path}, line {reader.line_num}: not CSV ({error})") from error
     else:
-        lines = enumerate(text.split("\n"), start=1)
-        records = [(number, _object(path, number, line)) for number, line in lines if line.strip()]
+        lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+        records = []
+        for number, line in lines:
+            try:
+                records.append((number, _object(path, number, line)))
+            except ValueError as error:
+                if faults is None:
+                    raise
+                faults.append(Fault(str(path), number, str(error)))
     if not records:
         raise ValueError(f"{path}: no records")
     return records
@@ -188,6 +283,9 @@ def _choose(
     if unknown:
         raise ValueError(f"columns: unknown name {unknown[0]!r}; expected some of {list(defaults)}")
     chosen = {name: Column.parse(text) for name, text in (columns or defaults).items()}
+    if not columns and "video" in chosen and "video" not in present:
+        known = [name for name in VIDEO_COLUMNS if name in present]
+        chosen["video"] = Column.parse((known or VIDEO_COLUMNS)[0])
     if not columns:
         chosen = {name: column for name, column in chosen.items() if column.name in present or name in required}
     for name, column in chosen.items():

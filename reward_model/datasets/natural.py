@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from reward_model.datasets.base import read_manifest, read_records
+from reward_model.datasets.base import Fault, read_each, read_manifest, read_numbered_records, read_records
 from reward_model.records import RatedClip
 
 KONIQ_SCALE = (1.0, 100.0)
@@ -31,7 +31,13 @@ Scale = tuple[float, float]
 Record = Mapping[str, object]
 
 
-def read_koniq(path: str | Path, *, images: str | Path | None = None, split: str | None = None) -> list[RatedClip]:
+def read_koniq(
+    path: str | Path,
+    *,
+    images: str | Path | None = None,
+    split: str | None = None,
+    faults: list[Fault] | None = None,
+) -> list[RatedClip]:
     """Read KonIQ-10k: 10,073 images with mean opinions.
 
     Two public files hold means on the scale 1 to 100: the authors' list of sets in "MOS", with a column "set", and the
@@ -42,6 +48,7 @@ def read_koniq(path: str | Path, *, images: str | Path | None = None, split: str
         path: either file.
         images: folder of the images; by default the file's own. The database's folder is called 1024x768.
         split: "training", "validation" or "test" of the list of sets (7,058, 1,000 and 2,015 images); None takes all.
+        faults: as in `base.read_manifest`.
 
     Returns:
         One clip of one frame per record, `overall` mapped from `KONIQ_SCALE`.
@@ -57,10 +64,16 @@ def read_koniq(path: str | Path, *, images: str | Path | None = None, split: str
     score = "MOS_zscore" if "MOS_zscore" in columns else "MOS"
     if score == "MOS" and "set" not in columns:
         raise ValueError(f"{path}: expected a column 'MOS_zscore', or 'MOS' and 'set'; it has {sorted(columns)}")
-    return _read(path, "image_name", score, KONIQ_SCALE, folder=images, split=split, split_of=_koniq_set)
+    return _read(path, "image_name", score, KONIQ_SCALE, folder=images, split=split, split_of=_koniq_set, faults=faults)
 
 
-def read_lsvq(path: str | Path, *, videos: str | Path | None = None, split: str | None = None) -> list[RatedClip]:
+def read_lsvq(
+    path: str | Path,
+    *,
+    videos: str | Path | None = None,
+    split: str | None = None,
+    faults: list[Fault] | None = None,
+) -> list[RatedClip]:
     """Read LSVQ: labels_train_test.csv or labels_test_1080p.csv (3,573 videos).
 
     Args:
@@ -68,6 +81,7 @@ def read_lsvq(path: str | Path, *, videos: str | Path | None = None, split: str 
         videos: folder of the videos; by default the file's own. Names such as yfcc-batch1/722 are paths below it
             without ".mp4".
         split: "train" or "test" by the column "is_test"; None takes all.
+        faults: as in `base.read_manifest`.
 
     Returns:
         One clip per record, `overall` mapped from `LSVQ_SCALE`.
@@ -79,16 +93,21 @@ def read_lsvq(path: str | Path, *, videos: str | Path | None = None, split: str 
     data/LSVQ_whole_test.csv in sunwei925/SimpleVQA at 757de37 (is_test as True and False) and of
     data/labels_test_1080p.csv in GZHU-DVL/AttackVQA at d5b6a8f.
     """
-    return _read(path, "name", "mos", LSVQ_SCALE, folder=videos, suffix=".mp4", split=split, split_of=_lsvq_set)
+    return _read(
+        path, "name", "mos", LSVQ_SCALE, folder=videos, suffix=".mp4", split=split, split_of=_lsvq_set, faults=faults
+    )
 
 
-def read_vqathinker(path: str | Path, *, videos: str | Path | None = None) -> list[RatedClip]:
+def read_vqathinker(
+    path: str | Path, *, videos: str | Path | None = None, faults: list[Fault] | None = None
+) -> list[RatedClip]:
     """Read VQAThinker's training records: a video, a question and its mean opinion as the answer.
 
     Args:
         path: .jsonl with the fields id, dataset_name, image (a path, or a list of one) and conversations (question,
             answer), such as LSVQ_labels_train.jsonl.
         videos: folder of the videos; by default the file's own.
+        faults: as in `base.read_manifest`.
 
     Returns:
         One clip per record, `overall` mapped from `VQATHINKER_SCALE`; `facts` names the dataset.
@@ -100,9 +119,9 @@ def read_vqathinker(path: str | Path, *, videos: str | Path | None = None) -> li
     ee47a40.
     """
     folder = Path(path).parent if videos is None else Path(videos)
-    clips = []
-    for number, record in enumerate(read_records(path), start=1):
-        place = f"{path}, record {number}"
+
+    def read(record: Record, place: str) -> RatedClip:
+        """Return the clip of one line."""
         image, turns = record.get("image"), record.get("conversations")
         names = image if isinstance(image, list) else [image]
         if len(names) != 1 or not isinstance(names[0], str) or not names[0]:
@@ -112,8 +131,9 @@ def read_vqathinker(path: str | Path, *, videos: str | Path | None = None) -> li
         answer = re.sub(r"</?answer>", "", str(turns[1].get("value", "")))
         quality = {"overall": to_quality(answer, VQATHINKER_SCALE, place)}
         facts = {"dataset": record["dataset_name"]} if "dataset_name" in record else {}
-        clips.append(RatedClip(folder / names[0], None, quality, names[0], facts))
-    return clips
+        return RatedClip(folder / names[0], None, quality, names[0], facts, place=place)
+
+    return read_each(path, read_numbered_records(path, faults=faults), read, faults)
 
 
 def read_vqathinker_test(path: str | Path, *, scale: Scale, videos: str | Path | None = None) -> list[RatedClip]:
@@ -208,12 +228,14 @@ def _read(
     split: str | None,
     split_of: Callable[[Record], str | None],
     suffix: str = "",
+    faults: list[Fault] | None = None,
 ) -> list[RatedClip]:
     """Read a CSV file by two of its columns; keep the records of a split and put names into a folder."""
     columns = {"video": name, "source_id": name, "overall": f"{score}[{scale[0]:g},{scale[1]:g}]"}
+    lines = {f"{path}, line {line}": record for line, record in read_numbered_records(path)}
     clips = []
-    for clip, record in zip(read_manifest(path, columns=columns), read_records(path), strict=True):
-        own = split_of(record)
+    for clip in read_manifest(path, columns=columns, faults=faults):
+        own = split_of(lines[clip.place])
         if split is None or own == split:
             video = (Path(path).parent if folder is None else Path(folder)) / f"{clip.source_id}{suffix}"
             clips.append(replace(clip, video=video, facts={} if own is None else {"split": own}))

@@ -11,66 +11,98 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from reward_model.config import did_you_mean
-from reward_model.datasets.base import read_manifest, read_pairs
+from reward_model.datasets.base import Fault, read_manifest, read_pairs
 from reward_model.datasets.natural import read_koniq, read_lsvq, read_vqathinker
 from reward_model.datasets.rendered import open_moving_shapes
-from reward_model.datasets.sources import Source, open_listed
+from reward_model.datasets.sources import Part, Source, open_listed
 from reward_model.datasets.stored import load_clips
 from reward_model.datasets.video_r1 import read_video_r1, read_visionreward
 from reward_model.records import DIMENSIONS, Annotation
+
+Keep = Callable[[str, Sequence[Annotation], Sequence[Fault]], Sequence[Annotation]]
+"""keep(file, examples, faults) -> the examples that can be used, of those that were read; `faults` are the lines that were
+not."""
+
+ReadFile = Callable[["DataConfig", "list[Fault] | None"], Sequence[Annotation]]
+"""read(data, faults) -> the examples of a file; lines that cannot be read go to `faults`, or raise without it."""
 
 
 @dataclass(frozen=True)
 class Reader:
     """One kind of data.
 
-    `open(data, held_out)` returns the source of its training or of its held-out examples; `fields` are those of
-    `DataConfig` that it reads beside kind and weight. A reader of "path" needs one.
+    `open(data, part, keep)` returns the source of a part of its examples, of a list only those that `keep` keeps; `fields`
+    are those of `DataConfig` that it reads beside kind and weight. A reader of "path" needs one.
     """
 
-    open: Callable[[DataConfig, bool], Source]
+    open: Callable[[DataConfig, Part, Keep], Source]
     fields: tuple[str, ...]
 
 
 def listed(read: Callable[[DataConfig], Sequence[Annotation]], *fields: str) -> Reader:
     """Return the reader of a file whose examples `read` lists; `fields` are those that it reads beside path."""
+    return lenient(lambda data, faults: read(data), *fields)
+
+
+def lenient(read: ReadFile, *fields: str) -> Reader:
+    """Return the reader of a file whose unreadable lines `read` gives to a list of faults; see `listed`."""
     return Reader(partial(_open_file, read), ("path", *fields))
 
 
-def _open_file(read: Callable[[DataConfig], Sequence[Annotation]], data: DataConfig, held_out: bool) -> Source:
-    return open_listed(read(data), held_out=held_out, name=data.path)
+def _open_file(read: ReadFile, data: DataConfig, part: Part, keep: Keep) -> Source:
+    faults: list[Fault] = []
+    return open_listed(keep(data.path, read(data, faults), faults), part=part, name=data.path)
 
 
-def _open_rendered(data: DataConfig, held_out: bool) -> Source:
+def refuse_faults(path: str, examples: Sequence[Annotation], faults: Sequence[Fault]) -> Sequence[Annotation]:
+    """Return all examples of a file, each of whose lines must have been readable."""
+    if faults:
+        raise ValueError(faults[0].reason)
+    return examples
+
+
+def _open_rendered(data: DataConfig, part: Part, keep: Keep) -> Source:
     return open_moving_shapes(
         clean_share=data.clean_share,
         images=data.images,
         num_clips=data.num_clips,
         dimensions=data.dimensions,
-        held_out=held_out,
+        part=part,
     )
 
 
-def _read_video_r1(data: DataConfig) -> list[Annotation]:
+def _read_video_r1(data: DataConfig, faults: list[Fault] | None) -> list[Annotation]:
     scale = (data.scale[0], data.scale[1]) if data.scale else None
-    content = read_video_r1(data.path, scale=scale, folder=data.media or None)
+    content = read_video_r1(data.path, scale=scale, folder=data.media or None, faults=faults)
     return [*content.clips, *content.pairs, *content.questions]
 
 
 READERS: dict[str, Reader] = {
     "moving_shapes": Reader(_open_rendered, ("clean_share", "images", "num_clips", "dimensions")),
     "stored": listed(lambda data: load_clips(data.path)),
-    "manifest": listed(lambda data: read_manifest(data.path, columns=data.columns or None), "columns"),
-    "pairs": listed(lambda data: read_pairs(data.path, columns=data.columns or None), "columns"),
-    "koniq": listed(
-        lambda data: read_koniq(data.path, images=data.media or None, split=data.split or None), "media", "split"
+    "manifest": lenient(
+        lambda data, faults: read_manifest(data.path, columns=data.columns or None, faults=faults), "columns"
     ),
-    "lsvq": listed(
-        lambda data: read_lsvq(data.path, videos=data.media or None, split=data.split or None), "media", "split"
+    "pairs": lenient(
+        lambda data, faults: read_pairs(data.path, columns=data.columns or None, faults=faults), "columns"
     ),
-    "vqathinker": listed(lambda data: read_vqathinker(data.path, videos=data.media or None), "media"),
-    "video_r1": listed(_read_video_r1, "media", "scale"),
-    "visionreward": listed(lambda data: read_visionreward(data.path, videos=data.media or None), "media"),
+    "koniq": lenient(
+        lambda data, faults: read_koniq(data.path, images=data.media or None, split=data.split or None, faults=faults),
+        "media",
+        "split",
+    ),
+    "lsvq": lenient(
+        lambda data, faults: read_lsvq(data.path, videos=data.media or None, split=data.split or None, faults=faults),
+        "media",
+        "split",
+    ),
+    "vqathinker": lenient(
+        lambda data, faults: read_vqathinker(data.path, videos=data.media or None, faults=faults), "media"
+    ),
+    "video_r1": lenient(_read_video_r1, "media", "scale"),
+    "visionreward": lenient(
+        lambda data, faults: read_visionreward(data.path, videos=data.media or None, faults=faults), "media"
+    ),
 }
 """Kind of data -> its reader."""
 
@@ -98,7 +130,7 @@ class DataConfig:
     images: bool = False
     """moving_shapes only: the middle frame of each clip, rated on visual quality alone, in the clip's place."""
     num_clips: int = 0
-    """moving_shapes only: train on that many clips over and over, as where annotations are few; 0 renders without end."""
+    """moving_shapes only: train on that many clips epoch by epoch, as where annotations are few; 0 renders without end."""
     dimensions: list[str] = field(default_factory=list)
     """moving_shapes only: dimensions that clips are rated on; empty takes all. Other files say so by their columns."""
     weight: float = 1.0
@@ -131,18 +163,19 @@ class DataConfig:
         return [item.name for item in options if getattr(self, item.name) not in (item.default, [], {})]
 
 
-def open_source(config: DataConfig, *, held_out: bool = False) -> Source:
+def open_source(config: DataConfig, *, part: Part = "train", keep: Keep = refuse_faults) -> Source:
     """Return the source that a data section names.
 
     Args:
         config: the section.
-        held_out: draw examples that training never sees: scenes held out by `moving_shapes.split`, or, of listed examples,
+        part: of the data; training never sees the others: scenes held out by `moving_shapes.split`, or, of listed examples,
             the tenth of the sources that `is_held_out` names.
+        keep: chooses the examples of a file that can be used; by default a line that cannot be read is refused.
 
     Returns:
         The source.
 
     Raises:
-        ValueError: Nothing is left on the asked side of the split.
+        ValueError: Nothing is left to train on, or the file or a line cannot be read.
     """
-    return READERS[config.kind].open(config, held_out)
+    return READERS[config.kind].open(config, part, keep)

@@ -10,31 +10,33 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from reward_model.datasets.sources import Source, draw_listed
+from reward_model.datasets.sources import Listed, Part, Source
 from reward_model.records import Annotation, RatedClip, Video
 from reward_model.toy_world import moving_shapes
 
 
 def open_moving_shapes(
-    *, clean_share: float, images: bool, num_clips: int, dimensions: Sequence[str], held_out: bool
+    *, clean_share: float, images: bool, num_clips: int, dimensions: Sequence[str], part: Part
 ) -> Source:
     """Return the source of rendered clips, in pairs that share their prompt.
 
     Args:
         clean_share: share of clips without defects, in [0, 1].
         images: give each clip's middle frame in its place.
-        num_clips: draw from that many training clips over and over; 0 renders without end.
+        num_clips: train on that many clips, epoch by epoch; 0 renders without end.
         dimensions: rate clips on these alone; empty rates them on all.
-        held_out: show the scenes that `moving_shapes.split` holds out, without end.
+        part: of the scenes; all but those to train on are without end. `moving_shapes.split` holds scenes out, and every
+            second of these is for selection.
 
     Returns:
         The source.
     """
-    scenes = moving_shapes.split(moving_shapes.CORE)[int(held_out)]
+    scenes = moving_shapes.split(moving_shapes.CORE)[int(part != "train")]
+    if part in ("selection", "report"):
+        scenes = scenes[int(part == "report") :: 2]
     clips: Source = partial(_render_pairs, scenes, clean_share, tuple(dimensions))
-    if num_clips and not held_out:
-        clips = partial(draw_listed, clips(0, num_clips))
-    return partial(_draw_images, clips) if images else clips
+    clips = partial(_draw_images, clips) if images else clips
+    return Listed(clips(0, num_clips)) if num_clips and part == "train" else clips
 
 
 def rated_on(rated: RatedClip, dimensions: Sequence[str]) -> RatedClip:

@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from reward_model.datasets.base import read_records
+from reward_model.datasets.base import Fault, read_each, read_numbered_records
 from reward_model.datasets.natural import Scale, read_json, to_quality
-from reward_model.records import RatedClip, VideoPair, VideoQuestion
+from reward_model.records import Annotation, RatedClip, VideoPair, VideoQuestion
 
 DIMENSION_OF = {
     "spatial": "visual_quality",
@@ -43,11 +43,16 @@ class VideoR1Annotations:
 
 
 def read_video_r1(
-    path: str | Path, *, scale: Scale | None = None, folder: str | Path | None = None
+    path: str | Path,
+    *,
+    scale: Scale | None = None,
+    folder: str | Path | None = None,
+    faults: list[Fault] | None = None,
 ) -> VideoR1Annotations:
     """Read records in the form of Video-R1.
 
-    The generation prompt of a rated or compared video has no field of its own in this form, so `prompt` is None; the
+    The generation prompt of a rated video has no field of its own in this form: it stands in `problem`, alone or within the
+    question (see `generation_prompt`), without which a rating of text alignment is refused. `prompt` of a pair is None. The
     whole question is in `facts["problem"]` of a clip.
 
     Args:
@@ -57,6 +62,7 @@ def read_video_r1(
         scale: lowest and highest rating, which the file does not say; needed for files with ratings. VQ-Insight's demo
             asks for 0 to 100. Video-R1's own mixed file has "regression" records that are no ratings.
         folder: where relative paths start; by default the file's folder.
+        faults: as in `base.read_manifest`.
 
     Returns:
         Rated clips, pairs (`overall` only) and questions.
@@ -69,28 +75,34 @@ def read_video_r1(
     Video-R1/Video-R1-data, README.md on the Hugging Face hub, which shows a record.
     """
     folder = Path(path).parent if folder is None else Path(folder)
-    clips: list[RatedClip] = []
-    pairs: list[VideoPair] = []
-    questions: list[VideoQuestion] = []
-    for number, record in enumerate(_records(path), start=1):
-        place = f"{path}, record {number}"
+
+    def read(record: Mapping[str, object], place: str) -> Annotation:
+        """Return the clip, the pair or the question of one record."""
         kind, answer = _text(record, "problem_type", place), _answer(record, place)
         if record.get("path1") or record.get("path2") or record.get("data_source") == "video_fusion":
-            pairs.append(_pair(record, kind, answer, folder, place))
-        elif kind in ("regression", "multi-dimension"):
-            clips.append(_clip(record, kind, answer, scale, folder, place))
-        else:
-            questions.append(_question(record, kind, answer, folder, place))
-    return VideoR1Annotations(tuple(clips), tuple(pairs), tuple(questions))
+            return _pair(record, kind, answer, folder, place)
+        if kind in ("regression", "multi-dimension"):
+            return _clip(record, kind, answer, scale, folder, place)
+        return _question(record, kind, answer, folder, place)
+
+    examples = read_each(path, _records(path, faults), read, faults, unit=_unit(path))
+    return VideoR1Annotations(
+        tuple(one for one in examples if isinstance(one, RatedClip)),
+        tuple(one for one in examples if isinstance(one, VideoPair)),
+        tuple(one for one in examples if isinstance(one, VideoQuestion)),
+    )
 
 
-def read_visionreward(path: str | Path, *, videos: str | Path | None = None) -> list[VideoPair]:
+def read_visionreward(
+    path: str | Path, *, videos: str | Path | None = None, faults: list[Fault] | None = None
+) -> list[VideoPair]:
     """Read VisionReward's pairs of generated videos: 1,795 for regression, 1,000 for test (MonetBench).
 
     Args:
         path: regression/*.parquet or test/*.parquet of the dataset (needs pyarrow, which the extra "train" brings), or
             the same records as .csv or .jsonl.
         videos: folder of the videos; by default the file's own.
+        faults: as in `base.read_manifest`.
 
     Returns:
         One pair per record with `overall`; `source_id` is the prompt: no prompt falls on both sides of a split.
@@ -103,28 +115,33 @@ def read_visionreward(path: str | Path, *, videos: str | Path | None = None) -> 
     TIGER-AI-Lab/VideoScore2 at 019eb7f.
     """
     folder = Path(path).parent if videos is None else Path(videos)
-    pairs = []
-    for number, record in enumerate(
-        _parquet_records(path) if Path(path).suffix == ".parquet" else read_records(path), start=1
-    ):
-        place = f"{path}, record {number}"
+
+    def read(record: Mapping[str, object], place: str) -> VideoPair:
+        """Return the pair of one record."""
         first, second, prompt, answer = (
             _text(record, name, place) for name in ("video1_path", "video2_path", "prompt", "standard_answer")
         )
         if answer not in STANDARD_ANSWERS:
             raise ValueError(f"{place}: 'standard_answer' must be one of {list(STANDARD_ANSWERS)}, got {answer!r}")
         preference = {"overall": STANDARD_ANSWERS[answer]}
-        pairs.append(VideoPair(folder / first, folder / second, prompt, preference, source_id=prompt))
-    return pairs
+        return VideoPair(folder / first, folder / second, prompt, preference, source_id=prompt, place=place)
+
+    if Path(path).suffix == ".parquet":
+        return read_each(path, [*enumerate(_parquet_records(path), start=1)], read, faults, unit="record")
+    return read_each(path, read_numbered_records(path, faults=faults), read, faults)
 
 
-def _records(path: str | Path) -> Sequence[Mapping[str, object]]:
+def _unit(path: str | Path) -> str:
+    return "record" if Path(path).suffix == ".json" else "line"
+
+
+def _records(path: str | Path, faults: list[Fault] | None) -> Sequence[tuple[int, Mapping[str, object]]]:
     if Path(path).suffix != ".json":
-        return read_records(path)
+        return read_numbered_records(path, faults=faults)
     records = read_json(path)
     if not isinstance(records, list) or not records or not all(isinstance(record, dict) for record in records):
         raise ValueError(f"{path}: expected a list of objects")
-    return records
+    return [*enumerate(records, start=1)]
 
 
 def _parquet_records(path: str | Path) -> Sequence[Mapping[str, object]]:
@@ -171,8 +188,42 @@ def _clip(
     if not quality:
         raise ValueError(f"{place}: no score of {list(DIMENSION_OF)} in {answer!r}")
     media = _media(record, place)
-    facts = {"problem": _text(record, "problem", place)} | ({"scores": others} if others else {})
-    return RatedClip(folder / media, None, quality, source_id=media, facts=facts)
+    problem = _text(record, "problem", place)
+    prompt = generation_prompt(problem) if kind == "multi-dimension" else None
+    if prompt is None and "text_alignment" in quality:
+        raise ValueError(f"{place}: 'problem' names no generation prompt, which text alignment needs, got {problem!r}")
+    facts = {"problem": problem} | ({"scores": others} if others else {})
+    return RatedClip(folder / media, prompt, quality, source_id=media, facts=facts, place=place)
+
+
+def generation_prompt(problem: str) -> str | None:
+    """Return the generation prompt in the question of a rated video.
+
+    Args:
+        problem: the question: the prompt alone, or an instruction that quotes it behind the word prompt, caption or
+            description, in quotation marks or up to the line's end or the next instruction.
+
+    Returns:
+        The prompt; None where the text is an instruction without one.
+    """
+    for pattern in _PROMPT_PATTERNS:
+        if match := pattern.search(problem):
+            return _INSTRUCTION_BEHIND.split(match["text"], maxsplit=1)[0].strip()
+    return None if _INSTRUCTION.search(problem) else problem.strip()
+
+
+_NAMED = r"\b(?:prompts?|captions?|description)\b"
+_PROMPT_PATTERNS = (
+    re.compile(_NAMED + r'[^"\u201c\u201d\n]{0,60}?["\u201c](?P<text>[^"\u201c\u201d]+)["\u201d]', re.IGNORECASE),
+    re.compile(_NAMED + r"[^'\n]{0,30}?[\s:]'(?P<text>.+?)'(?![a-z])", re.IGNORECASE),
+    re.compile(_NAMED + r"(?: is| was)?\s*[:=]\s*(?P<text>[^\n]+)", re.IGNORECASE),
+)
+_INSTRUCTION_BEHIND = re.compile(
+    r"(?<=[.!?])\s+(?=(?:please|rate|evaluate|assess|score|give|provide|judge|output|your|you)\b)", re.IGNORECASE
+)
+_INSTRUCTION = re.compile(
+    r"<answer>|\b(?:please|you are|rat(?:e|ing)|evaluate|assess|scores?|quality)\b", re.IGNORECASE
+)
 
 
 def _scores(answer: str, place: str) -> dict[str, object]:
@@ -196,13 +247,13 @@ def _pair(record: Mapping[str, object], kind: str, answer: str, folder: Path, pl
             raise ValueError(f"{place}: option {option!r} names another video than its letter; reorder it first")
     first, second = (_text(record, name, place) for name in ("path1", "path2"))
     preference = {"overall": CHOICES[answer.lower()]}
-    return VideoPair(folder / first, folder / second, None, preference, source_id=f"{first}|{second}")
+    return VideoPair(folder / first, folder / second, None, preference, source_id=f"{first}|{second}", place=place)
 
 
 def _question(record: Mapping[str, object], kind: str, answer: str, folder: Path, place: str) -> VideoQuestion:
     media = _media(record, place)
     question = _text(record, "problem", place)
-    return VideoQuestion(folder / media, question, _options(record, place), answer, kind, source_id=media)
+    return VideoQuestion(folder / media, question, _options(record, place), answer, kind, source_id=media, place=place)
 
 
 def _options(record: Mapping[str, object], place: str) -> tuple[str, ...]:

@@ -207,10 +207,20 @@ def fit_logistic(prediction: ArrayLike, target: ArrayLike, *, num_steps: int = 2
 
 
 def plcc_logistic(prediction: ArrayLike, target: ArrayLike) -> float:
-    """Pearson's correlation after the four-parameter logistic fit; NaN where the raw one is."""
-    if np.isnan(plcc(prediction, target)) or len(np.asarray(target)) < 4:
+    """Pearson's correlation after the four-parameter logistic fit; NaN where the raw one is.
+
+    The sign is that of the fitted curve's slope: a curve that falls maps predictions that are the wrong way round onto the
+    target, and must not earn them a positive correlation.
+    """
+    raw = plcc(prediction, target)
+    if np.isnan(raw) or len(np.asarray(target)) < 4:
         return float("nan")
-    return plcc(fit_logistic(prediction, target)(prediction), target)
+    # the fit starts from a rising curve, so predictions that fall are turned round first
+    direction = -1.0 if raw < 0 else 1.0
+    turned = direction * np.asarray(prediction, np.float64)
+    curve = fit_logistic(turned, target)
+    slope = -direction if curve.high < curve.low else direction
+    return slope * plcc(curve(turned), target)
 
 
 def pair_accuracy(margin: ArrayLike, preference: ArrayLike) -> float:

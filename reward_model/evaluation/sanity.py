@@ -46,9 +46,6 @@ DIRECTION = re.compile(
 SEVERITY = 3.0
 """Of blur and noise: strong."""
 
-NAMED_SIDE = 32
-"""Pixels of the shorter side for which `distortions` states its blur."""
-
 MIN_CLIPS = 5
 """Fewer cannot show a direction: even if all scores fall, chance does that once in 2 ** 4 or more often."""
 
@@ -252,13 +249,10 @@ def _verdict(row: SanityRow) -> str:
     return "yes" if row.holds else "NO"
 
 
-def _blur(video: Video, generator: torch.Generator) -> Video:
-    sigma = distortions.amount_at("blur", SEVERITY) * min(video.frames.shape[-2:]) / NAMED_SIDE
-    return replace(video, frames=distortions.blur(video.frames, sigma, generator).clamp(0, 1))
-
-
 def _distort(name: str, severity: float) -> Damage:
-    return lambda v, generator: replace(v, frames=distortions.distort(v.frames, name, severity, generator=generator))
+    return lambda v, generator: replace(
+        v, frames=distortions.distort(v.frames, name, severity, generator=generator, fps=v.fps)
+    )
 
 
 def _reorder(name: str) -> Damage:
@@ -279,7 +273,7 @@ TRIALS: dict[str, Damage] = {
     "shuffle": _reorder("shuffle"),
     "freeze": _distort("freeze", 4.0),
     "reverse": _reorder("reverse"),
-    "blur": _blur,
+    "blur": _distort("blur", SEVERITY),
     "noise": _distort("noise", SEVERITY),
     "half_fps": _retime(0.5),
     "double_fps": _retime(2.0),

@@ -84,6 +84,7 @@ class VideoJudge(JudgeParts):
         *,
         temperature: float = 1.0,
         suppressed: Sequence[int] = (),
+        allowed: Sequence[Tensor] | None = None,
         quantise: bool = True,
     ) -> TokenLogProbs:
         """Return the log-probability of every token of several answers per branch.
@@ -95,6 +96,8 @@ class VideoJudge(JudgeParts):
             completions: per request and branch, any number of texts (tokenised apart from the branch) or of token ids.
             temperature: divides the logits, as in `sample`.
             suppressed: tokens that had probability 0; `suppressed_ids` for answers of `sample`.
+            allowed: for each token of all answers in the order given, the ids among which it was drawn, as `Completion.allowed`
+                holds them; the distribution is cut to these and normalised. None is the whole vocabulary.
             quantise: as in `next_token_logits`.
 
         Returns:
@@ -104,11 +107,18 @@ class VideoJudge(JudgeParts):
         sequences, device = batch.sequences, self.device
         hidden = self._hidden(batch, quantise=quantise).flatten(0, 1)[sequences.sources.to(device)]  # [M, D]
         never = torch.tensor(list(suppressed), dtype=torch.long, device=device)
-        values, entropy = token_log_probs(
-            self.model.lm_head, hidden, sequences.targets.to(device), temperature=temperature, suppressed=never
-        )
         owner = batch.answer_order[sequences.owners]
         order = owner.argsort(stable=True)  # sequences hold answers in another order where requests share a prefix
+        if allowed is not None and len(allowed) != len(order):
+            raise ValueError(f"allowed must have one list for each of {len(order)} tokens, got {len(allowed)}")
+        values, entropy = token_log_probs(
+            self.model.lm_head,
+            hidden,
+            sequences.targets.to(device),
+            temperature=temperature,
+            suppressed=never,
+            allowed=None if allowed is None else [allowed[place] for place in order.argsort().tolist()],
+        )
         here = order.to(device)
         return TokenLogProbs(values[here], entropy[here], owner[order])
 
@@ -138,6 +148,8 @@ class VideoJudge(JudgeParts):
         *,
         max_new_tokens: int,
         temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
         num_samples: int = 1,
         seed: int = 0,
         names: Sequence[str] | None = None,
@@ -149,6 +161,8 @@ class VideoJudge(JudgeParts):
             requests: any number, of any clips.
             max_new_tokens: most tokens of an answer; a longer one is cut.
             temperature: 0 takes the likeliest token; raising it varies the samples more.
+            top_p: draws among the likeliest tokens that together have this probability; 1 draws among all.
+            top_k: draws among this many likeliest tokens; 0 draws among all.
             num_samples: answers per branch.
             seed: with the branch's text and the sample's number it seeds the noise, so batching does not change the answers.
             names: one per request, seeds the noise too, so that two requests with one branch differ.
@@ -180,6 +194,8 @@ class VideoJudge(JudgeParts):
             noise=uniforms(keys, max_new_tokens) if temperature > 0 else None,
             temperature=temperature,
             max_new_tokens=max_new_tokens,
+            top_p=top_p,
+            top_k=top_k,
             suppressed=self.suppressed_ids,
             ends=token_ids(self.tokenizer, END_TOKENS),
         )

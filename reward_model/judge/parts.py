@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -21,7 +21,8 @@ from reward_model.judge.engine.decoding import VISION_TOKENS, token_ids
 from reward_model.judge.families import family_of
 from reward_model.judge.families.base import VisionFamily
 from reward_model.judge.modules.motion_tokens import MOTION_TOKEN, MotionProjector
-from reward_model.judge.modules.roles import Roles, base_state
+from reward_model.judge.modules.motion_tokens import WEIGHTS_FILE as MOTION_FILE
+from reward_model.judge.modules.roles import ADAPTERS_FOLDER, Roles, base_state
 from reward_model.judge.modules.score_head import ScoreHead
 from reward_model.language import styles
 from reward_model.language.requests import level_texts, preference_texts
@@ -82,6 +83,10 @@ class JudgeParts(nn.Module):
 
         Returns:
             The judge in evaluation mode, with all its roles and none active.
+
+        Raises:
+            ValueError: neither a folder nor available from the hub; or a folder with files that are missing, foreign, cut or
+                changed, weights that do not fit, a pickle, or code of its own.
         """
         source = locate(path_or_id, subfolder=subfolder, revision=revision)
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -91,9 +96,17 @@ class JudgeParts(nn.Module):
                 judge.add_motion(judge.config.motion)
                 assert judge.motion is not None
                 judge.motion.load(source.folder)
+            elif (source.folder / MOTION_FILE).exists():
+                raise ValueError(f"{source.folder / MOTION_FILE} is unexpected: the judge has no motion encoder")
             judge._roles.load(source.folder)
-            judge.head = ScoreHead.load(source.folder, judge.tokenizer, place)
+            judge._check_taught_roles(source.folder)
+            judge.head = ScoreHead.load(source.folder, judge.tokenizer, judge.model.get_input_embeddings().weight)
         return judge.eval()
+
+    def _check_taught_roles(self, folder: Path) -> None:
+        """Refuse a folder that lacks the adapter of a role whose answers its configuration describes (ValueError)."""
+        if missing := sorted(set(self.config.reasoned) - {"", *self.roles}):
+            raise ValueError(f"{folder / ADAPTERS_FOLDER / missing[0]} is missing: the judge was taught in that role")
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write configuration, tokenizer, adapters and, for a judge trained from scratch, the base."""
@@ -152,21 +165,29 @@ class JudgeParts(nn.Module):
         return self._roles.use(name)
 
     def add_role(
-        self, name: str, *, rank: int = 16, alpha: int = 32, vision: bool = False, copy_from: str | None = None
+        self,
+        name: str,
+        *,
+        rank: int = 16,
+        alpha: int = 32,
+        targets: Sequence[str] = ("text",),
+        copy_from: str | None = None,
     ) -> None:
-        """Add a LoRA adapter on the text model's linear layers.
+        """Add a LoRA adapter on linear layers.
 
         Args:
             name: of letters, digits, - and _.
             rank: of the update; raising it lets more change.
             alpha: the update is scaled by alpha / rank.
-            vision: adapt the vision tower's linear layers too.
+            targets: parts of the model whose layers it adapts: "text", the text model; "vision", the blocks of the vision
+                tower; "merger", the projections from the tower into the text model. Clips are then not remembered where the
+                tower or the merger is adapted.
             copy_from: role whose rank, alpha, layers and weights it starts from; the other arguments are then not read.
 
         Raises:
-            ValueError: a name that is taken or malformed, or an unknown role to copy.
+            ValueError: a name that is taken or malformed, unknown targets, or an unknown role to copy.
         """
-        self._roles.add(name, rank=rank, alpha=alpha, vision=vision, copy_from=copy_from)
+        self._roles.add(name, rank=rank, alpha=alpha, targets=targets, copy_from=copy_from)
 
     def add_motion(self, settings: Mapping[str, Any]) -> None:
         """Show clips' motion features from now on, in slots behind their frames.

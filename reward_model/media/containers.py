@@ -7,6 +7,7 @@ kilobytes can make it fill gigabytes that way. So those counts are read first.
 from __future__ import annotations
 
 import mmap
+import struct
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -25,9 +26,28 @@ _MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
 _MAGICS = (b"\x1a\x45\xdf\xa3", b"FLV", b"OggS", b"GIF8", b"\x00\x00\x01\xba", b"\x00\x00\x01\xb3", b"\x30\x26\xb2\x75")
 _TS_PACKET = 188
 
-_FOLDERS = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"edts", b"moof", b"traf", b"mvex", b"udta")
+_FOLDERS = tuple(
+    name.encode()
+    for name in "moov trak mdia minf stbl edts moof traf mvex udta dinf sinf schi tref wave strk ilst meta iprp".split()
+)
 _SAMPLES = {b"stsz": 8, b"stz2": 8, b"trun": 4}  # codespell:ignore trun
 """Offset of the number of samples in a box's content."""
+_SEGMENT, _CLUSTER = 0x18538067, 0x1F43B675
+_KNOWN = {
+    _SEGMENT,
+    _CLUSTER,
+    0x1A45DFA3,
+    0x114D9B74,
+    0x1549A966,
+    0x1654AE6B,
+    0x1C53BB6B,
+    0x1254C367,
+    0x1941A469,
+    0x1043A770,
+}
+_KNOWN |= {0xEC, 0xBF}
+"""Elements of a Matroska file: its head, those of a segment, and padding and check sums."""
+_FLV_LENGTH = b"\x00\x08filesize\x00"
 _EDITS = {b"elst": 4}
 
 
@@ -55,8 +75,7 @@ def check_index(source: str | Path | bytes) -> None:
 
 
 def _check_header(data: Bytes) -> None:
-    if data[4:8] not in _MP4_BOXES:
-        return
+    # whatever the first box: FFmpeg finds an MP4's header behind boxes of any name, and other containers end this walk early
     boxes = list(islice(_boxes(data), MAX_BOXES))
     if len(boxes) == MAX_BOXES:
         raise VideoError(f"not read: the file has {MAX_BOXES} boxes or more")
@@ -87,4 +106,73 @@ def _boxes(data: Bytes) -> Iterator[tuple[bytes, bytes]]:
             # a header may hide in a box that is to be skipped, and is found there
             if name in _FOLDERS or data[content + 4 : content + 8] in (b"mvhd", b"cmov"):
                 pending.append((content, stop))
+            if name == b"meta":  # version and flags stand before its boxes, but in QuickTime
+                pending.append((content + 4, stop))
             start = stop
+
+
+def is_whole(source: str | Path | bytes) -> bool:
+    """Return whether a Matroska, AVI or FLV file is as long as its own header says, so that nothing was cut off.
+
+    Args:
+        source: path of a file that is not empty, or a whole file's bytes.
+
+    Returns:
+        False too for containers that do not state their length.
+    """
+    if isinstance(source, bytes):
+        return _ends_as_stated(source)
+    with open(source, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return _ends_as_stated(data)
+
+
+def is_animated_webp(source: str | Path | bytes) -> bool:
+    """Return whether a file is a WebP with several pictures, which FFmpeg's decoder takes for a damaged one."""
+    if isinstance(source, bytes):
+        head = source[:21]
+    else:
+        with open(source, "rb") as file:
+            head = file.read(21)
+    return head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and bool(head[20] & 2)
+
+
+def last_cluster(source: str | Path | bytes) -> int:
+    """Return the place of a Matroska file's last cluster, 0 if there is none."""
+    if isinstance(source, bytes):
+        return max((start for name, start, _ in _elements(source) if name == _CLUSTER), default=0)
+    with open(source, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return max((start for name, start, _ in _elements(data) if name == _CLUSTER), default=0)
+
+
+def _ends_as_stated(data: Bytes) -> bool:
+    if data[:4] == b"RIFF":
+        return 8 + int.from_bytes(data[4:8], "little") <= len(data)
+    if data[:3] == b"FLV":
+        place = data.find(_FLV_LENGTH, 0, 2**16) + len(_FLV_LENGTH)
+        return place >= len(_FLV_LENGTH) and data[place : place + 8] == struct.pack(">d", len(data))
+    ends = [end for _, _, end in _elements(data)]
+    return bool(ends) and ends[-1] == len(data)
+
+
+def _elements(data: Bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield name, start and end of the elements in a Matroska file's segment; none after one that the file does not hold."""
+    place, segment = 0, False
+    while place < len(data):
+        name, content = _ebml_number(data, place, keep_length=True)
+        size, content = _ebml_number(data, content, keep_length=False)
+        end = content + size
+        if not name or name not in _KNOWN or end > len(data):
+            return
+        if name == _SEGMENT and not segment:
+            segment, place = True, content
+            continue
+        if segment:
+            yield name, place, end
+        place = end
+
+
+def _ebml_number(data: Bytes, place: int, *, keep_length: bool) -> tuple[int, int]:
+    """Return a number of EBML's variable length and the place behind it."""
+    length = 9 - (data[place : place + 1] or b"\0")[0].bit_length()
+    value = int.from_bytes(data[place : place + length])
+    return (value if keep_length else value & ((1 << 7 * length) - 1)), place + length

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import io
 import re
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from einops import rearrange
 from numpy.typing import NDArray
 
-from reward_model.media.containers import check_index
+from reward_model.media.containers import check_index, is_animated_webp
 from reward_model.records import VideoError
 
 if TYPE_CHECKING:
@@ -26,23 +27,52 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 Source = str | Path | bytes
-Pictures = dict[int, NDArray[np.uint8]]
+Picture = NDArray[np.uint8]
+Pictures = dict[int, Picture]
+Fit = Callable[[Picture], Picture]
+"""Resizes one upright picture [H, W, C]; VideoError for a size that cannot be shown."""
 
-CONTAINERS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,ogg,asf,gif,ivf,h264,hevc,m4v,mp3,wav,png_pipe,jpeg_pipe"
+Turn = tuple[bool, bool, bool]
+"""Moves that set a picture upright, in this order: swap its axes, mirror left to right, mirror top to bottom."""
+
+CONTAINERS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,ogg,asf,gif,ivf,h264,hevc,m4v,mp3,wav,apng,png_pipe,jpeg_pipe"
 """Demuxers that may open an input. Playlists and scripts, which would open further files, are not among them."""
 
 STRICT = {"err_detect": "crccheck+bitstream+buffer+explode"}
 """Makes FFmpeg check what it can (such as picture hashes in HEVC) and stop at errors that it would conceal."""
 
+SEEKABLE = {"mov", "matroska", "avi", "flv"}
+"""Demuxers of files with an index of key frames."""
+
+SAME_PICTURE = 8
+"""Mean difference of 8-bit values up to which two decoders' pictures are one; those of two resize filters differ by less."""
+
 
 @dataclass(frozen=True)
 class Target:
-    """Frames to decode: their numbers, the number of frames in the file, sizes (width, height) as stored and kept."""
+    """Frames to decode: their numbers, the number of frames in the file, sizes (width, height) as stored and kept.
+
+    `start` is the time stamp of the first picture that can be decoded, where the file begins between such pictures; `plain` says
+    that every packet is a picture, one tick after the other. No picture may have more than `max_frame_pixels`.
+    """
 
     wanted: frozenset[int]
     num_frames: int
     stored_size: tuple[int, int]
     size: tuple[int, int]
+    start: int | None = None
+    plain: bool = True
+    max_frame_pixels: int = 2**25
+    fit: Fit | None = None
+    """Applied to each kept picture as soon as it is decoded, so that memory never holds all of them in full size."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Frame number to picture, and remarks about what the pictures do not show."""
+
+    pictures: Pictures
+    remarks: tuple[str, ...] = ()
 
 
 @contextmanager
@@ -63,6 +93,8 @@ def open_video(source: Source) -> Iterator[tuple[InputContainer, VideoStream]]:
     from av.stream import Disposition
 
     check_index(source)
+    if is_animated_webp(source):
+        raise VideoError("an animated WebP, which FFmpeg cannot decode; convert it to MP4 or GIF")
     # The file: prefix keeps names such as "concat:a|b" from being read as protocols.
     handle = io.BytesIO(source) if isinstance(source, bytes) else f"file:{source}"
     try:
@@ -81,8 +113,10 @@ def open_video(source: Source) -> Iterator[tuple[InputContainer, VideoStream]]:
         raise VideoError(f"damaged or not a video: {error.strerror}") from error
 
 
-def decode_pyav(source: Source, target: Target, *, allow_damaged: bool) -> Pictures:
+def decode_pyav(source: Source, target: Target, *, allow_damaged: bool) -> Decoded:
     """Decode from the first frame to the last, keep the wanted ones and refuse damage found anywhere.
+
+    Pictures of another size than the first are scaled to it, and all are turned as the first one, as by ffmpeg's command line.
 
     Args:
         source: path or bytes.
@@ -90,27 +124,33 @@ def decode_pyav(source: Source, target: Target, *, allow_damaged: bool) -> Pictu
         allow_damaged: carry on past errors and keep damaged frames; a lost frame shifts the numbers after it.
 
     Returns:
-        Frame number to picture.
+        The pictures.
 
     Raises:
-        VideoError: if a frame is damaged or missing, or sizes change within the clip.
+        VideoError: if a frame is damaged, missing or too large, or the first is of another size than the header says.
     """
     pictures: Pictures = {}
     damaged: list[int] = []
-    count = 0
+    remarks: dict[str, None] = {}
+    count, turn = 0, (False, False, False)
+    # FFmpeg pads the sides before it compares
+    bound = {"max_pixels": str(2 * target.max_frame_pixels)}
     with open_video(source) as (container, stream):
-        if not allow_damaged:
-            stream.codec_context.options = STRICT
-        for frame in _frames(container, stream, skip_errors=allow_damaged):
-            if (frame.width, frame.height) != target.stored_size:
-                raise VideoError(
-                    f"damaged: frame {count} is {frame.width}x{frame.height}, "
-                    f"the header says {target.stored_size[0]}x{target.stored_size[1]}"
-                )
+        stream.codec_context.options = bound if allow_damaged else {**STRICT, **bound}
+        for frame in _frames(container, stream, skip_errors=allow_damaged, start=target.start):
+            size = frame.width, frame.height
+            if frame.width * frame.height > target.max_frame_pixels:
+                raise VideoError(f"too large: frame {count} is {size[0]}x{size[1]}")
+            if count == 0:
+                _check_first_size(size, target, allow_damaged=allow_damaged)
+                turn = turn_of(frame)
+                remarks |= dict.fromkeys(_alpha_remarks(frame))
+            elif size != target.stored_size:
+                remarks["frames of another size were scaled to that of the first"] = None
             if frame.is_corrupt:
                 damaged.append(count)
             if count in target.wanted:
-                pictures[count] = _picture(frame, target)
+                pictures[count] = _picture(frame, target.size, turn, target.fit)
             count += 1
     if damaged and not allow_damaged:
         raise VideoError(
@@ -118,35 +158,80 @@ def decode_pyav(source: Source, target: Target, *, allow_damaged: bool) -> Pictu
         )
     if count < target.num_frames and not allow_damaged:
         raise VideoError(f"damaged: only {count} of {target.num_frames} frames could be decoded")
-    return pictures
+    return Decoded(pictures, tuple(remarks))
 
 
-def decode_decord(source: Source, target: Target, *, allow_damaged: bool) -> Pictures:
-    """Decode with decord; same contract as `decode_pyav`, but concealed damage goes unseen."""
+def first_shown(source: Source) -> int | None:
+    """Return the time stamp of the first whole picture of a file that may begin between pictures; None if it has none."""
+    with open_video(source) as (container, stream):
+        for frame in _frames(container, stream, skip_errors=True, from_key=True):
+            if not frame.is_corrupt:
+                return frame.pts
+    return None
+
+
+def shown_stamps(source: Source) -> list[int | None]:
+    """Return the time stamps of the pictures that a decoder makes of an undamaged file; damage raises VideoError."""
+    with open_video(source) as (container, stream):
+        stream.codec_context.options = STRICT
+        return [frame.pts for frame in _frames(container, stream, skip_errors=False)]
+
+
+def decode_decord(source: Source, target: Target, *, allow_damaged: bool) -> Decoded:
+    """Decode with decord; same contract as `decode_pyav`, but concealed damage goes unseen.
+
+    Files in which decord 0.6 is known to count other frames are refused: it loses those that precede a key frame.
+    """
     import decord
     from decord._ffi.base import DECORDError
 
-    with open_video(source) as (container, stream):
-        rotation = next(_frames(container, stream, skip_errors=True)).rotation
-    if rotation % 180:
-        # decord 0.6 turns the picture, then stretches it back to the size before the turn.
-        raise VideoError("decord distorts clips that are stored on their side; use the pyav decoder")
+    first, remarks = _check_seekable(source, target)
     width, height = target.size if target.size != target.stored_size else (-1, -1)
     handle = io.BytesIO(source) if isinstance(source, bytes) else str(source)
     try:
         reader = decord.VideoReader(handle, ctx=decord.cpu(0), width=width, height=height, num_threads=1)
         wanted = _present(target, len(reader), allow_damaged=allow_damaged)
-        pictures = reader.get_batch(wanted).asnumpy()
+        pictures = reader.get_batch([0, *wanted]).asnumpy()
     except (DECORDError, RuntimeError) as error:
         raise VideoError(f"damaged or not readable by decord: {_first_line(error)}") from error
-    return dict(zip(wanted, pictures, strict=True))
+    if pictures[0].shape != first.shape or np.abs(pictures[0].astype(np.int16) - first).mean() > SAME_PICTURE:
+        raise VideoError("decord begins at another frame than the first; use the pyav decoder")
+    return Decoded(dict(zip(wanted, pictures[1:], strict=True)), remarks)
 
 
-def decode_torchcodec(source: Source, target: Target, *, allow_damaged: bool) -> Pictures:
+def _check_seekable(source: Source, target: Target) -> tuple[Picture, tuple[str, ...]]:
+    """Refuse files that decord distorts or miscounts, and return the first picture as it must be."""
+    with open_video(source) as (container, stream):
+        if not set(container.format.name.split(",")) & SEEKABLE:
+            raise VideoError(f"decord loses frames of {container.format.name} files; use the pyav decoder")
+        key = None
+        for packet in container.demux(stream):
+            if packet.is_keyframe:
+                key = packet.pts
+            elif key is not None and packet.pts is not None and packet.pts < key:
+                raise VideoError("decord loses frames that precede a key frame; use the pyav decoder")
+    if not target.plain:
+        raise VideoError("decord counts packets that show nothing as frames; use the pyav decoder")
+    with open_video(source) as (container, stream):
+        frame = next(_frames(container, stream, skip_errors=True), None)
+        if frame is None:
+            raise VideoError("damaged: none of the wanted frames could be decoded")
+        turn = turn_of(frame)
+        if turn[0]:
+            # decord 0.6 turns the picture, then stretches it back to the size before the turn.
+            raise VideoError("decord distorts clips that are stored on their side; use the pyav decoder")
+        if turn[1] != turn[2]:
+            raise VideoError("decord shows mirrored clips as they are stored; use the pyav decoder")
+        return _picture(frame, target.size, turn, None), _alpha_remarks(frame)
+
+
+def decode_torchcodec(source: Source, target: Target, *, allow_damaged: bool) -> Decoded:
     """Decode with torchcodec; same contract as `decode_pyav`, but concealed damage goes unseen."""
     import torch
     from torchcodec.decoders import VideoDecoder
 
+    if not target.plain:
+        raise VideoError("some packets of the file show nothing; use the pyav decoder")
     try:
         reader = VideoDecoder(source if isinstance(source, bytes) else str(source), dimension_order="NHWC")
         wanted = _present(target, len(reader), allow_damaged=allow_damaged)
@@ -157,20 +242,50 @@ def decode_torchcodec(source: Source, target: Target, *, allow_damaged: bool) ->
         planar = rearrange(pictures, "n h w c -> n c h w").float()
         planar = torch.nn.functional.interpolate(planar, target.size[::-1], mode="bilinear", antialias=True)
         pictures = rearrange(planar.round().to(torch.uint8), "n c h w -> n h w c")
-    return dict(zip(wanted, pictures.numpy(), strict=True))
+    return Decoded(dict(zip(wanted, pictures.numpy(), strict=True)))
 
 
-DECODERS: dict[str, Callable[..., Pictures]] = {
+DECODERS: dict[str, Callable[..., Decoded]] = {
     "pyav": decode_pyav,
     "decord": decode_decord,
     "torchcodec": decode_torchcodec,
 }
 
 
-def _frames(container: InputContainer, stream: VideoStream, *, skip_errors: bool) -> Iterator[VideoFrame]:
+def turn_of(frame: VideoFrame) -> Turn:
+    """Return the moves that set a frame upright, by its display matrix.
+
+    Source: ffmpeg's command line, which takes the nearest of the eight orientations but for odd angles.
+    """
+    from av.sidedata.sidedata import Type
+
+    sides: Any = frame.side_data  # PyAV's types name its keys wrongly
+    side = sides.get(Type.DISPLAYMATRIX)
+    matrix = b"" if side is None else bytes(side)
+    if len(matrix) < 36:
+        return False, False, False
+    # (x, y) as stored is shown at (a x + c y, b x + d y)
+    a, b, _, c, d = struct.unpack("=5i", matrix[:20])
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        return True, c < 0, b < 0
+    return False, a < 0, d < 0
+
+
+def _frames(
+    container: InputContainer,
+    stream: VideoStream,
+    *,
+    skip_errors: bool,
+    start: int | None = None,
+    from_key: bool = False,
+) -> Iterator[VideoFrame]:
     import av
 
+    waits = from_key or start is not None
     for packet in container.demux(stream):
+        waits = waits and not packet.is_keyframe and packet.size > 0
+        if waits or (start is not None and packet.pts is not None and packet.pts < start):
+            continue
         try:
             yield from packet.decode()
         except av.error.InvalidDataError:
@@ -178,14 +293,29 @@ def _frames(container: InputContainer, stream: VideoStream, *, skip_errors: bool
                 raise
 
 
-def _picture(frame: VideoFrame, target: Target) -> NDArray[np.uint8]:
+def _picture(frame: VideoFrame, size: tuple[int, int], turn: Turn, fit: Fit | None) -> Picture:
     # One thread: by default each conversion would start as many as there are cores.
-    if target.size != target.stored_size:
-        width, height = target.size
-        frame = frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA", threads=1)
+    if (frame.width, frame.height) != size:
+        frame = frame.reformat(width=size[0], height=size[1], format="rgb24", interpolation="AREA", threads=1)
     picture = np.asarray(frame.to_ndarray(format="rgb24", threads=1), np.uint8)
-    # FFmpeg's rotation is the counter-clockwise turn that sets the picture upright, as is numpy's.
-    return np.ascontiguousarray(np.rot90(picture, round(frame.rotation / 90)))
+    swap, left_right, top_bottom = turn
+    if swap:
+        picture = rearrange(picture, "h w c -> w h c")
+    upright = np.ascontiguousarray(picture[:: -1 if top_bottom else 1, :: -1 if left_right else 1])
+    return upright if fit is None else fit(upright)
+
+
+def _check_first_size(size: tuple[int, int], target: Target, *, allow_damaged: bool) -> None:
+    if size != target.stored_size and not allow_damaged:
+        (width, height), (wide, tall) = size, target.stored_size
+        raise VideoError(f"damaged: frame 0 is {width}x{height}, the header says {wide}x{tall}")
+
+
+def _alpha_remarks(frame: VideoFrame) -> tuple[str, ...]:
+    if not any(component.is_alpha for component in frame.format.components) and frame.format.name != "pal8":
+        return ()
+    opaque = frame.to_ndarray(format="rgba", threads=1)[..., 3].min() == 255
+    return () if opaque else ("transparency is ignored",)
 
 
 def _present(target: Target, num_frames: int, *, allow_damaged: bool) -> list[int]:

@@ -28,14 +28,18 @@ Damage = Callable[[Tensor, float, torch.Generator], Tensor]
 
 @dataclass(frozen=True)
 class Defect:
-    """One kind of damage: `amounts` at severities 0 to 4, in `unit`; the first leaves a clip as it is."""
+    """One kind of damage, by a function or a `codec`: `amounts` at severities 0 to 4, in `unit`; the first leaves a clip as it
+    is."""
 
-    damage: Damage
+    damage: Damage | None
     amounts: tuple[float, float, float, float, float]
     unit: str
+    codec: str = ""
 
 
-def distort(frames: Tensor, name: str, severity: float | str, *, generator: torch.Generator) -> Tensor:
+def distort(
+    frames: Tensor, name: str, severity: float | str, *, generator: torch.Generator, fps: float | None = None
+) -> Tensor:
     """Damage a clip.
 
     Args:
@@ -43,19 +47,27 @@ def distort(frames: Tensor, name: str, severity: float | str, *, generator: torc
         name: a key of `DEFECTS`.
         severity: in [0, 4], or one of `SEVERITIES`.
         generator: source of all randomness, on the CPU.
+        fps: the clip's rate in Hz, on which an encoder's constant rate factor depends; only codecs need it.
 
     Returns:
         Frames of the same shape in [0, 1]; `frames` itself at severity 0.
 
     Raises:
-        ValueError: unknown defect or severity.
+        ValueError: unknown defect or severity, or a codec without the clip's rate.
     """
     if name not in DEFECTS:
         raise ValueError(f"defect must be one of {', '.join(DEFECTS)}, got {name!r}")
     degree = severity_number(severity)
+    defect = DEFECTS[name]
+    if defect.codec and fps is None:
+        raise ValueError(f"fps is required for {name}: give the clip's own rate in Hz")
     if degree == 0:
         return frames
-    return DEFECTS[name].damage(frames, amount_at(name, degree), generator).clamp(0, 1)
+    amount = amount_at(name, degree)
+    if defect.damage is not None:
+        return defect.damage(frames, amount, generator).clamp(0, 1)
+    assert fps is not None
+    return recode(frames, defect.codec, amount, fps)
 
 
 def severity_number(severity: float | str) -> float:
@@ -94,7 +106,12 @@ def downscale(frames: Tensor, factor: float, generator: torch.Generator) -> Tens
     return F.interpolate(shrunk, size=size, mode="bilinear", align_corners=False)
 
 
-def blur(frames: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
+def blur(frames: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Gaussian blur; its deviation is a `share` of the shorter side."""
+    return gaussian_blur(frames, share * min(frames.shape[-2:]))
+
+
+def gaussian_blur(frames: Tensor, sigma: float) -> Tensor:
     """Gaussian blur; `sigma` in pixels."""
     radius = max(1, math.ceil(3 * sigma))
     offsets = torch.arange(-radius, radius + 1, dtype=frames.dtype)
@@ -185,30 +202,21 @@ def identity_drift(frames: Tensor, degrees: float, generator: torch.Generator) -
     return torch.einsum("tij,tjhw->tihw", turn, frames)
 
 
-def h264(frames: Tensor, crf: float, generator: torch.Generator) -> Tensor:
-    """Encode and decode as H.264 at a constant rate factor."""
-    return _recode(frames, "h264", crf)
-
-
-def h265(frames: Tensor, crf: float, generator: torch.Generator) -> Tensor:
-    """Encode and decode as H.265 at a constant rate factor."""
-    return _recode(frames, "hevc", crf)
-
-
-def _recode(frames: Tensor, codec: str, crf: float) -> Tensor:
-    decoded = read_video(encode_video(frames, 8.0, codec=codec, crf=round(crf)))[0].frames
+def recode(frames: Tensor, codec: str, crf: float, fps: float) -> Tensor:
+    """Encode and decode at a constant rate factor and the clip's rate in Hz."""
+    decoded = read_video(encode_video(frames, fps, codec=codec, crf=round(crf)))[0].frames
     return decoded[..., : frames.shape[-2], : frames.shape[-1]]  # odd sides come back one larger
 
 
 DEFECTS: dict[str, Defect] = {
     "downscale": Defect(downscale, (1, 1.5, 2.5, 3.5, 4.8), "factor"),
-    "blur": Defect(blur, (0, 0.9, 1.4, 2.0, 2.8), "pixels"),
+    "blur": Defect(blur, (0, 0.028125, 0.04375, 0.0625, 0.0875), "of the side"),
     "noise": Defect(noise, (0, 0.03, 0.06, 0.1, 0.16), "of full scale"),
     "grain": Defect(grain, (0, 0.035, 0.07, 0.11, 0.16), "of full scale"),
     "darken": Defect(darken, (0, 0.2, 0.4, 0.6, 0.8), "share of light"),
     "brighten": Defect(brighten, (0, 1.4, 2.3, 3.3, 4.8), "exponent above 1"),
-    "h264": Defect(h264, (12, 24, 34, 43, 51), "CRF"),
-    "h265": Defect(h265, (12, 26, 37, 45, 51), "CRF"),
+    "h264": Defect(None, (12, 24, 34, 43, 51), "CRF", codec="h264"),
+    "h265": Defect(None, (12, 26, 37, 45, 51), "CRF", codec="hevc"),
     "flicker": Defect(flicker, (0, 0.06, 0.12, 0.2, 0.32), "of full scale"),
     "jitter": Defect(jitter, (0, 0.015, 0.03, 0.05, 0.075), "of the side"),
     "stutter": Defect(stutter, (0, 0.2, 0.4, 0.6, 0.8), "chance"),

@@ -103,7 +103,7 @@ def plan_frames(
         times: T ascending seconds at which the frames appear; None: index / fps.
 
     Returns:
-        The plan: N ascending indices, times in seconds, kinds and the mean rate of the chosen frames.
+        The plan: N ascending indices, times in seconds, kinds, the rate of the chosen frames and that over the whole source.
 
     Raises:
         ValueError: if there is no frame, the rate is not positive, or the times do not fit.
@@ -128,7 +128,8 @@ def plan_frames(
     chosen = tuple(times[index] for index in indices)
     span = chosen[-1] - chosen[0]
     rate = (len(chosen) - 1) / span if span > 0 else fps
-    return FramePlan(indices=tuple(indices), times=chosen, kinds=tuple(kinds), fps=rate)
+    sampled = len(chosen) / num_frames * fps
+    return FramePlan(indices=tuple(indices), times=chosen, kinds=tuple(kinds), fps=rate, sampled_fps=sampled)
 
 
 def take(video: Video, policy: FramePolicy | None) -> Clip:
@@ -142,7 +143,7 @@ def take(video: Video, policy: FramePolicy | None) -> Clip:
         Clip of N frames with its plan.
     """
     plan = plan_frames(len(video.frames), video.fps, policy, times=video.times or None)
-    return Clip(frames=video.frames[list(plan.indices)], plan=plan)
+    return Clip(frames=video.frames[list(plan.indices)], plan=plan, remarks=video.remarks)
 
 
 def _num_planned(num_frames: int, duration: float, policy: FramePolicy) -> int:

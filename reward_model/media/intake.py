@@ -5,29 +5,40 @@ Shapes: B videos, T frames, C = 3, H, W pixels; a layout string names the axes o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
+from reward_model.media.decoders import Fit
 from reward_model.media.frame_sampling import FramePolicy, take
 from reward_model.media.motion import MotionEncoder
 from reward_model.media.video_io import MediaLimits, read_video
 from reward_model.records import Clip, Video, VideoError
 
 if TYPE_CHECKING:
+    import numpy
     from PIL.Image import Image
 
-    VideoLike = Tensor | Sequence[Image] | str | Path | bytes | Video
+    VideoLike = Tensor | numpy.ndarray | Sequence[Image] | Sequence[numpy.ndarray] | str | Path | bytes | Video
+
+Item = TypeVar("Item")
 
 _Item = tuple[Any, float | None, str]
 """A video, its frame rate and its layout."""
+
+DEFAULT_LAYOUT = "BTCHW"
+
+MAX_PIXELS_AHEAD = 2**26
+"""Pixels of the planned frames of one chunk, 12 bytes each in float32: a chunk ends with the clip that reaches them, so that a
+call holds at most this and one clip (twice, where a thread reads ahead), however many large clips it has."""
 
 MOTION_SIDE = 256
 """Pixels of the longer side of the frames that a motion encoder gets from a file."""
@@ -37,30 +48,33 @@ RANGE_SLACK = 1e-3
 
 
 def to_clips(
-    videos: Tensor | Sequence[VideoLike],
+    videos: VideoLike | Sequence[VideoLike],
     *,
     policy: FramePolicy,
     fps: float | Sequence[float] | None = None,
-    layout: str = "BTCHW",
+    layout: str = DEFAULT_LAYOUT,
     allow_damaged: bool = False,
     motion: MotionEncoder | None = None,
 ) -> list[Clip | str]:
     """Return one planned clip per video, or the reason why that video cannot be read.
 
     Args:
-        videos: a tensor of all videos, or a sequence of tensors, PIL lists, paths, bytes or `Video` records.
-            Tensors are RGB, float in [0, 1] or uint8 in 0..255; gradients pass through float tensors.
+        videos: a tensor of all videos, or a sequence of tensors, numpy arrays, lists of PIL pictures or of arrays, paths, bytes or
+            `Video` records; or one such video. Pixels are RGB, float in [0, 1] or uint8 in 0..255; gradients pass through
+            float tensors.
         policy: rule for choosing frames.
-        fps: frame rate in Hz of tensors and PIL lists, one for all or one each; files carry their own.
-        layout: axes of a batched tensor; for a sequence of tensors the "B" is dropped.
+        fps: frame rate in Hz of tensors, arrays and pictures, one for all or one each; files carry their own.
+        layout: axes of a batched tensor; without the "B" those of one video. Arrays of the default layout are [B, T, H, W, C] or
+            [T, H, W, C], as imageio and diffusers give them.
         allow_damaged: accept files whose sampled frames the decoder marks damaged.
         motion: encoder whose features of all frames, without gradient, go with each clip.
 
     Returns:
-        A list of B items: `Clip`, or a string with the reason why that file is unreadable.
+        A list of B items: `Clip`, or a string with the reason why that file is unreadable, or why those pixels are no picture (not
+        finite, outside their range).
 
     Raises:
-        ValueError: a tensor without fps, of the wrong rank, channel count, range or layout.
+        ValueError: pixels without fps, of the wrong rank, channel count, type or layout.
         TypeError: an item that is no video.
     """
     to_clip = partial(_to_clip, policy=policy, allow_damaged=allow_damaged, motion=motion)
@@ -68,21 +82,23 @@ def to_clips(
 
 
 def clips_ahead(
-    videos: Tensor | Sequence[VideoLike],
+    videos: VideoLike | Sequence[VideoLike],
     num: int,
     *,
     read_ahead: bool,
     policy: FramePolicy,
     fps: float | Sequence[float] | None = None,
-    layout: str = "BTCHW",
+    layout: str = DEFAULT_LAYOUT,
     allow_damaged: bool = False,
     motion: MotionEncoder | None = None,
 ) -> tuple[int, Iterator[list[Clip | str]]]:
-    """Plan videos `num` at a time; with `read_ahead`, a thread reads the next files while the caller works on these.
+    """Plan up to `num` videos at a time; with `read_ahead`, a thread reads the next files while the caller works on these.
+
+    A chunk ends earlier where its frames reach `MAX_PIXELS_AHEAD`.
 
     Args:
         videos: as in `to_clips`.
-        num: videos at a time.
+        num: most videos at a time.
         read_ahead: use a thread. It pays if the caller waits for a GPU; if the caller computes on the CPU, both threads
             contend for the interpreter (measured: a third slower).
         policy: see `to_clips`.
@@ -92,43 +108,134 @@ def clips_ahead(
         motion: see `to_clips`.
 
     Returns:
-        B, and an iterator over the items of `to_clips`, `num` at a time; it raises a video's errors at its items.
+        B, and an iterator over the items of `to_clips`; it raises a video's errors at its items.
 
     Raises:
         ValueError: numbers of videos and rates differ, or a batched tensor of the wrong layout.
     """
     items = _items(videos, fps, layout)
-    chunks = [items[start : start + num] for start in range(0, len(items), num)]
     to_clip = partial(_to_clip, policy=policy, allow_damaged=allow_damaged, motion=motion)
-
-    def plan(chunk: Sequence[_Item]) -> list[Clip | str]:
-        """Return the clips of one chunk, or the reasons why they are unreadable."""
-        return [to_clip(*item) for item in chunk]
-
+    chunks = in_chunks((to_clip(*item) for item in items), num, num_pixels)
     if not read_ahead or not all(isinstance(item, (str, Path, bytes)) for item, _, _ in items):
-        return len(items), map(plan, chunks)  # gradients stay with the caller's thread
-    return len(items), _ahead(plan, chunks)
+        return len(items), chunks  # gradients stay with the caller's thread
+    return len(items), _ahead(chunks)
 
 
-def _ahead(plan: Callable[[Sequence[_Item]], list[Clip | str]], chunks: Sequence[Sequence[_Item]]) -> Iterator[list]:
+def in_chunks(items: Iterable[Item], num: int, pixels: Callable[[Item], int]) -> Iterator[list[Item]]:
+    """Yield lists of up to `num` items as they come, each ending with the item that reaches `MAX_PIXELS_AHEAD`.
+
+    Args:
+        items: clips, pairs of clips, or the like.
+        num: most items of a list.
+        pixels: number of pixels that an item holds.
+
+    Yields:
+        The lists, none of them empty.
+    """
+    chunk: list[Item] = []
+    held = 0
+    for item in items:
+        chunk.append(item)
+        held += pixels(item)
+        if len(chunk) == num or held >= MAX_PIXELS_AHEAD:
+            yield chunk
+            chunk, held = [], 0
+    if chunk:
+        yield chunk
+
+
+def num_pixels(clip: Clip | str) -> int:
+    """Return the pixels of a clip's planned frames, 0 for a reason."""
+    return 0 if isinstance(clip, str) else clip.frames.numel() // 3
+
+
+def _ahead(chunks: Iterator[list[Clip | str]]) -> Iterator[list[Clip | str]]:
     with ThreadPoolExecutor(1) as reader:
-        reading = None
-        for chunk in chunks:
-            coming = reader.submit(plan, chunk)
-            if reading is not None:
-                yield reading.result()
-            reading = coming
-        if reading is not None:
-            yield reading.result()
+        reading = reader.submit(next, chunks, None)
+        while (chunk := reading.result()) is not None:
+            reading = reader.submit(next, chunks, None)
+            yield chunk
 
 
-def _items(videos: Tensor | Sequence[VideoLike], fps: float | Sequence[float] | None, layout: str) -> list[_Item]:
-    items = list(videos) if not isinstance(videos, Tensor) else _split_batch(videos, layout)
-    item_layout = "TCHW" if isinstance(videos, Tensor) else layout.replace("B", "")
+def _items(videos: Any, fps: float | Sequence[float] | None, layout: str) -> list[_Item]:
+    axes = layout.replace("B", "")
+    if _is_array(videos):
+        if layout == DEFAULT_LAYOUT and not isinstance(videos, Tensor):
+            layout, axes = "BTHWC", "THWC"
+        videos = as_tensor(videos)
+    one = _is_one(videos, axes)
+    if isinstance(videos, Tensor) and not one:
+        items, axes = list[Any](_split_batch(videos, layout)), "TCHW"
+    else:
+        items = [videos] if one else list(videos)
     rates = list(fps) if isinstance(fps, Sequence) else [fps] * len(items)
     if len(rates) != len(items):
         raise ValueError(f"fps must be one number or one per video: got {len(rates)} rates for {len(items)} videos")
-    return [(item, rate, item_layout) for item, rate in zip(items, rates, strict=True)]
+    _refuse_other_range(items)
+    return [(item, rate, axes) for item, rate in zip(items, rates, strict=True)]
+
+
+def _refuse_other_range(items: Sequence[Any]) -> None:
+    """Refuse a call of several tensors that all leave [0, 1]: the caller's range is another one, no single video is at fault."""
+    tensors = [item for item in items if isinstance(item, Tensor) and item.is_floating_point() and item.numel()]
+    if len(tensors) < max(2, len(items)):
+        return
+    bounds = [tuple(bound.item() for bound in torch.aminmax(item.detach())) for item in tensors]
+    if all(math.isfinite(low) and math.isfinite(high) and not _in_range(low, high) for low, high in bounds):
+        raise ValueError(_other_range(min(low for low, _ in bounds), max(high for _, high in bounds)))
+
+
+def _in_range(low: float, high: float) -> bool:
+    return low >= -RANGE_SLACK and high <= 1 + RANGE_SLACK
+
+
+def _other_range(low: float, high: float) -> str:
+    return f"float frames must lie in [0, 1], got [{low:.3g}, {high:.3g}]; rescale (x + 1) / 2 or x / 255"
+
+
+def _is_one(videos: Any, axes: str) -> bool:
+    """Return whether the videos are a single one: a file, its bytes, a record, pictures one after the other, or their tensor."""
+    if isinstance(videos, Tensor):
+        return videos.ndim == 4 and len(axes) == 4
+    return isinstance(videos, (str, Path, bytes, Video)) or _are_pictures(videos)
+
+
+def _are_pictures(item: Any) -> bool:
+    """Return whether an item lists PIL pictures or arrays [H, W, C]."""
+    if not isinstance(item, Sequence) or isinstance(item, (str, bytes)) or not item:
+        return False
+    return all(hasattr(frame, "convert") or (_is_array(frame) and frame.ndim == 3) for frame in item)
+
+
+def _is_array(item: Any) -> bool:
+    """Return whether an item is a tensor or a numpy array."""
+    import numpy
+
+    return isinstance(item, (Tensor, numpy.ndarray))
+
+
+def as_tensor(array: Any) -> Tensor:
+    """Return a numpy array as a tensor, floats in float32; a tensor as it is.
+
+    Args:
+        array: numpy array or tensor.
+
+    Returns:
+        The tensor, which may share the array's memory.
+
+    Raises:
+        ValueError: an array of no number type.
+    """
+    import numpy
+
+    if isinstance(array, Tensor):
+        return array
+    plain = numpy.ascontiguousarray(numpy.asarray(array))
+    if plain.dtype.kind == "f":
+        plain = plain.astype(numpy.float32, copy=False)
+    elif plain.dtype != numpy.uint8:
+        raise ValueError(f"frames must be float in [0, 1] or uint8, got {plain.dtype}")
+    return torch.from_numpy(plain if plain.flags.writeable else plain.copy())
 
 
 def plan_clip(
@@ -138,6 +245,7 @@ def plan_clip(
     motion: MotionEncoder | None = None,
     allow_damaged: bool = False,
     limits: MediaLimits | None = None,
+    fit: Callable[[int], Fit] | None = None,
 ) -> Clip:
     """Read a video and plan its frames, with its motion features.
 
@@ -147,6 +255,7 @@ def plan_clip(
         motion: encoder of all frames, of at most `MOTION_SIDE` pixels; None leaves motion out.
         allow_damaged: see `read_video`.
         limits: see `read_video`.
+        fit: see `read_video`; for a file or its bytes.
 
     Returns:
         The clip.
@@ -157,8 +266,8 @@ def plan_clip(
     if isinstance(video, Video):
         clip, dense = take(video, policy), video
     else:
-        read, plan = read_video(video, policy=policy, allow_damaged=allow_damaged, limits=limits)
-        clip = Clip(frames=read.frames, plan=plan)
+        read, plan = read_video(video, policy=policy, allow_damaged=allow_damaged, limits=limits, fit=fit)
+        clip = Clip(frames=read.frames, plan=plan, remarks=read.remarks)
         if motion is not None:
             dense, _ = read_video(video, max_side=MOTION_SIDE, allow_damaged=allow_damaged, limits=limits)
     return clip if motion is None else replace(clip, motion=motion.encode(dense.frames.detach(), dense.fps))
@@ -181,42 +290,61 @@ def _to_clip(
     allow_damaged: bool,
     motion: MotionEncoder | None,
 ) -> Clip | str:
-    if isinstance(item, (str, Path, bytes)):
-        try:
-            return plan_clip(item, policy, motion=motion, allow_damaged=allow_damaged)
-        except VideoError as error:
-            return str(error)
-    if not isinstance(item, Video):
+    if not isinstance(item, (str, Path, bytes, Video)):
         if fps is None:
-            raise ValueError("fps is required for videos given as tensors or PIL frames (frames per second, in Hz)")
+            raise ValueError(
+                "fps is required for videos given as tensors, arrays or PIL frames (frames per second, in Hz)"
+            )
         item = Video(frames=_as_frames(item, layout), fps=float(fps))
-    return plan_clip(item, policy, motion=motion)
+    try:
+        if isinstance(item, Video):
+            item = replace(item, frames=_checked(item.frames))
+        return plan_clip(item, policy, motion=motion, allow_damaged=allow_damaged)
+    except VideoError as error:
+        return str(error)
 
 
 def _as_frames(item: Any, layout: str) -> Tensor:
-    """Return float32 RGB frames [T, C, H, W] in [0, 1] of one tensor or list of PIL images."""
-    if isinstance(item, Tensor):
+    """Return frames [T, C, H, W] of one tensor, array, or list of pictures, in the type that they came in."""
+    if _is_array(item):
+        if not isinstance(item, Tensor) and layout == DEFAULT_LAYOUT.replace("B", ""):
+            layout = "THWC"
         if item.ndim != 4 or sorted(layout) != sorted("TCHW"):
             raise ValueError(f"each video must have the axes {layout}, got shape {tuple(item.shape)}")
-        frames = rearrange(item, f"{' '.join(layout)} -> T C H W")
-    elif isinstance(item, Sequence) and item and all(hasattr(frame, "convert") for frame in item):
-        import numpy
+        return rearrange(as_tensor(item), f"{' '.join(layout)} -> T C H W")
+    if not _are_pictures(item):
+        raise TypeError(
+            "a video is a path, bytes, a tensor, a numpy array [T, H, W, C] or a list of pictures, "
+            f"got {type(item).__name__}"
+        )
+    pictures = [as_tensor(frame if _is_array(frame) else _rgb(frame)) for frame in item]
+    if len({picture.shape for picture in pictures}) > 1:
+        raise ValueError("the pictures of a video must have one size")
+    return rearrange(pictures, "T H W C -> T C H W")
 
-        pictures = [torch.from_numpy(numpy.array(frame.convert("RGB"))) for frame in item]
-        frames = rearrange(pictures, "T H W C -> T C H W")
-    else:
-        raise TypeError(f"a video is a tensor, a list of PIL images, a path or bytes, got {type(item).__name__}")
-    if frames.shape[1] != 3:
-        raise ValueError(f"frames must have 3 channels (RGB), got {frames.shape[1]}; check layout={layout!r}")
-    if frames.shape[0] == 0:
-        raise ValueError("a video must have at least one frame, got none")
+
+def _rgb(picture: Image) -> numpy.ndarray:
+    import numpy
+
+    return numpy.array(picture.convert("RGB"))
+
+
+def _checked(frames: Tensor) -> Tensor:
+    """Return float RGB frames [T, C, H, W]; a wrong call is a ValueError, pixels that are no picture a VideoError."""
+    if frames.ndim != 4 or frames.shape[1] != 3:
+        raise ValueError(
+            f"frames must have 3 channels (RGB), got [T, C, H, W] = {list(frames.shape)}; check the layout, which for "
+            "numpy arrays is [T, H, W, C]"
+        )
+    if 0 in frames.shape:
+        raise ValueError(f"a video must have at least one frame and pixel, got [T, C, H, W] = {list(frames.shape)}")
     if frames.dtype == torch.uint8:
         return frames.float() / 255
     if not frames.is_floating_point():
         raise ValueError(f"frames must be float in [0, 1] or uint8, got {frames.dtype}")
-    low, high = frames.detach().amin().item(), frames.detach().amax().item()
-    if not (low >= -RANGE_SLACK and high <= 1 + RANGE_SLACK):
-        raise ValueError(
-            f"float frames must lie in [0, 1], got [{low:.3g}, {high:.3g}]; rescale (x + 1) / 2 or x / 255"
-        )
+    low, high = (bound.item() for bound in torch.aminmax(frames.detach()))
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise VideoError("the frames hold pixels that are not finite (NaN or infinity)")
+    if not _in_range(low, high):
+        raise VideoError(_other_range(low, high))
     return frames if frames.dtype == torch.float64 else frames.float()

@@ -21,7 +21,7 @@ Shapes: T frames, C = 3 (RGB), H, W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -60,13 +60,42 @@ def perturb(
     Raises:
         ValueError: unknown name, or frames that are not [T, 3, H, W].
     """
-    if name not in PERTURBATIONS:
-        raise ValueError(f"perturbation must be one of {', '.join(PERTURBATIONS)}, got {name!r}")
     if frames.ndim != 4 or frames.shape[1] != 3 or len(frames) == 0:
         raise ValueError(f"frames must be non-empty RGB [T, 3, H, W], got shape {tuple(frames.shape)}")
-    index = PERTURBATIONS[name](len(frames), generator).to(frames.device)
+    return reorder(frames, draw_order(len(frames), name, generator), blank_colour=blank_colour)
+
+
+def draw_order(num_frames: int, name: str, generator: torch.Generator) -> Tensor:
+    """Return the int64 map [T] of a perturbation, drawn anew; an unknown name raises ValueError."""
+    if name not in PERTURBATIONS:
+        raise ValueError(f"perturbation must be one of {', '.join(PERTURBATIONS)}, got {name!r}")
+    return PERTURBATIONS[name](num_frames, generator)
+
+
+def reorder(frames: Tensor, order: Tensor, *, blank_colour: tuple[float, float, float] = BLACK) -> Tensor:
+    """Return frames [T, 3, H, W] in the order of a map [T], lost ones in one colour."""
+    index = order.to(frames.device)
     colour = frames.new_tensor(blank_colour)[None, :, None, None]
     return torch.where((index == BLANK)[:, None, None, None], colour, frames[index.clamp_min(0)])
+
+
+def spread_order(order: Tensor, places: Sequence[int], num_frames: int) -> Tensor:
+    """Return the map of all frames of a source whose planned frames are disturbed: each moves with the planned one next to it.
+
+    Args:
+        order: int64 [T], map of the planned frames.
+        places: T places of the planned frames in the source.
+        num_frames: frames of the source.
+
+    Returns:
+        Int64 [num_frames]; at `places` it shows what `order` shows there.
+    """
+    # frames 0-8 with 0, 4 and 8 planned, order 0 2 1:  0 1 2 | 7 8 8 8 | 3 4
+    everyone, at = torch.arange(num_frames), torch.tensor(places)
+    nearest = (everyone[:, None] - at).abs().argmin(dim=1)
+    shown = order[nearest]
+    moved = (at[shown.clamp_min(0)] + everyone - at[nearest]).clamp(0, num_frames - 1)
+    return torch.where(shown == BLANK, BLANK, moved)
 
 
 def shuffle(num_frames: int, generator: torch.Generator) -> Tensor:

@@ -21,7 +21,7 @@ WORDS = {"fps": "judged frames a second", "frames": "judged frames", "pixels": "
 
 def measure(clip: Clip) -> dict[str, float]:
     """Return each of `CLIP_MEASURES` of a clip."""
-    height, width = clip.frames.shape[-2:]
+    height, width = clip.source_size or clip.frames.shape[-2:]
     values = (clip.plan.fps, len(clip.plan.indices), height * width)
     return dict(zip(CLIP_MEASURES, values, strict=True))
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import io
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +22,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from reward_model.media.decoders import DECODERS, Source, Target, open_video
+from reward_model.media.containers import is_whole, last_cluster
+from reward_model.media.decoders import DECODERS, Fit, Source, Target, first_shown, open_video, shown_stamps
 from reward_model.media.frame_sampling import FramePolicy, plan_frames
 from reward_model.records import FramePlan, Video, VideoError
 
@@ -33,6 +35,18 @@ ENCODERS = {"h264": "libx264", "hevc": "libx265"}
 
 MIN_HEVC_SIDE = 64
 """x265 (in the FFmpeg of PyAV 18.1) writes past its buffers for most pictures with both sides between 34 and 48."""
+
+STREAMS = {"mpegts", "mpeg", "mpegvideo", "h264", "hevc"}
+"""Demuxers of streams that may be cut anywhere."""
+
+MAX_EMPTY_PICTURE = 20
+"""Bytes below which a packet of MPEG-4 part 2 may say only that the last picture stays."""
+
+HDR_CURVES = {16: "PQ", 18: "HLG"}
+"""Transfer characteristics of ITU-T H.273 above standard dynamic range."""
+
+HD_HEIGHT = 720
+"""Lines from which players take untagged video for BT.709, and for BT.601 below."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +63,33 @@ class MediaLimits:
 
 @dataclass(frozen=True)
 class _Header:
-    """Facts known before decoding: size (width, height), mean rate in Hz, and the time of each of the T frames."""
+    """Facts known before decoding: size (width, height), mean rate in Hz, and the time of each of the T frames.
+
+    `start` and `plain` are those of `Target`; `remarks` name what the judge does not see of the pictures.
+    """
 
     size: tuple[int, int]
     fps: float
     times: tuple[float, ...]
+    start: int | None
+    plain: bool
+    remarks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Packets:
+    """A file's packets: stamps of those that show a picture, and counts of those that an edit list hides or that show nothing.
+
+    `key` is the stamp of the first key frame, `small` whether some packets may be empty MPEG-4 pictures, `last_place` the place
+    of the last packet in the file.
+    """
+
+    stamps: list[int | None]
+    num_discarded: int = 0
+    num_hidden: int = 0
+    key: int | None = None
+    small: bool = False
+    last_place: int = 0
 
 
 def read_video(
@@ -64,6 +100,7 @@ def read_video(
     allow_damaged: bool = False,
     decoder: str = "pyav",
     limits: MediaLimits | None = None,
+    fit: Callable[[int], Fit] | None = None,
 ) -> tuple[Video, FramePlan]:
     """Decode the frames that a policy chooses, upright and in display order.
 
@@ -74,6 +111,7 @@ def read_video(
         allow_damaged: accept clips that the decoder marks as damaged; frames that are lost leave the plan.
         decoder: "pyav", "decord" or "torchcodec". The last two see missing frames but not damaged ones.
         limits: bounds on size; None takes the defaults.
+        fit: takes the number of planned frames and returns what resizes each of them as it is decoded (pyav only).
 
     Returns:
         The kept frames (float32 in [0, 1]) with their times, and the plan that chose them.
@@ -84,6 +122,8 @@ def read_video(
     """
     if decoder not in DECODERS:
         raise ValueError(f"decoder must be one of {sorted(DECODERS)}, got {decoder!r}")
+    if fit is not None and decoder != "pyav":
+        raise ValueError(f"fit goes with the decoder pyav, got {decoder!r}")
     if max_side is not None and max_side < 2:
         raise ValueError(f"max_side must be >= 2 pixels, got {max_side}")
     _check_source(source)
@@ -92,14 +132,15 @@ def read_video(
     if len(header.times) == 1 and policy is not None:
         raise VideoError("a single frame: a still image has no motion to judge")
     plan = plan_frames(len(header.times), header.fps, policy, times=header.times)
-    target = _target(header, plan, max_side)
+    target = _target(header, plan, max_side, limits, None if fit is None else fit(len(plan.indices)))
     width, height = target.size
     if width * height * len(plan.indices) > limits.max_kept_pixels:
         raise VideoError(
             f"too large: {len(plan.indices)} frames of {width}x{height} exceed the limit of "
             f"{limits.max_kept_pixels} pixels; choose fewer frames or a max_side"
         )
-    pictures = DECODERS[decoder](source, target, allow_damaged=allow_damaged)
+    decoded = DECODERS[decoder](source, target, allow_damaged=allow_damaged)
+    pictures = decoded.pictures
     kept = [position for position, index in enumerate(plan.indices) if index in pictures]
     if not kept:
         raise VideoError("damaged: none of the wanted frames could be decoded")
@@ -109,11 +150,13 @@ def read_video(
             times=tuple(plan.times[position] for position in kept),
             kinds=tuple(plan.kinds[position] for position in kept),
             fps=plan.fps,
+            sampled_fps=plan.sampled_fps * len(kept) / len(plan.indices),
         )
     stacked = torch.from_numpy(np.stack([pictures[index] for index in plan.indices]))
     frames = rearrange(stacked, "n h w c -> n c h w").to(torch.float32, memory_format=torch.contiguous_format).div_(255)
     name = "bytes" if isinstance(source, bytes) else str(source)
-    return Video(frames=frames, fps=plan.fps, times=plan.times, source=name), plan
+    remarks = (*header.remarks, *decoded.remarks)
+    return Video(frames=frames, fps=plan.fps, times=plan.times, source=name, remarks=remarks), plan
 
 
 def encode_video(frames: Tensor, fps: float, *, codec: str = "h264", crf: int = 18) -> bytes:
@@ -133,6 +176,7 @@ def encode_video(frames: Tensor, fps: float, *, codec: str = "h264", crf: int = 
         ValueError: if shape, values or a setting are out of range.
     """
     import av
+    from av.video.reformatter import ColorRange
 
     if codec not in ENCODERS:
         raise ValueError(f"codec must be one of {sorted(ENCODERS)}, got {codec!r}")
@@ -159,11 +203,25 @@ def encode_video(frames: Tensor, fps: float, *, codec: str = "h264", crf: int = 
             options["x265-params"] = "log-level=none:pools=1:frame-threads=1:no-cutree=1"
         stream = container.add_stream(ENCODERS[codec], rate=Fraction(fps).limit_denominator(100_000), options=options)
         stream.width, stream.height, stream.pix_fmt = pictures.shape[2], pictures.shape[1], "yuv420p"
+        space, tags = _colours(height)
+        stream.codec_context.colorspace, stream.codec_context.color_primaries = tags[:2]
+        stream.codec_context.color_trc, stream.codec_context.color_range = tags[2:]
         for picture in pictures:
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            container.mux(stream.encode(frame.reformat(format="yuv420p", threads=1)))
+            frame = frame.reformat(format="yuv420p", dst_colorspace=space, dst_color_range=ColorRange.MPEG, threads=1)
+            frame.colorspace, frame.color_range = tags[0], tags[3]
+            container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return buffer.getvalue()
+
+
+def _colours(height: int) -> tuple[int, tuple[int, int, int, int]]:
+    """Return FFmpeg's number of the matrix to convert by, and the tags of matrix, primaries, curve and range (limited)."""
+    from av.video.reformatter import Colorspace
+
+    if height >= HD_HEIGHT:
+        return Colorspace.ITU709, (1, 1, 1, 1)
+    return Colorspace.ITU601, (6, 6, 6, 1)  # of ITU-T H.273
 
 
 def write_video(path: str | Path, frames: Tensor, fps: float, *, codec: str = "h264", crf: int = 18) -> None:
@@ -189,48 +247,124 @@ def _check_source(source: Source) -> None:
 
 
 def _inspect(source: Source, limits: MediaLimits, *, allow_damaged: bool) -> _Header:
-    """Read sizes and time stamps without decoding."""
+    """Read sizes and time stamps, without decoding but where a file begins between pictures or has packets without one."""
     with open_video(source) as (container, stream):
         size = (stream.width, stream.height)
         if min(size) < 1:
             raise VideoError("damaged: the header gives no frame size")
         if size[0] * size[1] > limits.max_frame_pixels:
             raise VideoError(f"too large: {size[0]}x{size[1]} exceeds {limits.max_frame_pixels} pixels a frame")
-        stamps, num_discarded = _stamps(container, stream, limits)
-        num_missing = stream.frames - num_discarded - len(stamps)
+        packets = _packets(container, stream, limits)
+        stamps, start, remarks = packets.stamps, None, list(_remarks(stream))
+        num_missing = _num_missing(source, container, stream, packets)
         if num_missing > 0 and not allow_damaged:
             raise VideoError(f"damaged: {num_missing} of the {stream.frames} frames that the header names are missing")
-        fps = float(stream.average_rate or stream.guessed_rate or 0)
-        known = sorted(stamp for stamp in stamps if stamp is not None)
-        if len(known) < len(stamps) or stream.time_base is None:
-            times = tuple(index / fps if fps > 0 else 0.0 for index in range(len(stamps)))
-        else:
-            times = tuple(float((stamp - known[0]) * stream.time_base) for stamp in known)
-        if times[-1] > 0:
-            fps = (len(times) - 1) / times[-1]
-        if not (math.isfinite(fps) and fps > 0):
-            raise VideoError("damaged: the header gives no frame rate")
-        if stream.frames == 0 and not allow_damaged:
+        if packets.small and not allow_damaged and None not in (shown := shown_stamps(source)):
+            stamps = shown or stamps
+        if _begins_between(container, packets):
+            start = first_shown(source)
+            whole = [stamp for stamp in stamps if stamp is not None and start is not None and stamp >= start]
+            if not whole:
+                raise VideoError("damaged: no picture of the file can be decoded")
+            remarks.append(f"the file begins in mid-stream: its first {len(stamps) - len(whole)} pictures are left out")
+            stamps = list(whole)
+        times, fps = _times(stamps, stream)
+        if stream.frames == 0 and start is None and not allow_damaged and not _reaches_end(source, container, packets):
             _check_duration(container, times, fps)
-    return _Header(size, fps, times)
+        plain = packets.num_hidden == 0 and start is None and len(stamps) == len(packets.stamps)
+        plain = plain and (container.format.name != "avi" or len(stamps) == stream.frames)
+    return _Header(size, fps, times, start, plain, tuple(remarks))
 
 
-def _stamps(container: InputContainer, stream: VideoStream, limits: MediaLimits) -> tuple[list[int | None], int]:
-    """Return the time stamps of the frames to show, in stored order, and how many the edit list hides."""
+def _times(stamps: Sequence[int | None], stream: VideoStream) -> tuple[tuple[float, ...], float]:
+    """Return the times of the frames in seconds from the first, and their mean rate in Hz."""
+    fps = float(stream.average_rate or stream.guessed_rate or 0)
+    known = sorted(stamp for stamp in stamps if stamp is not None)
+    if len(known) < len(stamps) or stream.time_base is None:
+        times = tuple(index / fps if fps > 0 else 0.0 for index in range(len(stamps)))
+    else:
+        times = tuple(float((stamp - known[0]) * stream.time_base) for stamp in known)
+    if times[-1] > 0:
+        fps = (len(times) - 1) / times[-1]
+    if not (math.isfinite(fps) and fps > 0):
+        raise VideoError("damaged: the header gives no frame rate")
+    return times, fps
+
+
+def _packets(container: InputContainer, stream: VideoStream, limits: MediaLimits) -> _Packets:
+    """Return the time stamps of the frames to show, in stored order, with the packets that show none."""
     too_long = f"too long: more than {limits.max_frames} frames"
-    if stream.frames > limits.max_frames:
+    if stream.frames > limits.max_frames and container.format.name != "avi":
         raise VideoError(too_long)
-    stamps, num_discarded = [], 0
+    codec, in_ticks = stream.codec_context.name, container.format.name == "avi"
+    packets = _Packets([])
+    num_discarded = num_hidden = last_place = 0
+    key, small = None, False
     for packet in container.demux(stream):
         if packet.is_discard:
             num_discarded += 1
+        elif packet.size > 0 and _shows_nothing(memoryview(packet), codec):
+            num_hidden += 1
         elif packet.size > 0:
-            stamps.append(packet.pts)
-        if len(stamps) > limits.max_frames:
+            # AVI counts every packet, empty ones too, and knows no other times
+            packets.stamps.append(packet.dts if in_ticks and packet.pts is None else packet.pts)
+            key = packet.pts if key is None and packet.is_keyframe else key
+            small = small or (codec == "mpeg4" and packet.size < MAX_EMPTY_PICTURE)
+            last_place = packet.pos or 0
+        if len(packets.stamps) > limits.max_frames:
             raise VideoError(too_long)
-    if not stamps:
+    if not packets.stamps:
         raise VideoError("no frames in the file")
-    return stamps, num_discarded
+    return replace(
+        packets, num_discarded=num_discarded, num_hidden=num_hidden, key=key, small=small, last_place=last_place
+    )
+
+
+def _shows_nothing(packet: memoryview, codec: str) -> bool:
+    """Return whether a packet of VP8 or VP9 only holds a picture for others to be predicted from (an alternate reference)."""
+    first = packet[0]
+    if codec == "vp8":
+        return not first >> 4 & 1
+    if codec != "vp9" or packet[-1] >> 5 == 0b110:  # several pictures, of which the last is shown
+        return False
+    bits = f"{first:08b}"[5 if first >> 4 & 3 == 3 else 4 :]
+    return bits[:1] == "0" and bits[2:3] == "0"
+
+
+def _num_missing(source: Source, container: InputContainer, stream: VideoStream, packets: _Packets) -> int:
+    """Return how many frames that the header names are not there; an empty packet of an AVI repeats the frame before it."""
+    num = len(packets.stamps) + packets.num_hidden
+    if container.format.name != "avi":
+        return stream.frames - packets.num_discarded - num
+    num_listed = len(stream.index_entries)
+    if is_whole(source) and num_listed >= num:
+        return num_listed - num
+    known = [stamp for stamp in packets.stamps if stamp is not None]
+    return stream.frames - max(num, max(known, default=0) + 1)
+
+
+def _begins_between(container: InputContainer, packets: _Packets) -> bool:
+    """Return whether a stream without an index has pictures before its first key frame, as a recording that begins anywhere."""
+    if container.format.name not in STREAMS or packets.key is None or None in packets.stamps:
+        return False
+    return min(stamp for stamp in packets.stamps if stamp is not None) < packets.key
+
+
+def _remarks(stream: VideoStream) -> Iterator[str]:
+    """Yield what a judge does not see of the pictures as they are meant."""
+    curve = HDR_CURVES.get(int(stream.codec_context.color_trc or 0))
+    if curve:
+        yield f"high dynamic range ({curve}) is judged without tone mapping"
+    aspect = stream.sample_aspect_ratio
+    if aspect and aspect > 0 and aspect != 1:
+        yield f"pixels of {aspect.numerator}:{aspect.denominator} are judged as square"
+    if stream.metadata.get("alpha_mode") == "1":
+        yield "transparency is ignored"
+
+
+def _reaches_end(source: Source, container: InputContainer, packets: _Packets) -> bool:
+    """Return whether the file is whole by its own account, so that a long duration is that of the last picture."""
+    return is_whole(source) and ("matroska" not in container.format.name or packets.last_place >= last_cluster(source))
 
 
 def _check_duration(container: InputContainer, times: tuple[float, ...], fps: float) -> None:
@@ -243,8 +377,17 @@ def _check_duration(container: InputContainer, times: tuple[float, ...], fps: fl
         raise VideoError(f"damaged: the frames end at {end:.2f} s, the header names {stated:.2f} s")
 
 
-def _target(header: _Header, plan: FramePlan, max_side: int | None) -> Target:
+def _target(header: _Header, plan: FramePlan, max_side: int | None, limits: MediaLimits, fit: Fit | None) -> Target:
     width, height = header.size
     shrink = 1.0 if max_side is None else min(1.0, max_side / max(width, height))
     size = max(round(width * shrink), 1), max(round(height * shrink), 1)
-    return Target(frozenset(plan.indices), len(header.times), stored_size=header.size, size=size)
+    return Target(
+        frozenset(plan.indices),
+        len(header.times),
+        stored_size=header.size,
+        size=size,
+        start=header.start,
+        plain=header.plain,
+        max_frame_pixels=limits.max_frame_pixels,
+        fit=fit,
+    )

@@ -15,6 +15,9 @@ from torch import Tensor
 
 from reward_model.records import Answer, Label, RewardValues
 
+SCALE = (1.0, 5.0)
+"""Ends of the scale of scores and labels."""
+
 SCALE_WIDTH = 4.0
 """Width of the scale 1 to 5; an error divided by it stands on the scale of quality, 0 to 1."""
 

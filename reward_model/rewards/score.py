@@ -18,7 +18,7 @@ from typing import Literal
 from torch import Tensor
 
 from reward_model.records import Answer, Label, RewardValues
-from reward_model.rewards.base import SCALE_WIDTH, Perturbed, check_variant, label_of, number_of, values_of
+from reward_model.rewards.base import SCALE, SCALE_WIDTH, Perturbed, check_variant, label_of, number_of, values_of
 
 Dimensions = str | Mapping[str, float] | None
 """One dimension; or dimension -> weight, read for the rated dimensions of a clip; None weighs all rated ones alike."""
@@ -93,15 +93,40 @@ def absolute(*, dimensions: Dimensions = None, parse: Parse = "released") -> Sco
     return ScoreReward(nearness=nearness, dimensions=dimensions, parse=parse)
 
 
-def relative(*, dimensions: Dimensions = None, parse: Parse = "released") -> ScoreReward:
+def relative(
+    *, scale: Sequence[float] = SCALE, dimensions: Dimensions = None, parse: Parse = "released"
+) -> ScoreReward:
     """Return the reward 1 - (|score - label| + 1e-9) / (|label| + 1e-9), not below 0: VQ-Insight's released code.
 
-    The same error costs a bad clip up to five times what it costs an excellent one.
+    An error relative to the label depends on the scale that both stand on: a label of 10 on 0 to 100 is 1.4 on 1 to 5, and a
+    score that is twice as high earns 0 there and 0.71 here. On 1 to 5 the same error costs a bad clip up to five times what
+    it costs an excellent one. `absolute` does not depend on the scale.
+
+    Args:
+        scale: lowest and highest value of the scale on which the error is taken; scores and labels, which stand on 1 to 5,
+            are mapped onto it. The released code's is that of the data set's own labels.
+        dimensions: needed scores.
+        parse: reward of an answer with only some readable scores.
+
+    Returns:
+        The reward.
+
+    Raises:
+        ValueError: A scale that is not two finite numbers, the lower first.
     """
+    if len(scale) != 2 or not all(math.isfinite(end) for end in scale) or not scale[0] < scale[1]:
+        raise ValueError(f"scale must be the lowest and the highest value, finite and ascending, got {list(scale)}")
+    low, width = scale[0], scale[1] - scale[0]
+    own = (low, scale[1]) == SCALE  # numbers on their own scale are taken as they stand, not rounded on the way
+
+    def placed(number: float) -> float:
+        """Return a number of the scale 1 to 5 on the other scale."""
+        return number if own else low + width * (number - SCALE[0]) / SCALE_WIDTH
 
     def nearness(score: str, label: float) -> float:
         """Return 1 minus the error relative to the label."""
-        return 1 - min(1.0, (abs(float(score) - label) + 1e-9) / (abs(label) + 1e-9))
+        value, goal = placed(float(score)), placed(label)
+        return 1 - min(1.0, (abs(value - goal) + 1e-9) / (abs(goal) + 1e-9))
 
     return ScoreReward(nearness=nearness, dimensions=dimensions, parse=parse)
 

@@ -85,7 +85,7 @@ class ScoreAssembler:
                 self.reasons[name][index] = clip
             return ()
         self.plans[index] = clip.plan
-        self.warnings[index] = unlike_training(clip, self.config.trained_range)
+        self.warnings[index] = clip.remarks + unlike_training(clip, self.config.trained_range)
         if prompt is not None:
             return self.dims
         for name in filter(needs_prompt, self.dims):

@@ -89,6 +89,18 @@ def compare_clips(
     return average_orders(orders, readable, reasons)
 
 
+def join_comparisons(parts: Sequence[Comparison]) -> Comparison:
+    """Return the outcomes of one or more batches of pairs as one."""
+    return Comparison(
+        p_first=torch.cat([part.p_first for part in parts]),
+        p_tie=torch.cat([part.p_tie for part in parts]),
+        margin=torch.cat([part.margin for part in parts]),
+        valid=torch.cat([part.valid for part in parts]),
+        reasons=[reason for part in parts for reason in part.reasons],
+        consistent=torch.cat([part.consistent for part in parts]),
+    )
+
+
 def rank_clips(
     judge: VideoJudge, role: str | None, clips: Sequence[Clip | str], prompt: str | None, *, batch_size: int
 ) -> Ranking:

@@ -38,8 +38,16 @@ def explain_clip(judge: VideoJudge, clip: Clip, prompt: str | None) -> Explanati
         levels={name: LEVELS[int(levels.level_probs[i].argmax())] for i, name in enumerate(asked)},
         labels=parsing.parse_faults(parsed.reasoning),
         saliency={name: _frame_shares(levels.quality[i], pixels) for i, name in enumerate(asked)},
-        reason="" if isinstance(answer, ParsedAnswer) else answer.reason,
+        reason="" if isinstance(answer, ParsedAnswer) else answer.reason + _advice(judge, prompt),
     )
+
+
+def _advice(judge: VideoJudge, prompt: str | None) -> str:
+    """Return the next move after an answer that cannot be read."""
+    if prompt is None:
+        return "; give the clip's prompt (--prompt TEXT, or prompt=...), with which judges are taught to reason"
+    taught = ", ".join(name or "the base" for name in judge.config.reasoned) or "none"
+    return f"; is this role taught to reason? judge_config.json names under reasoned: {taught}"
 
 
 def _frame_shares(quality: Tensor, pixels: Tensor) -> Tensor:

@@ -129,7 +129,8 @@ def explanation(result: JsonRecord) -> Explanation:
 
 
 def _plan(frames: Mapping[str, Any]) -> FramePlan:
-    return FramePlan(tuple(frames["indices"]), tuple(frames["times"]), tuple(frames["kinds"]), frames["fps"])
+    rate, sampled = frames["fps"], frames.get("sampled_fps", 0.0)
+    return FramePlan(tuple(frames["indices"]), tuple(frames["times"]), tuple(frames["kinds"]), rate, sampled)
 
 
 def _tensor(values: Any) -> Tensor:

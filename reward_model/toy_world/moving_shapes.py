@@ -308,7 +308,7 @@ def rate(
     """
     frames = clean
     for name, severity in defects.items():
-        frames = distort(frames, name, severity, generator=generator)
+        frames = distort(frames, name, severity, generator=generator, fps=FPS)
     return RatedClip(
         video=Video(frames=frames, fps=FPS, source=source_id),
         prompt=caption(asked),
@@ -341,11 +341,17 @@ def mismatch(asked: Scene, pool: Sequence[Scene], rng: random.Random, *, num: in
 
 def world_hash() -> str:
     """Return a hash of everything behind the toy models' captions, clips and labels; their provenance keeps it."""
-    rules = {name: (DEFECTS[name].amounts, TABLE[name]) for name in CORE_DEFECTS}
+    rules = {name: (_world_amounts(name), TABLE[name]) for name in CORE_DEFECTS}
     tables = (COLOURS, DIRECTIONS, SPEEDS, SIZES, OPEN_RANGES, CORE, rules, WRONG, SPLIT_SIZES)
     probe = [clip.video.frames for clip in sample_rated(8, seed=0) if isinstance(clip.video, Video)]
     light = torch.stack(probe).mean((1, 2, 3, 4)).mul(100).round().tolist()  # coarse: CPUs differ in the last bits
     return hashlib.sha256(repr((tables, light, [caption(scene) for scene in _shuffled(CORE)])).encode()).hexdigest()
+
+
+def _world_amounts(name: str) -> tuple[float, ...]:
+    """Return a defect's amounts on this world's clips: blur in pixels, as when the committed models were trained."""
+    amounts = DEFECTS[name].amounts
+    return tuple(amount * SIDE for amount in amounts) if name == "blur" else amounts
 
 
 def _faults(defects: Mapping[str, float], asked: Scene, shown: Scene) -> dict[str, list[str]]:

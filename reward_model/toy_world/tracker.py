@@ -17,7 +17,7 @@ import torch
 from einops import rearrange, repeat
 from numpy.typing import NDArray
 
-from reward_model.media.distortions import blur
+from reward_model.media.distortions import gaussian_blur
 from reward_model.toy_world import moving_shapes as world
 from reward_model.toy_world import shapes
 
@@ -121,7 +121,7 @@ def _templates(sigma: float) -> tuple[tuple[str, ...], Array]:
             dx, dy = offsets[None, :] + centre[0], offsets[:, None] + centre[1]
             cover = shapes.shape_mask(shape, dx, dy, float(radius), edge=1.2)
             if sigma:
-                cover = blur(cover.expand(1, 1, PATCH, PATCH), sigma, torch.Generator())[0, 0]
+                cover = gaussian_blur(cover.expand(1, 1, PATCH, PATCH), sigma)[0, 0]
             soft = _smooth(cover.numpy())
             mask = np.clip((soft / np.sort(soft.ravel())[-25:].mean() - 0.3) / 0.4, 0, 1)
             x, y = ((mask * o.numpy()).sum() / mask.sum() for o in (offsets[None, :], offsets[:, None]))

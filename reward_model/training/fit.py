@@ -47,8 +47,9 @@ class FitConfig:
     def __post_init__(self) -> None:
         """Check ranges."""
         for name in ("num_steps", "batch_size", "learning_rate", "matrix_learning_rate", "max_grad_norm"):
-            if (getattr(self, name) or 1) <= 0:
-                raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} must be > 0, got {value}")
         if self.warmup_steps < 0 or self.weight_decay < 0:
             raise ValueError(
                 f"warmup_steps and weight_decay must be >= 0, got {self.warmup_steps}, {self.weight_decay}"

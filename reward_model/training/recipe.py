@@ -9,6 +9,7 @@ from typing import Literal
 from reward_model.config import did_you_mean
 from reward_model.datasets.readers import DataConfig
 from reward_model.judge.families import FAMILIES
+from reward_model.judge.modules.roles import check_targets
 from reward_model.media.frame_sampling import FramePolicy
 from reward_model.media.motion_encoders import MotionConfig
 from reward_model.rewards import RewardConfig
@@ -21,17 +22,21 @@ TASKS = ("rate", "match", "describe", "reason", "compare", "ask")
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig:
-    """Size of a role's adapter."""
+    """Size of a role's adapter, and the layers that it adapts."""
 
     rank: int = 16
     """Rank of the update."""
     alpha: int = 32
     """Scale: the update is multiplied by alpha / rank."""
+    targets: list[str] = field(default_factory=lambda: ["text"])
+    """Adapted parts: text (the text model), vision (the vision tower), merger (the projections between them). With vision or
+    merger each answer's passes encode the clip again, as its features are no longer the same for reference and policy."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
         if self.rank < 1 or self.alpha < 1:
             raise ValueError(f"lora.rank and lora.alpha must be >= 1, got {self.rank}, {self.alpha}")
+        check_targets(self.targets)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +61,7 @@ class StageConfig:
     train_motion: bool = False
     """Train the projector of motion tokens, which all roles share, beside the role; the base's training includes it."""
     lora: LoraConfig = LoraConfig()
-    """Size of a new adapter."""
+    """Size and layers of a new adapter."""
     start: str | None = None
     """Role whose weights (and size) the adapter starts from, also where the judge has the role already; null goes on from the
     role as it is, or starts a new one at the base."""
@@ -70,7 +75,8 @@ class StageConfig:
     """sft: scores that reasoned answers are taught: the label's, or the judge's own expected levels of the moment. A greedy
     answer is the likeliest one; taught labels it gambles where the judge is unsure, taught `own` it agrees with the levels."""
     num_held_out: int = 200
-    """Held-out clips of the stage's data (unseen scenes or sources) on which its table is measured; 0 leaves it out."""
+    """Most held-out clips of the stage's data (unseen scenes or sources) on which its table is measured, each shown once; 0
+    leaves it out. Once weights were chosen on held-out clips, tables are measured on the other half of them."""
     measure_every: int = 0
     """Steps between measurements on the held-out clips; the best weights measured are kept, not the last. 0 keeps the last."""
     patience: int = 0
@@ -92,6 +98,11 @@ class StageConfig:
             )
         if self.measure_every and not self.num_held_out:
             raise ValueError("measure_every needs num_held_out > 0")
+        chosen_by = {"rate", "compare", "ask"} | ({"reason"} if self.method == "grpo" else set())
+        if self.measure_every and not chosen_by & set(self.tasks):
+            raise ValueError(
+                f"measure_every needs a task with a correlation or an accuracy, {', '.join(sorted(chosen_by))}"
+            )
         if self.reasoned_scores == "own" and (self.method != "sft" or not {"rate", "reason"} <= set(self.tasks)):
             raise ValueError("reasoned_scores=own needs method sft with the tasks rate and reason")
         if self.method == "grpo":
@@ -138,7 +149,8 @@ class RecipeConfig:
     output: str
     """Folder of checkpoints, metrics and the finished judge."""
     base: str | None = None
-    """Folder or hub id of a Qwen2.5-VL / Qwen3-VL checkpoint or a judge; null builds `scratch`."""
+    """Folder or hub id of a Qwen2.5-VL / Qwen3-VL checkpoint or a judge, or "toy" for the embedded judge; null
+    builds `scratch`."""
     scratch: ScratchConfig | None = None
     """Architecture of a judge trained from nothing; needs base: null."""
     stages: dict[str, StageConfig]
@@ -158,6 +170,9 @@ class RecipeConfig:
     num_sanity: int = 100
     """Best-rated held-out clips of the last stage that rates; they are damaged on purpose for the table in the model card. 0
     leaves it out."""
+    max_unreadable: float = 0.2
+    """Share of a file's examples, in [0, 1], that may be unreadable or unusable: they are left out, named in the log and listed
+    in `output`/quarantine.jsonl. More refuse the training; raising it trains on what is left of worse files."""
     seed: int = 0
     """Seed of initial weights, data and order."""
     trained_on: str
@@ -169,6 +184,8 @@ class RecipeConfig:
             raise ValueError("exactly one of base and scratch must be given")
         if self.scratch is not None and (self.frame_policy is not None or self.max_pixels is not None):
             raise ValueError("frame_policy and max_pixels need a base; scratch is made for the embedded world's clips")
+        if not 0 <= self.max_unreadable <= 1:
+            raise ValueError(f"max_unreadable must be in [0, 1], got {self.max_unreadable}")
         if not self.stages:
             raise ValueError("stages must hold at least one stage")
         for name, stage in self.stages.items():

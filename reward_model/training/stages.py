@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from reward_model.datasets.sources import Source
+from reward_model.config import plain
+from reward_model.datasets.base import Fault
+from reward_model.datasets.readers import Keep, refuse_faults
+from reward_model.datasets.sources import Part
+from reward_model.evaluation.benchmark import ProgressCallback
 from reward_model.files import put_back, write_beside, write_text
 from reward_model.judge.checkpoints.format import BASE_FOLDER
+from reward_model.judge.engine.batching import clip_grid
 from reward_model.judge.model import VideoJudge
 from reward_model.media.trained_range import widened
 from reward_model.records import DIMENSIONS, Annotation, Clip, RatedClip, Video, VideoPair, VideoQuestion
@@ -28,10 +37,12 @@ from reward_model.training.methods.sft import example_loss
 from reward_model.training.recipe import RecipeConfig, StageConfig
 from reward_model.training.selection import BestWeights
 from reward_model.training.start import add_layers, start_judge
-from reward_model.training.tasks.mixture import clip_planner, open_mixture
+from reward_model.training.tasks.mixture import SEED_STRIDE, clip_planner, open_mixture
+from reward_model.training.tasks.quarantine import Quarantine
 from reward_model.training.tasks.rollout_prompts import build_prompt, plan_prompts
 from reward_model.training.tasks.supervised import (
     SFTExample,
+    ToClip,
     clip_example,
     closed_example,
     neighbours,
@@ -46,42 +57,252 @@ PAIRS_PER_CLIP = 0.5
 """Default number of comparisons per clip of a batch."""
 
 
-def run_recipe(config: RecipeConfig, *, num_stages: int | None = None) -> Path:
+class TrainingStopped(Exception):
+    """Training was told to stop, and has left its output as the last finished stage made it."""
+
+
+class TrainingStopRequest:
+    """Tells a training, between its steps and batches, that a signal asked it to stop; called, it raises `TrainingStopped`."""
+
+    def __init__(self) -> None:
+        """Begin without a request."""
+        self.is_signalled = False
+
+    def listen(self) -> None:
+        """Take SIGTERM and SIGINT as requests; a second one ends the process at once."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: object) -> None:
+        self.is_signalled = True
+        signal.signal(number, signal.SIG_DFL)
+        log.warning("asked to stop: training ends at the next step")
+
+    def __call__(self) -> None:
+        """Raise `TrainingStopped` where any process was asked; all processes must call it alike."""
+        asked = torch.tensor(int(self.is_signalled))
+        if rank_and_world()[1] > 1:
+            asked = asked.to("cuda" if torch.distributed.get_backend() == "nccl" else "cpu")
+            torch.distributed.all_reduce(asked, op=torch.distributed.ReduceOp.MAX)
+        if asked:
+            raise TrainingStopped
+
+    def alone(self) -> None:
+        """Raise `TrainingStopped` where this process was asked, whatever the others do."""
+        if self.is_signalled:
+            raise TrainingStopped
+
+
+Show = Callable[[str], ProgressCallback]
+"""show(unit) -> a callback that shows how many of the "steps", "files" or "clips" are done."""
+
+
+def run_recipe(
+    config: RecipeConfig,
+    *,
+    num_stages: int | None = None,
+    stop: TrainingStopRequest | None = None,
+    show: Show = lambda unit: lambda done, total: None,
+) -> Path:
     """Train all stages of a recipe and return the folder of the finished judge.
 
     Args:
         config: the recipe.
         num_stages: stop after that many stages; None runs all.
+        stop: asked between steps and batches.
+        show: shows the progress of a kind of work.
 
     Returns:
         `config.output`/judge, with its provenance and model card, which the first process of several writes.
+
+    Raises:
+        ValueError: A finished stage was made with other settings, or data cannot be used.
+        TrainingStopped: The training was asked to stop; it goes on at the stage that it was in.
     """
     output = Path(config.output)
+    pause = stop or TrainingStopRequest()
+    check_finished(config)
+    started = any(output.glob(f"stages/[0-9]*/{DONE}"))
+    quarantine = Quarantine(output, max_unreadable=config.max_unreadable, show=partial(show, "files"), go_on=started)
     done: list[Path] = []
+    chosen = False
     for number, stage in enumerate([*config.stages.values()][:num_stages]):
-        folder = output / "stages" / f"{number:02d}-{stage.name}"
-        _find_again(folder)
-        if not (folder / "done.json").exists():
+        folder = stage_folder(output, number, stage.name)
+        chosen = chosen or bool(stage.measure_every)
+        part: Part = "report" if chosen else "held_out"
+        if not (folder / DONE).exists():
             judge = _load(done[-1], config) if done else start_judge(config)
+            keep = _keep(quarantine, stage, judge)
+            _check_held_out(stage, part, keep)
             add_layers(judge, stage.add_layers)
             seed = config.seed * 1000 + number
             _forget(output / "metrics.jsonl", stage.name)
-            metrics = run_stage(judge, stage, seed=seed, log_file=output / "metrics.jsonl")
-            metrics |= measure_stage(judge, stage)
+            log_file = output / "metrics.jsonl"
+            metrics = run_stage(
+                judge, stage, seed=seed, log_file=log_file, keep=keep, pause=pause, progress=show("steps")
+            )
+            metrics |= measure_stage(judge, stage, part=part, keep=keep, pause=pause)
             judge.configure(lineage=(*judge.config.lineage, stage.name))
-            _save(judge, folder, {"stage": asdict(stage), "metrics": metrics})
+            _save(judge, folder, {"stage": asdict(stage), "made_from": made_from(config, stage), "metrics": metrics})
         done.append(folder)
     if rank_and_world()[0] == 0:
+        damaged = show("clips")
+
+        def damage(number: int, total: int) -> None:
+            """Show how many clips are damaged, and stop where it is asked."""
+            damaged(number, total)
+            pause.alone()
+
         # the others need not wait: the card of a large judge takes longer than a barrier's timeout
-        finish(config, done, output / "judge")
+        quarantine.leave_the_others()
+        finish(config, done, output / "judge", part=part, keep=partial(_keep, quarantine), progress=damage)
     return output / "judge"
+
+
+DONE = "done.json"
+
+
+def stage_folder(output: Path, number: int, name: str) -> Path:
+    """Return the folder of a stage's checkpoint."""
+    return output / "stages" / f"{number:02d}-{name}"
+
+
+def check_finished(config: RecipeConfig) -> None:
+    """Compare the finished stages of the output with the recipe.
+
+    Args:
+        config: the recipe.
+
+    Raises:
+        ValueError: A stage was made with another setting or from another file, which the message names, or is not in the
+            recipe.
+    """
+    output = Path(config.output)
+    expected = {stage_folder(output, n, stage.name): stage for n, stage in enumerate(config.stages.values())}
+    advice = "give another output, or take the finished stages away"
+    if rank_and_world()[0] == 0:
+        for folder in expected:
+            put_back(folder)
+    _wait_for_all()
+    for mark in sorted(output.glob(f"stages/[0-9]*/{DONE}")):
+        if mark.parent not in expected:
+            raise ValueError(f"{mark.parent} holds a finished stage that is not in the recipe; {advice}")
+        stage = expected[mark.parent]
+        record = json.loads(mark.read_text())
+        made = {**record.get("made_from", {}), f"stages.{stage.name}": record["stage"]}
+        now = {**made_from(config, stage), f"stages.{stage.name}": json.loads(json.dumps(asdict(stage)))}
+        if difference := _difference(made, now):
+            raise ValueError(f"{mark.parent} was made with {difference}; {advice}")
+
+
+def made_from(config: RecipeConfig, stage: StageConfig) -> dict[str, Any]:
+    """Return what a stage is made from beside its own settings: those of the recipe, and its files by their content."""
+    others = {name: value for name, value in plain(config).items() if name not in ("stages", "output", "num_sanity")}
+    files = sorted({data.path for data in stage.data if Path(data.path).is_file()})
+    digests = {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in files}
+    return json.loads(json.dumps({**others, "files": digests}))
+
+
+def _difference(made: Any, now: Any, key: str = "") -> str:
+    """Return the first setting that both hold and that differs, as "key=old, the recipe says new"; empty without one."""
+    if isinstance(made, dict) and isinstance(now, dict):
+        names = [name for name in made if name in now]
+        if not key.startswith("files"):
+            names += [name for name in now if name not in made and key.endswith(("tasks", "task_share", "columns"))]
+            names += [name for name in made if name not in now and key.endswith(("tasks", "task_share", "columns"))]
+        each = (_difference(made.get(n), now.get(n), f"{key}.{n}".lstrip(".")) for n in names)
+        return next((one for one in each if one), "")
+    if isinstance(made, list) and isinstance(now, list) and len(made) == len(now):
+        each = (_difference(a, b, f"{key}[{i}]") for i, (a, b) in enumerate(zip(made, now, strict=True)))
+        return next((one for one in each if one), "")
+    if made == now:
+        return ""
+    if key.startswith("files."):
+        return f"another content of {key.removeprefix('files.')}"
+    return f"{key}={json.dumps(made)}, the recipe says {json.dumps(now)}"
+
+
+def _keep(quarantine: Quarantine, stage: StageConfig, judge: VideoJudge) -> Keep:
+    """Return the function that leaves out what this stage cannot use for this judge."""
+    planner = clip_planner(judge)
+
+    def plan(video: Video | Path) -> Clip:
+        """Read a clip and refuse one that the judge's family cannot take."""
+        clip = planner(video)
+        clip_grid(clip, judge.family)
+        return clip
+
+    def keep(name: str, examples: Sequence[Annotation], faults: Sequence[Fault]) -> Sequence[Annotation]:
+        """Return the usable examples of a file."""
+        return quarantine.keep(name, examples, faults, plan=plan, attempt=partial(_attempt, stage))
+
+    return keep
+
+
+def _attempt(stage: StageConfig, example: Annotation, to_clip: ToClip) -> None:
+    """Build what a stage makes of one example; ValueError where it cannot."""
+    if isinstance(example, VideoPair) and "compare" in stage.tasks:
+        if not example.preference:
+            raise ValueError("no label")
+        if stage.method == "grpo":
+            build_prompt("compare", example, to_clip, group=0)
+        pair_example(example, to_clip)
+    elif isinstance(example, VideoQuestion) and "ask" in stage.tasks:
+        closed_example(example, to_clip)
+    elif isinstance(example, RatedClip):
+        kinds = [kind for kind in stage.tasks if kind not in ("compare", "ask")]
+        if stage.method == "grpo" and "reason" in stage.tasks:
+            build_prompt("reason", example, to_clip, group=0)
+        elif stage.method == "sft" and kinds:
+            clip_example(example, to_clip, kinds)
+
+
+def check_data(config: RecipeConfig) -> None:
+    """Look for the annotation files of all stages before a base is loaded.
+
+    Args:
+        config: the recipe.
+
+    Raises:
+        ValueError: A file is missing or malformed, or holds nothing on one side of the split.
+    """
+    chosen = False
+    for stage in config.stages.values():
+        chosen = chosen or bool(stage.measure_every)
+        open_mixture(stage.data, keep=_as_read)
+        _check_held_out(stage, "report" if chosen else "held_out", _as_read)
+
+
+def _as_read(name: str, examples: Sequence[Annotation], faults: Sequence[Fault]) -> Sequence[Annotation]:
+    if not examples and faults:
+        raise ValueError(f"{name}: no line can be read; {faults[0].reason}")
+    return examples
+
+
+def _check_held_out(stage: StageConfig, part: Part, keep: Keep) -> None:
+    """Refuse a stage that is to be measured, or to choose its weights, on nothing."""
+    for wanted, name in ((bool(stage.num_held_out), part), (bool(stage.measure_every), "selection")):
+        if wanted and open_mixture(stage.data, part=name, keep=keep).is_empty:
+            raise ValueError(
+                f"stage {stage.name!r} has nothing to hold out for its {name} part: too few sources; set num_held_out: 0"
+                + (" and measure_every: 0" if stage.measure_every else "")
+            )
 
 
 def _load(folder: Path, config: RecipeConfig) -> VideoJudge:
     return VideoJudge.from_pretrained(folder, dtype=getattr(torch, config.dtype))
 
 
-def run_stage(judge: VideoJudge, stage: StageConfig, *, seed: int, log_file: Path) -> dict[str, float]:
+def run_stage(
+    judge: VideoJudge,
+    stage: StageConfig,
+    *,
+    seed: int,
+    log_file: Path,
+    keep: Keep = refuse_faults,
+    pause: Callable[[], None] = lambda: None,
+    progress: ProgressCallback | None = None,
+) -> dict[str, float]:
     """Train one stage in place and return its last metrics.
 
     Args:
@@ -89,6 +310,9 @@ def run_stage(judge: VideoJudge, stage: StageConfig, *, seed: int, log_file: Pat
         stage: role, data, tasks and optimisation.
         seed: seed of data order and of a new adapter.
         log_file: JSONL that receives the metrics.
+        keep: which examples of a file can be used.
+        pause: called between steps.
+        progress: told of the steps done, and their number.
 
     Returns:
         Means of the metrics over the last logged stretch.
@@ -112,30 +336,40 @@ def run_stage(judge: VideoJudge, stage: StageConfig, *, seed: int, log_file: Pat
             f"fit.batch_size of stage {stage.name!r} is {stage.fit.batch_size}, not a multiple of {world} processes"
         )
     judge.train()
-    with METHODS[stage.method](judge, stage, seed) as loss, judge.use_role(stage.role):
+    with METHODS[stage.method](judge, stage, seed, keep) as loss, judge.use_role(stage.role):
         parameters = judge.train_only(stage.role, motion=stage.train_motion)
         matrices, report = layer_matrices(judge, parameters), write if rank == 0 else None
-        if not stage.measure_every:
-            metrics = fit(parameters, loss, stage.fit, matrices=matrices, log=report)
-        else:
-            best = _watch(judge, stage, parameters)
-            metrics = fit(parameters, loss, stage.fit, matrices=matrices, log=report, after_step=best.after_step)
+        best = _watch(judge, stage, parameters, keep, pause) if stage.measure_every else None
+
+        def after_step(step: int) -> bool:
+            """Show the step, stop where it is asked, and measure where it is time."""
+            if progress is not None:
+                progress(step, stage.fit.num_steps)
+            pause()
+            return best is not None and best.after_step(step)
+
+        metrics = fit(parameters, loss, stage.fit, matrices=matrices, log=report, after_step=after_step)
+        if best is not None:
             best.restore()
-            metrics |= {"best_step": best.step, "best_held_out": best.score}
+            metrics["best_step"] = best.step
+            if math.isfinite(best.score):
+                metrics["best_held_out"] = best.score
     judge.eval()
     if stage.role is None:
         judge.configure(base=BASE_FOLDER, revision=None)  # its weights are its own from now on, and are saved with it
     return metrics
 
 
-def _watch(judge: VideoJudge, stage: StageConfig, parameters: Sequence[nn.Parameter]) -> BestWeights:
-    """Return the keeper of the best weights, which measures them on held-out clips as the stage goes."""
+def _watch(
+    judge: VideoJudge, stage: StageConfig, parameters: Sequence[nn.Parameter], keep: Keep, pause: Callable[[], None]
+) -> BestWeights:
+    """Return the keeper of the best weights, which measures them on held-out clips for selection as the stage goes."""
 
     def measure() -> dict[str, float]:
         """Return the table of the held-out clips."""
         judge.eval()
         try:
-            return measure_stage(judge, stage)
+            return measure_stage(judge, stage, part="selection", keep=keep, pause=pause)
         finally:
             judge.train()
 
@@ -147,29 +381,29 @@ def _prepare_role(judge: VideoJudge, stage: StageConfig) -> None:
         return
     if stage.role in judge.roles:
         judge.remove_role(stage.role)
-    judge.add_role(stage.role, rank=stage.lora.rank, alpha=stage.lora.alpha, copy_from=stage.start)
+    lora = stage.lora
+    judge.add_role(stage.role, rank=lora.rank, alpha=lora.alpha, targets=lora.targets, copy_from=stage.start)
 
 
 @contextmanager
-def _sft(judge: VideoJudge, stage: StageConfig, seed: int) -> Iterator[Loss]:
+def _sft(judge: VideoJudge, stage: StageConfig, seed: int, keep: Keep) -> Iterator[Loss]:
     """Yield the supervised loss of each step on this process's share of the batch."""
-    source, (rank, world) = open_mixture(stage.data), rank_and_world()
+    source, (rank, world) = open_mixture(stage.data, keep=keep), rank_and_world()
 
     def loss(step: int) -> list[tuple[torch.Tensor, dict[str, float]]]:
         """Return the loss of one step."""
-        examples = draw_examples(
-            judge, source, stage, (seed * 1_000_003 + step) * world + rank, stage.fit.batch_size // world
-        )
+        annotations = source.draw(seed, step, stage.fit.batch_size, rank=rank, world=world)
+        examples = make_examples(judge, annotations, stage, num=stage.fit.batch_size // world, turn=step + rank)
         return [example_loss(judge, examples, stage.tasks)]
 
     yield loss
 
 
 @contextmanager
-def _grpo(judge: VideoJudge, stage: StageConfig, seed: int) -> Iterator[Loss]:
+def _grpo(judge: VideoJudge, stage: StageConfig, seed: int, keep: Keep) -> Iterator[Loss]:
     """Yield the policy loss of each step on this process's prompts; the reference is the role as it is now."""
     assert stage.role is not None
-    source, planner, (rank, world) = open_mixture(stage.data), _noting_planner(judge), rank_and_world()
+    source, planner, (rank, world) = open_mixture(stage.data, keep=keep), _noting_planner(judge), rank_and_world()
     reference = f"{stage.role}-at-start"
     judge.add_role(reference, copy_from=stage.role)
     steps = GRPOSteps(judge, build_rewards(stage.rewards), stage.grpo, role=stage.role, reference=reference)
@@ -177,10 +411,11 @@ def _grpo(judge: VideoJudge, stage: StageConfig, seed: int) -> Iterator[Loss]:
     def loss(step: int) -> Iterator[tuple[torch.Tensor, dict[str, float]]]:
         """Yield the loss of one step in micro-batches."""
         # every process plans the whole batch and asks its share: any number of them asks the same prompts
-        planned = plan_prompts(source(seed * 1_000_003 + step, stage.fit.batch_size), stage.tasks)
+        annotations = source.draw(seed, step // stage.grpo.num_updates, stage.fit.batch_size)
+        planned = plan_prompts(annotations, stage.tasks, turn=step // stage.grpo.num_updates)
         mine = [build_prompt(*planned[group], planner, group=group) for group in range(rank, len(planned), world)]
         _note_reasoned(judge, stage, [e for kind, e in planned if kind == "reason"])
-        return steps.micro_batches(mine, step, seed=seed * 1_000_003)
+        return steps.micro_batches(mine, step, seed=seed * SEED_STRIDE)
 
     try:
         yield loss
@@ -199,10 +434,22 @@ def layer_matrices(judge: VideoJudge, parameters: Sequence[nn.Parameter]) -> lis
     return [p for name, p in named if id(p) in chosen and p.ndim == 2 and any(layer in name for layer in layers)]
 
 
-def draw_examples(judge: VideoJudge, source: Source, stage: StageConfig, seed: int, num: int) -> list[SFTExample]:
-    """Return the supervised examples of one step: every clip with its tasks behind one prefix, then the comparisons."""
+def make_examples(
+    judge: VideoJudge, annotations: Sequence[Annotation], stage: StageConfig, *, num: int, turn: int = 0
+) -> list[SFTExample]:
+    """Return the supervised examples of one step: every clip with its tasks behind one prefix, then the comparisons.
+
+    Args:
+        judge: whose planner shows the clips.
+        annotations: drawn from the stage's data.
+        stage: its tasks and their shares.
+        num: clips asked for, of which the shares are taken.
+        turn: number of the step; a labelled pair that is shown in one order alone is swapped in odd ones.
+
+    Returns:
+        The examples.
+    """
     planner = _noting_planner(judge)
-    annotations = source(seed, num)
     kinds = [kind for kind in stage.tasks if kind not in ("compare", "ask")]
     examples = []
     clips = [one for one in annotations if isinstance(one, RatedClip)]
@@ -215,7 +462,7 @@ def draw_examples(judge: VideoJudge, source: Source, stage: StageConfig, seed: i
         if chosen:
             examples.append(clip_example(rated, planner, chosen, scores=scores[place] if place < len(scores) else None))
     if "compare" in stage.tasks:
-        orders = _both_orders(annotations)[: round(num * stage.task_share.get("compare", PAIRS_PER_CLIP))]
+        orders = _both_orders(annotations, turn)[: round(num * stage.task_share.get("compare", PAIRS_PER_CLIP))]
         examples += [pair_example(pair, planner) for pair in orders]
     if "ask" in stage.tasks:
         examples += [closed_example(e, planner) for e in annotations if isinstance(e, VideoQuestion)]
@@ -245,9 +492,12 @@ def _note_reasoned(judge: VideoJudge, stage: StageConfig, asked: Sequence[Annota
         judge.configure(reasoned={**known, role: [*known.get(role, ()), *new]})
 
 
-def _both_orders(annotations: Sequence[Annotation]) -> list[VideoPair]:
+def _both_orders(annotations: Sequence[Annotation], turn: int) -> list[VideoPair]:
     """Return the labelled pairs and those of neighbouring clips, each in both orders, so the order teaches nothing."""
-    pairs = [e for e in annotations if isinstance(e, VideoPair)] + [pair_of(*two) for two in neighbours(annotations)]
+    labelled = [e for e in annotations if isinstance(e, VideoPair)]
+    pairs = [swapped(pair) if turn % 2 else pair for pair in labelled] + [
+        pair_of(*two) for two in neighbours(annotations)
+    ]
     return [order for pair in pairs for order in (pair, swapped(pair))]
 
 
@@ -265,17 +515,10 @@ def _save(judge: VideoJudge, folder: Path, record: dict[str, object]) -> None:
     def write(beside: Path) -> None:
         """Write the judge and the record of its stage."""
         judge.save_pretrained(beside)
-        (beside / "done.json").write_text(json.dumps(record, indent=1) + "\n")
+        (beside / DONE).write_text(json.dumps(record, indent=1) + "\n")
 
     if rank_and_world()[0] == 0:
         write_beside(folder, write)
-    _wait_for_all()
-
-
-def _find_again(folder: Path) -> None:
-    """Return a stage's folder to its place if its replacement was killed, before any process looks for it."""
-    if rank_and_world()[0] == 0:
-        put_back(folder)
     _wait_for_all()
 
 

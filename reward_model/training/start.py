@@ -17,6 +17,7 @@ from reward_model.media.motion_encoders import build_encoder
 from reward_model.records import DIMENSIONS
 from reward_model.toy_world import moving_shapes
 from reward_model.training.recipe import RecipeConfig, ScratchConfig
+from reward_model.video_reward import TOY_JUDGE
 
 WORLD_SIZE, WORLD_FRAMES = 32, 9
 """Pixels per side and frames of the clips that a judge built from nothing is made for."""
@@ -28,7 +29,8 @@ def start_judge(config: RecipeConfig) -> VideoJudge:
         assert config.scratch is not None
         judge = _build_judge(config.scratch, seed=config.seed)
     else:
-        judge = VideoJudge.from_pretrained(config.base, dtype=getattr(torch, config.dtype))
+        base = TOY_JUDGE if config.base == "toy" else config.base
+        judge = VideoJudge.from_pretrained(base, dtype=getattr(torch, config.dtype))
     # whatever prompts its base was trained on, this recipe uses the project's own
     judge.configure(trained_on=config.trained_on, prompt_style=OWN, wording={}, dimensions=DIMENSIONS)
     if config.frame_policy is not None:

@@ -164,7 +164,7 @@ class RandomReward:
         asked = [score_request(c, t, ("overall",)) for c, t in zip(clips, texts, strict=True) if isinstance(c, Clip)]
         with torch.set_grad_enabled(differentiable):
             logits = torch.cat(self.judge.next_token_logits(asked))  # [B, V]
-            return SimpleNamespace(rewards=read_levels(logits, self.judge.level_ids).quality, scores={})
+            return SimpleNamespace(rewards=read_levels(logits, self.judge.level_ids).quality, scores={}, reasons={})
 
 
 def noise_clip(size: str, seed: int) -> Clip:

@@ -221,7 +221,7 @@ def compare(judge: VideoJudge, trainer: Any, question: RolloutPrompt, settings: 
     drawn = [Completion(t, v, ended=False) for t, v in zip(tokens, log_probs.by_answer(), strict=True)]
     answered = LabelledAnswers(("reason",) * len(tokens), (question.label,) * len(tokens), (0,) * len(tokens), ())
     rollout = AnswerGroups((question,), (tuple(drawn),), answered)
-    credited = AnswerAdvantages(inputs["advantages"], len(tokens), {})
+    credited = AnswerAdvantages(inputs["advantages"], len(tokens), sum(map(len, tokens)), {})
     suppressed, judge.suppressed_ids = judge.suppressed_ids, ()  # trl's log-probs count tokens that cannot come
     judge.zero_grad()
     for loss, _ in grpo_micro_batches(judge, rollout, credited, settings, role="policy", reference="policy"):

@@ -57,7 +57,7 @@ def defect_table(num: int) -> dict[str, dict[str, dict[str, list[float]]]]:
         means: dict[str, list[float]] = {dimension: [] for dimension in DIMENSIONS}
         known: dict[str, list[float]] = {dimension: [] for dimension in DIMENSIONS}
         for severity in range(len(SEVERITIES)):
-            clips = [distort(clip, name, severity, generator=generator) for clip in clean]
+            clips = [distort(clip, name, severity, generator=generator, fps=world.FPS) for clip in clean]
             scores = mean_scores(clips, [world.caption(scene) for scene in scenes])
             label = world.label({name: severity}, scenes[0], scenes[0])
             for dimension in DIMENSIONS:
@@ -190,7 +190,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--num", type=int, default=500)
     parser.add_argument("--out", type=Path, default=Path("docs"))
     arguments = parser.parse_args(argv)
-    vae = AutoencoderKLWan.from_pretrained(arguments.vae, torch_dtype=torch.float32).eval().requires_grad_(False)
+    vae = AutoencoderKLWan.from_pretrained(arguments.vae, torch_dtype=torch.float32, trust_remote_code=False)
+    vae = vae.eval().requires_grad_(False)
 
     def through(clips: Tensor) -> Tensor:
         """Return clips as they come back from the VAE."""

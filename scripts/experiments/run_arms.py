@@ -124,8 +124,26 @@ def write_results(arms: Mapping[str, Mapping[str, Any]], docs: Path) -> None:
         "Right pairs: how often the judge orders two clips of one held-out prompt as the oracle does, where the oracle "
         "sets them 0.05 apart: the first judge before, the refreshed judge after (random scores on the same pairs).",
         "",
+        *on_refreshing(arms),
     ]
     (docs / "toy_results.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def on_refreshing(arms: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return a paragraph that sets the refreshed judge against the fixed one, nothing where either arm is missing."""
+    if not {"nft", "nft_no_refresh"} <= arms.keys():
+        return []
+    refreshed, fixed = (arms[name]["after"]["oracle"]["overall"] for name in ("nft", "nft_no_refresh"))
+    change = arms["nft_no_refresh"]["difference"]["overall"]
+    equal = change["low"] <= refreshed - arms["nft"]["before"]["oracle"]["overall"] <= change["high"]
+    ends = f"the oracle ends at {refreshed:.4f} with the refreshed judge and at {fixed:.4f} with the fixed one."
+    if not equal:
+        return [f"The refreshed and the fixed judge differ: {ends}", ""]
+    return [
+        f"Refreshing the judge shows no benefit here: {ends} In runs this short the oracle rises under the fixed judge as well, "
+        "so this page neither supports nor refutes that refreshing keeps a judge from being gamed.",
+        "",
+    ]
 
 
 def table_line(arm: str, summary: Mapping[str, Any]) -> str:

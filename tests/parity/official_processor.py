@@ -22,7 +22,10 @@ TEXT = ("user\nA clip: ", " how good is it?")
 
 @dataclass(frozen=True)
 class Case:
-    """A clip's size and a processor's settings; `seed` also decides between noise (even) and smooth content (odd)."""
+    """A clip's size and a processor's settings; `seed` also decides between noise (even) and smooth content (odd).
+
+    `fps` and `source_frames` (0: all are shown) are of the source, of which `num_frames` are shown.
+    """
 
     name: str
     family: str
@@ -34,6 +37,13 @@ class Case:
     width: int
     fps: float
     seed: int
+    source_frames: int = 0
+
+    @property
+    def indices(self) -> list[int]:
+        """Return the frames shown of the source, evenly from the first to the last."""
+        last = (self.source_frames or self.num_frames) - 1
+        return [round(i * last / (self.num_frames - 1)) for i in range(self.num_frames)]
 
 
 CASES = (
@@ -52,6 +62,20 @@ CASES = (
     Case("q3.shrink", "qwen3_vl", 16, 32 * 32, 36 * 32 * 32, 7, 240, 426, 24.0, 10),
     Case("q3.default", "qwen3_vl", 16, 128 * 32 * 32, 768 * 32 * 32, 3, 270, 480, 24.0, 11),
 )
+SAMPLED = tuple(
+    Case(f"{short}.{source}at{fps:g}", family, patch, 32 * 32, 16 * 32 * 32, shown, 32, 48, fps, 2, source)
+    for short, family, patch in (("q2", "qwen2_5_vl", 14), ("q3", "qwen3_vl", 16))
+    for source, shown, fps in (
+        (81, 16, 16.0),
+        (48, 8, 24.0),
+        (300, 16, 29.97),
+        (33, 4, 8.0),
+        (121, 9, 60.0),
+        (9, 9, 8.0),
+    )
+)
+"""Clips of which some frames are shown, by source frames and rate."""
+
 GOLDEN = ("q2.small", "q2.third", "q3.small", "q3.third")
 
 
@@ -102,9 +126,9 @@ def run(case: Case, tokenizer: Any) -> dict[str, Tensor]:
     before, after = TEXT
     metadata = {
         "fps": case.fps,
-        "total_num_frames": case.num_frames,
-        "frames_indices": list(range(case.num_frames)),
-        "duration": case.num_frames / case.fps,
+        "total_num_frames": case.source_frames or case.num_frames,
+        "frames_indices": case.indices,
+        "duration": (case.source_frames or case.num_frames) / case.fps,
     }
     found = processor_of(case, tokenizer)(
         text=[f"{before}<|vision_start|><|video_pad|><|vision_end|>{after}"],
@@ -117,7 +141,7 @@ def run(case: Case, tokenizer: Any) -> dict[str, Tensor]:
         "patches": found["pixel_values_videos"],
         "grid": found["video_grid_thw"],
         "input_ids": found["input_ids"],
-    }
+    } | ({"seconds": found["second_per_grid_ts"]} if case.source_frames and "second_per_grid_ts" in found else {})
 
 
 def main(tokenizer_folder: str, out: str, *names: str) -> None:
@@ -128,7 +152,7 @@ def main(tokenizer_folder: str, out: str, *names: str) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     found = {}
-    for case in CASES:
+    for case in (*CASES, *SAMPLED):
         if not names or case.name in names:
             found |= {f"{case.name}.{key}": value.contiguous() for key, value in run(case, tokenizer).items()}
     save_file(found, out)

@@ -20,6 +20,7 @@ from tests.family_checks import (
     check_objective_trains,
     check_stock_pipeline_loads_the_lora,
     noise_generators,
+    scheduler_after_first_step,
 )
 from tests.tiny_cogvideox import build_cogvideox, build_cogvideox_generator
 from tests.tiny_hunyuan_video import build_hunyuan_video, build_hunyuan_video_generator
@@ -161,6 +162,45 @@ def test_schedule_equals_the_pipelines(stages):
         return
     generator.pipeline.scheduler.set_timesteps(NUM_STEPS)
     assert torch.equal(generator._time(sigmas[:-1]).long(), generator.pipeline.scheduler.timesteps)
+
+
+@pytest.mark.parametrize("num_steps", [2, 3, 10, 25, 50])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_schedule_equals_the_pipelines_at_any_number_of_steps(name, num_steps):
+    family = FAMILIES[name]
+    generator = family.generator(pipeline=family.build())
+    sigmas = generator.sigmas(num_steps)
+    scheduler = scheduler_after_first_step(
+        generator.pipeline, **{**stock_call(family), "num_inference_steps": num_steps}
+    )
+    if family.sigmas is None:
+        assert torch.equal(generator._time(sigmas[:-1]).long(), scheduler.timesteps)
+    else:
+        assert torch.equal(sigmas, family.sigmas(scheduler.sigmas))
+
+
+@pytest.mark.parametrize(("name", "message"), [("ltx", "must fall from sigma 1 to 0"), ("mochi", "at least 2 steps")])
+def test_a_single_step_is_refused_where_the_pipelines_schedule_has_none(name, message):
+    family = FAMILIES[name]
+    with pytest.raises(ValueError, match=message):
+        family.generator(pipeline=family.build()).sigmas(1)
+
+
+@pytest.mark.parametrize("name", ["cogvideox", "hunyuan_video"])
+def test_a_single_step_goes_from_one_to_zero(name):
+    family = FAMILIES[name]
+    assert family.generator(pipeline=family.build()).sigmas(1).tolist() == [1, 0]
+
+
+def test_schedule_of_a_cogvideox_checkpoint_with_the_dpm_solver_has_its_times():
+    from diffusers import CogVideoXDPMScheduler
+
+    family = FAMILIES["cogvideox"]
+    pipeline = family.build()
+    pipeline.scheduler = CogVideoXDPMScheduler.from_config(pipeline.scheduler.config)
+    generator = family.generator(pipeline=pipeline)
+    scheduler = scheduler_after_first_step(pipeline, **{**stock_call(family), "num_inference_steps": 25})
+    assert torch.equal(generator._time(generator.sigmas(25)[:-1]).long(), scheduler.timesteps)
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from torch.testing import assert_close
 from generator_loop.adapters.base import POLICY
 from generator_loop.records import Draw, Prompt
 from generator_loop.sampling.rollout import PromptEncoder, rollout, sample_path
+from tests.family_checks import scheduler_after_first_step
 from tests.tiny_wan import KINDS, build_generator, build_wan, randomise_lora
 
 pytestmark = pytest.mark.parity
@@ -140,11 +141,60 @@ def test_rollout_equals_a_stock_call_with_the_same_noise(stages):
     assert_close(ours.frames, theirs, atol=1e-5, rtol=0)
 
 
-def test_a_unipc_checkpoint_gives_its_shift_to_the_euler_schedule():
-    from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+def unipc(**settings):
+    """Return the scheduler of the published Wan checkpoints."""
+    from diffusers import UniPCMultistepScheduler
 
-    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0)
-    generator = build_generator(pipeline=build_wan(scheduler=scheduler))
-    expected = FlowMatchEulerDiscreteScheduler(shift=5.0)
-    expected.set_timesteps(NUM_STEPS)
-    assert torch.equal(generator.sigmas(NUM_STEPS), expected.sigmas)
+    return UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, **settings)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shift", [3.0, 5.0, 12.0])
+@pytest.mark.parametrize("num_steps", [1, 2, 7, 25, 50])
+def test_schedule_of_a_unipc_checkpoint_is_its_own_grid(kind, shift, num_steps):
+    generator = build_generator(pipeline=build_wan(kind=kind, scheduler=unipc(flow_shift=shift)))
+    sigmas, stock = generator.sigmas(num_steps), first_step(generator.pipeline, num_steps)
+    assert sigmas[0] == 1 and abs(float(stock.sigmas[0]) - 1) <= 2e-6  # UniPC takes 1e-6 from its first sigma alone
+    assert torch.equal(sigmas[1:], stock.sigmas[1:])
+    late = 1000 * sigmas[:-1].double() - stock.timesteps  # the whole number below 1000 sigma, and 999 for the first
+    assert late.min() >= -1e-4 and late.max() <= 1
+
+
+def test_schedule_of_a_unipc_checkpoint_by_hand():
+    """Of two steps at shift 3: u = 1 and (1 + .001) / 2, and 3 u / (1 + 2 u)."""
+    generator = build_generator(pipeline=build_wan(scheduler=unipc(flow_shift=3.0)))
+    assert_close(generator.sigmas(2), torch.tensor([1.0, 3 * 0.5005 / (1 + 2 * 0.5005), 0.0]))
+
+
+@pytest.mark.parametrize("num_steps", [1, 3, 25])
+@pytest.mark.parametrize("settings", [{"shift": 3.0}, {"shift": 5.0}, {"shift": 3.0, "use_karras_sigmas": True}])
+def test_schedule_of_an_euler_checkpoint_is_its_own_grid(settings, num_steps):
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    generator = build_generator(pipeline=build_wan(scheduler=FlowMatchEulerDiscreteScheduler(**settings)))
+    assert torch.equal(generator.sigmas(num_steps), first_step(generator.pipeline, num_steps).sigmas)
+
+
+def test_sigmas_that_do_not_reach_zero_are_refused():
+    generator = build_generator(pipeline=build_wan(scheduler=unipc(flow_shift=3.0, final_sigmas_type="sigma_min")))
+    with pytest.raises(ValueError, match="must fall from sigma 1 to 0"):
+        generator.sigmas(NUM_STEPS)
+
+
+def test_a_scheduler_without_flow_times_is_refused():
+    from diffusers import UniPCMultistepScheduler
+
+    with pytest.raises(ValueError, match="UniPCMultistepScheduler is not a flow-matching scheduler"):
+        build_generator(pipeline=build_wan(scheduler=UniPCMultistepScheduler()))
+
+
+def test_reading_the_schedule_leaves_the_pipelines_own_alone():
+    generator = build_generator(pipeline=build_wan(scheduler=unipc(flow_shift=3.0)))
+    generator.pipeline.scheduler.set_timesteps(9)
+    generator.sigmas(4)
+    assert len(generator.pipeline.scheduler.sigmas) == 10
+
+
+def first_step(pipeline, num_steps):
+    """Return the pipeline's scheduler as a stock call of `num_steps` sets it; the call stops after its first step."""
+    return scheduler_after_first_step(pipeline, height=16, width=16, num_frames=5, num_inference_steps=num_steps)

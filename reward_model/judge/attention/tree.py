@@ -89,20 +89,18 @@ class SuffixCache:
     def update(self, key: Tensor, value: Tensor, layer: int, *_: Any) -> tuple[Tensor, Tensor]:
         """Store the new tokens' [R, g, S, d] and return those of the sequences, as transformers calls it."""
         for own, new in zip(self.own[layer], (key, value), strict=True):
-            own[:, self.size] = rearrange(new, "r g s d -> (r s g) d")
+            own[:, self.size] = new.transpose(1, 2).flatten(0, 2)  # [R * S * g, d]
         return self.encoded.layers[layer].keys, self.encoded.layers[layer].values
 
     def attend(self, query: Tensor, layer: int, scale: float) -> tuple[Tensor, Tensor]:
         """Attend from new tokens [R, h, S, d] to their slot's; return [R, S, h, d] and logarithms of sums [R, S, h]."""
-        num_sequences, _, num_slots, _ = query.shape
+        num_sequences, _, num_slots, size = query.shape
         key, value = (own[:, : self.size + 1] for own in self.own[layer])
-        groups = key.shape[0] // (num_sequences * num_slots)
-        slots = rearrange(query, "r (g m) s d -> (r s g) m d", g=groups).double()
+        slots = query.transpose(1, 2).reshape(len(key), -1, size).double()  # [R * S * g, h / g, d]
         scores = torch.baddbmm(self.mask[..., : self.size + 1], slots, key.transpose(1, 2), alpha=scale)
         sums = scores.logsumexp(dim=-1, keepdim=True)
         out = (scores - sums).exp() @ value
-        out, sums = (rearrange(t, "(r s g) m d -> r s (g m) d", r=num_sequences, s=num_slots) for t in (out, sums))
-        return out, sums[..., 0]
+        return out.reshape(num_sequences, num_slots, -1, size), sums.reshape(num_sequences, num_slots, -1)
 
 
 @dataclass(frozen=True)
@@ -326,15 +324,18 @@ def _attend_backward(
 
 # h = 4 heads share g = 2 keys, so repeats m = 2: heads 0 1 | 2 3 become two batch entries of heads 0 2 and 1 3, and each
 # entry stands opposite its own copy of keys 0 1.
+#
+# These three and the cache above run in every layer of every decoded token: plain views, because einops' own time per call
+# makes decoding of small models about a tenth slower.
 
 
 def _heads_out(tensor: Tensor, repeats: int) -> Tensor:
-    return rearrange(tensor, "b (g m) ... -> (b m) g ...", m=repeats)
+    return tensor.unflatten(1, (-1, repeats)).transpose(1, 2).flatten(0, 1)  # [B * m, g, ...]
 
 
 def _heads_back(tensor: Tensor, repeats: int) -> Tensor:
-    return rearrange(tensor, "(b m) g ... -> b (g m) ...", m=repeats)
+    return tensor.unflatten(0, (-1, repeats)).transpose(1, 2).flatten(1, 2)  # [B, g * m, ...]
 
 
 def _per_head(tensor: Tensor, repeats: int) -> Tensor:
-    return repeat(tensor, "b ... -> (b m) ...", m=repeats)
+    return tensor[:, None].expand(-1, repeats, -1, -1, -1).flatten(0, 1)  # [B * m, ...], a view where B is 1

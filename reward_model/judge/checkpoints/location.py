@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
-CONFIG_FILE = "judge_config.json"
+from reward_model.weights import hub_is_away, is_hub_id
 
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
-"""Weight files that run code when they are read."""
+CONFIG_FILE = "judge_config.json"
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,8 @@ class Location:
     path: str
     subfolder: str = ""
     revision: str | None = None
+    is_offline: bool = False
+    """Look for the repository on this machine only, since the hub cannot be reached."""
 
     @property
     def folder(self) -> Path | None:
@@ -58,7 +60,7 @@ def locate(path_or_id: str | Path, *, subfolder: str = "", revision: str | None 
         The folder or the snapshot of a saved judge; of a hub id that is no saved judge (a stock checkpoint, or nothing) the id.
 
     Raises:
-        ValueError: a revision of a folder.
+        ValueError: a revision of a folder, or neither a folder nor a hub id.
     """
     folder = Path(path_or_id) / subfolder
     if folder.is_dir():
@@ -69,19 +71,20 @@ def locate(path_or_id: str | Path, *, subfolder: str = "", revision: str | None 
     names = repository.split("/")
     if len(names) > 2 and names[0] not in ("", ".", "..", "~"):
         repository, inner = "/".join(names[:2]), "/".join([*names[2:], *([subfolder] if subfolder else [])])
-    return _snapshot(Location(repository, inner, revision))
+    if not is_hub_id(repository) or Path(path_or_id).is_file():
+        raise ValueError(f"judge {str(path_or_id)!r} {_no_folder(Path(path_or_id))}")
+    return _snapshot(Location(repository, inner, revision, hub_is_away()))
 
 
-def refuse_pickles(folder: Path) -> None:
-    """Refuse a folder whose weights are pickles (ValueError): reading one runs whatever code is in it."""
-    if any(folder.glob("*.safetensors")):
-        return
-    pickles = sorted(file.name for pattern in PICKLES for file in folder.glob(pattern))
-    if pickles:
-        raise ValueError(
-            f"{folder} has its weights in {pickles[0]}, a pickle, which can run code when read; convert it to safetensors where "
-            "you trust it (load it with weights_only=True, write it with safetensors.torch.save_file)"
-        )
+def _no_folder(path: Path) -> str:
+    """Return the fault of a path that is no folder, with the nearest name that is one."""
+    if path.is_file():
+        return "is a file; name the folder that holds judge_config.json"
+    beside = [one.name for one in path.parent.iterdir() if one.is_dir()] if path.parent.is_dir() else []
+    known = ["toy", *beside] if path.parent == Path() else beside
+    near = difflib.get_close_matches(path.name, known, n=1)
+    hint = f"; did you mean {str(path.with_name(near[0]))!r}?" if near else ""
+    return f"is neither a folder nor a hub id such as owner/name{hint}"
 
 
 def _snapshot(place: Location) -> Location:
@@ -91,8 +94,11 @@ def _snapshot(place: Location) -> Location:
 
     start = f"{place.subfolder}/" if place.subfolder else ""
     try:
-        hf_hub_download(place.path, f"{start}{CONFIG_FILE}", revision=place.revision)
+        hf_hub_download(place.path, f"{start}{CONFIG_FILE}", revision=place.revision, local_files_only=place.is_offline)
     except (EntryNotFoundError, HFValidationError, RepositoryNotFoundError):
         return place
     patterns = [f"{start}{kind}" for kind in ("*.json", "*.safetensors", "*.jinja", "*.txt")]
-    return Location(str(Path(snapshot_download(place.path, revision=place.revision, allow_patterns=patterns)) / start))
+    folder = snapshot_download(
+        place.path, revision=place.revision, allow_patterns=patterns, local_files_only=place.is_offline
+    )
+    return Location(str(Path(folder) / start))

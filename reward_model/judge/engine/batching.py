@@ -32,6 +32,9 @@ AnswerText = str | tuple[int, ...]
 Answers = Sequence[Sequence[Sequence[AnswerText]]]
 """Per request and branch, any number of answers."""
 
+MAX_STACKED = 2**25
+"""Values of the clips that are resized together, several copies of which exist at a time; a larger clip goes alone."""
+
 _Shown = tuple[tuple[str | int, ...], tuple[int, ...]]
 """A prefix, and the numbers of the distinct clips that its integers stand for; requests that agree in it share a tree."""
 
@@ -150,15 +153,16 @@ def patches_of(
     clips: Sequence[Clip], family: VisionFamily, *, quantise: bool, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Return the patches [P, ...] of all clips in order and their grids [N, 3]; clips of one size go together."""
-    groups: dict[tuple[int, ...], list[int]] = {}
+    groups: dict[tuple, list[int]] = {}
     for index, clip in enumerate(clips):
-        groups.setdefault(tuple(clip.frames.shape), []).append(index)
+        groups.setdefault((tuple(clip.frames.shape), shown_size(clip, family)), []).append(index)
     patches: list[Tensor] = [torch.empty(0)] * len(clips)
-    for shape, members in groups.items():
-        frames = torch.stack([clips[i].frames.to(device) for i in members])  # [n, T, C, H, W]
-        size = family.size(shape[0], shape[2], shape[3])
-        for index, own in zip(members, patchify(frames, size, family.facts, quantise=quantise), strict=True):
-            patches[index] = own
+    for (shape, size), alike in groups.items():
+        num = max(1, MAX_STACKED // math.prod(shape))
+        for members in (alike[start : start + num] for start in range(0, len(alike), num)):
+            frames = torch.stack([clips[i].frames.to(device) for i in members])  # [n, T, C, H, W]
+            for index, own in zip(members, patchify(frames, size, family.facts, quantise=quantise), strict=True):
+                patches[index] = own
     grids = torch.tensor([clip_grid(clip, family) for clip in clips], device=device)
     return torch.cat(patches), grids
 
@@ -170,7 +174,12 @@ def clip_grid(clip: Clip, family: VisionFamily) -> Grid:
         raise ValueError(
             f"a clip needs frames [T, 3, H, W] and a plan of T times, got {shape} and {len(clip.plan.times)}"
         )
-    return grid_of(shape[0], family.size(shape[0], shape[2], shape[3]), family.facts)
+    return grid_of(shape[0], shown_size(clip, family), family.facts)
+
+
+def shown_size(clip: Clip, family: VisionFamily) -> tuple[int, int]:
+    """Return the height and width that a clip is shown at, which those of its source decide (ValueError: too narrow)."""
+    return family.size(len(clip.frames), *(clip.source_size or clip.frames.shape[-2:]))
 
 
 def _by_prefix(requests: Sequence[JudgeRequest]) -> tuple[list[Clip], dict[_Shown, list[tuple[int, int]]]]:

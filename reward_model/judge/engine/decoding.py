@@ -25,11 +25,15 @@ END_TOKENS = ("<|im_end|>", "<|endoftext|>")
 
 @dataclass(frozen=True)
 class Completion:
-    """One answer: `tokens` with the end token if it came, `log_probs` [n] of each, fp32, and whether it `ended`."""
+    """One answer: `tokens` with the end token if it came, `log_probs` [n] of each, fp32, and whether it `ended`.
+
+    `allowed` holds for each token the ids among which it was drawn; empty where that was the whole vocabulary.
+    """
 
     tokens: tuple[int, ...]
     log_probs: Tensor
     ended: bool
+    allowed: tuple[Tensor, ...] = ()
 
 
 def token_ids(tokenizer: Any, tokens: Sequence[str]) -> list[int]:
@@ -112,6 +116,8 @@ def continue_branches(
     max_new_tokens: int,
     suppressed: Sequence[int],
     ends: Sequence[int],
+    top_p: float = 1.0,
+    top_k: int = 0,
 ) -> list[Completion]:
     """Extend each branch of encoded sequences `num_samples` times, until each answer ends.
 
@@ -127,6 +133,8 @@ def continue_branches(
         max_new_tokens: most tokens of an answer.
         suppressed: tokens that have probability 0.
         ends: tokens that end an answer.
+        top_p: see `likeliest`; read where `noise` is given.
+        top_k: see `likeliest`; read where `noise` is given.
 
     Returns:
         The answers, those to a branch following one another.
@@ -135,10 +143,15 @@ def continue_branches(
     logits = repeat(logits, "b v -> (b n) v", n=num_samples)
     stop, never = (torch.tensor(list(ids), device=device, dtype=torch.long) for ids in (ends, suppressed))
     alive = torch.ones(len(logits), dtype=torch.bool, device=device)
-    tokens, chosen, living = [], [], []
+    cut = noise is not None and (top_p < 1 or top_k > 0)
+    tokens, chosen, living, kept = [], [], [], []
     for turn in range(max_new_tokens):
         scaled = logits / temperature if noise is not None else logits
         log_probs = scaled.index_fill(1, never, -torch.inf).log_softmax(-1)
+        if cut:
+            keep = likeliest(log_probs, top_p=top_p, top_k=top_k)
+            log_probs = log_probs.masked_fill(~keep, -torch.inf).log_softmax(-1)
+            kept.append([line.nonzero()[:, 0].cpu() for line in keep])
         token = log_probs.argmax(-1) if noise is None else _inverse_cdf(log_probs, noise[:, turn].to(device))
         tokens.append(token)
         chosen.append(log_probs.gather(1, token[:, None])[:, 0])
@@ -150,9 +163,30 @@ def continue_branches(
     lengths = torch.stack(living, dim=1).sum(dim=1).tolist()
     ids, values = torch.stack(tokens, dim=1).tolist(), torch.stack(chosen, dim=1).cpu()
     return [
-        Completion(tuple(ids[i][:n]), values[i, :n], ended=not still)
+        Completion(tuple(ids[i][:n]), values[i, :n], ended=not still, allowed=tuple(turn[i] for turn in kept[:n]))
         for i, (n, still) in enumerate(zip(lengths, alive.tolist(), strict=True))
     ]
+
+
+def likeliest(log_probs: Tensor, *, top_p: float, top_k: int) -> Tensor:
+    """Return which tokens may be drawn: the `top_k` likeliest, and of these the fewest whose probabilities reach `top_p`.
+
+    Args:
+        log_probs: [A, V].
+        top_p: in (0, 1]; of the probability that the `top_k` tokens have together, as transformers cuts.
+        top_k: 0 is all tokens.
+
+    Returns:
+        Bool [A, V]; the likeliest token is always among them.
+    """
+    ordered, order = log_probs.sort(dim=-1, descending=True, stable=True)
+    if top_k:
+        ordered = ordered[:, :top_k].log_softmax(-1)
+    probs = ordered.exp()
+    before = probs.cumsum(-1) - probs  # probability of all likelier tokens
+    keep = (before < top_p) & (probs > 0)
+    keep[:, 0] = True
+    return torch.zeros_like(log_probs, dtype=torch.bool).scatter(1, order[:, : keep.shape[1]], keep)
 
 
 def _inverse_cdf(log_probs: Tensor, noise: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ read (trainer.py), frames and sizes (vision_process.py, inference.py).
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,11 +18,12 @@ import torch
 from torch import Tensor
 
 from reward_model.dimensions import video_align_names
-from reward_model.judge.checkpoints.format import SAME_FOLDER, JudgeConfig, quiet
-from reward_model.judge.checkpoints.location import refuse_pickles
+from reward_model.judge.checkpoints.format import SAME_FOLDER, JudgeConfig, load_stock_model, load_tokenizer
+from reward_model.judge.checkpoints.location import locate
 from reward_model.judge.families.qwen2_vl import TEXT_RULE
 from reward_model.judge.model import VideoJudge
 from reward_model.judge.modules.score_head import HeadConfig, ScoreHead
+from reward_model.weights import read_json, read_tensors, refuse_pickles
 
 NAMES = video_align_names()
 """VideoAlign's name -> dimension."""
@@ -57,7 +57,7 @@ def load_videoalign(
         ValueError: weights in a pickle, a setting that this reading does not cover, or weights that do not fit the base.
     """
     place = Path(folder)
-    settings = json.loads((place / "model_config.json").read_text(encoding="utf-8"))
+    settings = read_json(place / "model_config.json")
     _check(settings)
     weights = _weights(place)
     model, tokenizer = _base(base, base_revision, [f"<|{name}_reward|>" for name in NAMES], weights)
@@ -96,15 +96,13 @@ def _check(settings: Mapping[str, Any]) -> None:
 
 def _weights(place: Path) -> dict[str, Tensor]:
     """Return the newest checkpoint's tensors by plain names: no wrapper's prefix, no adapter's name."""
-    from safetensors.torch import load_file
-
     checkpoints = sorted(place.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
     if not checkpoints:
         raise ValueError(f"{place} has no folder checkpoint-N")
-    refuse_pickles(checkpoints[-1])
+    refuse_pickles(checkpoints[-1], beside=False)
     saved: dict[str, Tensor] = {}
     for file in sorted(checkpoints[-1].glob("*.safetensors")):
-        saved |= load_file(file)
+        saved |= read_tensors(file)
     plain = {_plain(name): tensor for name, tensor in saved.items()}
     for name in (_HEAD, _EMBEDDING):
         if name not in plain:
@@ -121,13 +119,9 @@ def _plain(name: str) -> str:
 
 def _base(base: str | Path, revision: str | None, tokens: list[str], weights: Mapping[str, Tensor]) -> tuple[Any, Any]:
     """Return the base model and its tokenizer, with embeddings for the special tokens."""
-    from transformers import AutoModelForImageTextToText, AutoTokenizer
-
-    with quiet():
-        model = AutoModelForImageTextToText.from_pretrained(
-            base, revision=revision, dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True
-        )
-    tokenizer = AutoTokenizer.from_pretrained(base, revision=revision)
+    place = locate(base, revision=revision)
+    model = load_stock_model(place, dtype=torch.float32, attn_implementation="sdpa")
+    tokenizer = load_tokenizer(place)
     tokenizer.add_special_tokens({"additional_special_tokens": tokens})
     size = len(weights[_EMBEDDING])
     if size != len(tokenizer):

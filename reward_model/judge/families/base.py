@@ -16,7 +16,7 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from reward_model.judge.attention.tree import AttentionSpans
-from reward_model.records import FramePlan
+from reward_model.records import FramePlan, VideoError
 
 Grid = tuple[int, int, int]
 """Frame groups, lines and columns of patches of one clip, before merging."""
@@ -200,6 +200,11 @@ def patchify(frames: Tensor, size: tuple[int, int], facts: VisionFacts, *, quant
     )
 
 
+def shrink_whole(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize 8-bit pixels [N, C, H, W] as `patchify` does for `quantise`, which then leaves them as they are."""
+    return _resize(pixels, size)
+
+
 def grid_of(num_frames: int, size: tuple[int, int], facts: VisionFacts) -> Grid:
     """Return the grid of a clip that was resized to `size`."""
     return (-(-num_frames // facts.temporal_patch_size), size[0] // facts.patch_size, size[1] // facts.patch_size)
@@ -227,10 +232,12 @@ def bounded_size(
         Height and width.
 
     Raises:
-        ValueError: sides that differ by more than a factor of 200.
+        VideoError: no pixels, or sides that differ by more than a factor of 200.
     """
+    if min(height, width) < 1 or num_frames < 1:
+        raise VideoError(f"there are no pixels to judge: {num_frames} frames of {height}x{width}")
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
-        raise ValueError(f"frames of {height}x{width} are too narrow, the sides may differ by {MAX_ASPECT_RATIO} times")
+        raise VideoError(f"frames of {height}x{width} are too narrow, the sides may differ by {MAX_ASPECT_RATIO} times")
     least, most = bounds
     tall, wide = round(height / factor) * factor, round(width / factor) * factor
     if counted_frames * tall * wide > most:

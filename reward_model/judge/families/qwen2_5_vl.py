@@ -26,6 +26,10 @@ from reward_model.records import FramePlan
 RELEASED_RULE = "mrope_two_fps_then_maximum"
 """Rule of judges that were trained by transformers 4 without telling the processor the clips' frame rate."""
 
+SPACING_RULE = "mrope_seconds_then_longer_side"
+"""Rule of judges that were trained with the seconds between two shown frames, not with the source's seconds per shown frame as
+the official processor counts: equal where all frames are shown, and further apart where they are sampled."""
+
 CLIP_PIXELS = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """Mean and deviation of the channels, those of CLIP."""
 
@@ -37,7 +41,11 @@ class Qwen25VL:
     display_name: ClassVar[str] = "Qwen2.5-VL"
     default_pixels: ClassVar[tuple[int, int]] = (128 * 28 * 28, 768 * 28 * 28)
     """Least and most pixels of a frame."""
-    position_rules: ClassVar[tuple[str, ...]] = ("mrope_seconds_then_longer_side", RELEASED_RULE)
+    position_rules: ClassVar[tuple[str, ...]] = (
+        "mrope_sampled_seconds_then_longer_side",
+        SPACING_RULE,
+        RELEASED_RULE,
+    )
     processors: ClassVar[ProcessorNames] = ProcessorNames(
         "Qwen2_5_VLProcessor", "Qwen2VLImageProcessor", "Qwen2VLVideoProcessor"
     )
@@ -47,8 +55,8 @@ class Qwen25VL:
     max_pixels: int
     tokens_per_second: float
     position_rule: str
-    """Time is in ticks of the clip's seconds and text goes on after the longer merged side; or every clip counts as one of
-    2 frames a second and text goes on after the largest position on any axis."""
+    """Time is in ticks of the source's seconds per shown frame (or of those between two) and text goes on after the longer
+    merged side; or every clip counts as one of 2 frames a second and text goes on after the largest position on any axis."""
 
     @classmethod
     def of(cls, config: Any, min_pixels: int, max_pixels: int, position_rule: str) -> Qwen25VL:
@@ -92,11 +100,13 @@ class Qwen25VL:
     def video_spans(self, plan: FramePlan, grid: Grid) -> list[VideoSpan]:
         """Return the clip's one span; its step is the ticks between two frame groups.
 
-        Source: get_rope_index of transformers 5.23; for the released rule that of 4.51, whose processor takes 2 Hz for granted.
+        Source: get_rope_index and `VideoMetadata.sampled_fps` of transformers 5.23; for the released rule get_rope_index of 4.51,
+        whose processor takes 2 Hz for granted.
         """
         released = self.position_rule == RELEASED_RULE
+        rate = plan.fps if self.position_rule == SPACING_RULE else plan.sampled_fps or plan.fps
         # float32 throughout, as the library rounds its time axis in float32
-        seconds = torch.tensor(self.facts.temporal_patch_size / (2.0 if released else plan.fps), dtype=torch.float32)
+        seconds = torch.tensor(self.facts.temporal_patch_size / (2.0 if released else rate), dtype=torch.float32)
         shown, step = merged(grid, self.facts), float(self.tokens_per_second * seconds)
         return [(shown, step, int(time_offsets(shown[0], step)[-1]) + 1)] if released else [(shown, step)]
 

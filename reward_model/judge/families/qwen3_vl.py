@@ -22,6 +22,10 @@ from reward_model.judge.families.base import (
 )
 from reward_model.records import FramePlan
 
+UNWRAPPED_RULE = "mrope_unwrapped_stamps_then_longer_side"
+"""Rule of judges that were trained by transformers 4.57, whose processor put the stamped groups in place of the whole of
+start, video token and end."""
+
 HALF = (0.5, 0.5, 0.5)
 """Mean and deviation of the channels."""
 
@@ -33,7 +37,7 @@ class Qwen3VL:
     display_name: ClassVar[str] = "Qwen3-VL"
     default_pixels: ClassVar[tuple[int, int]] = (128 * 32 * 32, 768 * 32 * 32)
     """Least and most pixels of a clip."""
-    position_rules: ClassVar[tuple[str, ...]] = ("mrope_stamps_then_longer_side",)
+    position_rules: ClassVar[tuple[str, ...]] = ("mrope_stamps_then_longer_side", UNWRAPPED_RULE)
     processors: ClassVar[ProcessorNames] = ProcessorNames(
         "Qwen3VLProcessor", "Qwen2VLImageProcessor", "Qwen3VLVideoProcessor"
     )
@@ -42,7 +46,8 @@ class Qwen3VL:
     min_pixels: int
     max_pixels: int
     position_rule: str
-    """Each frame group is a grid of its own behind its time stamp; text goes on after the longer merged side."""
+    """Each frame group is a grid of its own behind its time stamp, with or without an outer start and end around all groups;
+    text goes on after the longer merged side."""
 
     @classmethod
     def of(cls, config: Any, min_pixels: int, max_pixels: int, position_rule: str) -> Qwen3VL:
@@ -80,13 +85,16 @@ class Qwen3VL:
         return bounded_size(height, width, factor, bounds, num_frames=num_frames, counted_frames=counted)
 
     def placeholder(self, plan: FramePlan, grid: Grid) -> str:
-        """Return start, per frame group its mean time and its tokens between start and end, and the outer end."""
+        """Return per frame group its mean time and its tokens between start and end, all between an outer start and end.
+
+        Source: Qwen3VLProcessor of transformers 5.23, `replace_video_token`; that of 4.57 leaves the outer start and end out.
+        """
         pair = self.facts.temporal_patch_size
         times = [*plan.times, *[plan.times[-1]] * (-len(plan.times) % pair)]
         stamps = [(times[i] + times[i + pair - 1]) / 2 for i in range(0, len(times), pair)]
         pads = "<|video_pad|>" * math.prod(merged(grid, self.facts)[1:])
         groups = "".join(f"<{stamp:.1f} seconds><|vision_start|>{pads}<|vision_end|>" for stamp in stamps)
-        return f"<|vision_start|>{groups}<|vision_end|>"
+        return groups if self.position_rule == UNWRAPPED_RULE else f"<|vision_start|>{groups}<|vision_end|>"
 
     def video_spans(self, plan: FramePlan, grid: Grid) -> list[VideoSpan]:
         """Return one span per frame group; time stands in the stamps, not in the positions."""

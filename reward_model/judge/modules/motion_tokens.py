@@ -15,6 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from reward_model.weights import read_tensors
+
 MOTION_TOKEN = "<|vision_pad|>"
 """Stands for one motion token; the Qwen vocabularies have it, and nothing else uses it."""
 
@@ -52,10 +54,9 @@ class MotionProjector(nn.Module):
         )
 
     def load(self, folder: Path) -> None:
-        """Read the file that `save` wrote; other names or shapes raise RuntimeError."""
-        from safetensors.torch import load_file
-
-        weights = load_file(folder / WEIGHTS_FILE)
+        """Read the file that `save` wrote; another file, other names or other shapes raise ValueError."""
+        wanted = {f"motion.{name}": value.shape for name, value in self.state_dict().items()}
+        weights = read_tensors(folder / WEIGHTS_FILE, wanted)
         self.load_state_dict({name.removeprefix("motion."): value for name, value in weights.items()})
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import RLock
@@ -12,12 +13,20 @@ from typing import Any
 
 from torch import nn
 
+from reward_model.weights import read_json, read_tensors, refuse_difference, tensor_shapes
+
 ADAPTERS_FOLDER = "adapters"
+CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 _TEXT = r".*language_model\.layers\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
-_VISION = r".*visual\.blocks\..*\.(qkv|proj|gate_proj|up_proj|down_proj|linear_fc1|linear_fc2)"
+_VISION = r".*visual\.blocks\..*\.(qkv|proj|gate_proj|up_proj|down_proj|linear_fc1|linear_fc2|fc1|fc2)"
+_MERGER = r".*visual\.(merger|deepstack_merger_list\.\d+)\.(mlp\.[02]|linear_fc1|linear_fc2)"
+
+TARGETS = {"text": _TEXT, "vision": _VISION, "merger": _MERGER}
+"""Parts of a model that a role may adapt -> pattern of their linear layers."""
+
 _SAVED_PREFIX = "base_model.model."
 
 
@@ -41,7 +50,7 @@ class Roles:
         """The role in use; None is the base."""
         return self._active
 
-    def add(self, name: str, *, rank: int, alpha: int, vision: bool, copy_from: str | None) -> None:
+    def add(self, name: str, *, rank: int, alpha: int, targets: Sequence[str], copy_from: str | None) -> None:
         """Add a role; see `VideoJudge.add_role`."""
         if not _NAME.fullmatch(name) or name in self._configs:
             raise ValueError(f"a new role needs a new name of letters, digits, - and _, got {name!r}")
@@ -50,8 +59,9 @@ class Roles:
         from peft import LoraConfig, get_peft_model_state_dict
 
         if copy_from is None:
-            targets = f"{_TEXT}|{_VISION}" if vision else _TEXT
-            self._inject(name, LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets))
+            check_targets(targets)
+            pattern = "|".join(TARGETS[part] for part in TARGETS if part in targets)
+            self._inject(name, LoraConfig(r=rank, lora_alpha=alpha, target_modules=pattern))
             return
         weights = get_peft_model_state_dict(self._model, adapter_name=copy_from)
         self._inject(name, self._configs[copy_from], {key: value.clone() for key, value in weights.items()})
@@ -112,16 +122,34 @@ class Roles:
             save_file(named, place / WEIGHTS_FILE)
 
     def load(self, folder: Path) -> None:
-        """Add every role that `save` wrote."""
-        places = sorted((folder / ADAPTERS_FOLDER).glob(f"*/{WEIGHTS_FILE}"))
-        if not places:
-            return
-        from peft import LoraConfig
-        from safetensors.torch import load_file
+        """Add every role that `save` wrote.
 
-        for file in places:
-            weights = {key.removeprefix(_SAVED_PREFIX): value for key, value in load_file(file).items()}
-            self._inject(file.parent.name, LoraConfig.from_pretrained(file.parent), weights)
+        Args:
+            folder: of the judge.
+
+        Raises:
+            ValueError: an adapter without settings or weights, or whose names or shapes are not those of its layers here.
+        """
+        places = folder / ADAPTERS_FOLDER
+        for place in sorted(places.iterdir()) if places.is_dir() else ():
+            if not place.is_dir() or not _NAME.fullmatch(place.name):
+                raise ValueError(f"{place} is no folder of a role")
+            self._load_role(place)
+
+    def _load_role(self, place: Path) -> None:
+        from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+        name, file = place.name, place / WEIGHTS_FILE
+        config = _lora_config(place / CONFIG_FILE)
+        got = tensor_shapes(file)
+        try:
+            self._inject(name, config)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise ValueError(f"{place / CONFIG_FILE} does not fit this model: {str(error).splitlines()[0]}") from error
+        wanted = get_peft_model_state_dict(self._model, adapter_name=name)
+        refuse_difference(file, {f"{_SAVED_PREFIX}{key}": value.shape for key, value in wanted.items()}, got)
+        weights = {key.removeprefix(_SAVED_PREFIX): value for key, value in read_tensors(file).items()}
+        set_peft_model_state_dict(self._model, weights, adapter_name=name)
 
     def _inject(self, name: str, config: Any, weights: dict[str, Any] | None = None) -> None:
         from peft import inject_adapter_in_model, set_peft_model_state_dict
@@ -152,6 +180,30 @@ class Roles:
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
         self._active = name
+
+
+def check_targets(targets: Sequence[str]) -> None:
+    """Refuse targets that are not some of `TARGETS`, each once (ValueError)."""
+    if not targets or len(set(targets)) < len(targets) or not set(targets) <= set(TARGETS):
+        raise ValueError(f"lora.targets must be one or more of {', '.join(TARGETS)}, each once, got {list(targets)}")
+
+
+def _lora_config(file: Path) -> Any:
+    """Return the adapter's settings; anything but a LoRA's own raises ValueError with the file's name."""
+    from peft import LoraConfig
+
+    values = read_json(file)
+    if values.get("peft_type") != "LORA":
+        raise ValueError(f"{file}: peft_type must be 'LORA', got {values.get('peft_type')!r}")
+    if missing := [key for key in ("r", "lora_alpha", "target_modules") if not values.get(key)]:
+        raise ValueError(f"{file}: {missing[0]} is missing")
+    known = {field.name for field in dataclasses.fields(LoraConfig)}
+    if unknown := sorted(key for key, value in values.items() if key not in known and value):
+        raise ValueError(f"{file}: unknown setting {unknown[0]!r}")
+    try:
+        return LoraConfig(**{key: value for key, value in values.items() if key in known})
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file}: {str(error).splitlines()[0]}") from error
 
 
 def base_state(model: nn.Module) -> dict[str, Any]:

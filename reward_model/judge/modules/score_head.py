@@ -17,6 +17,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from reward_model.records import Clip, JudgeRequest
+from reward_model.weights import read_tensors, tensor_notes, tensor_shapes
 
 HEAD_FILE = "score_head.safetensors"
 
@@ -95,17 +96,38 @@ class ScoreHead(nn.Module):
         save_file({"weight": self.weight.detach().cpu()}, folder / HEAD_FILE, metadata={"settings": settings})
 
     @classmethod
-    def load(cls, folder: Path, tokenizer: Any, device: torch.device) -> ScoreHead | None:
-        """Read the file that `save` wrote; None where there is none."""
-        if not (folder / HEAD_FILE).is_file():
-            return None
-        from safetensors import safe_open
+    def load(cls, folder: Path, tokenizer: Any, hidden: Tensor) -> ScoreHead | None:
+        """Read the file that `save` wrote; None where there is none.
 
-        with safe_open(folder / HEAD_FILE, framework="pt", device=str(device)) as file:
-            values = json.loads(file.metadata()["settings"])
-            weight = file.get_tensor("weight")
-        rest = {name: tuple(values[name]) for name in ("tokens", "dimensions", "mean", "std")}
-        return cls(weight, HeadConfig(template=values["template"], **rest), tokenizer)
+        Args:
+            folder: of the judge.
+            tokenizer: of the judge.
+            hidden: weight [V, D] of the model's embeddings, for their size and device.
+
+        Returns:
+            The head on the device of `hidden`.
+
+        Raises:
+            ValueError: a cut or malformed file, or a weight or a question that does not fit the judge.
+        """
+        file = folder / HEAD_FILE
+        if not file.is_file():
+            return None
+        try:
+            config = _head_config(json.loads(tensor_notes(file)["settings"]))
+            num = tensor_shapes(file).get("weight", (1,))[0]
+            vectors = num if num in (1, len(config.tokens)) else len(config.tokens)
+            weight = read_tensors(file, {"weight": (vectors, hidden.shape[1])})["weight"]
+            return cls(weight.to(hidden.device), config, tokenizer)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{file} has no settings of a head in its metadata: {error}") from error
+        except ValueError as error:
+            raise ValueError(str(error) if str(file) in str(error) else f"{file}: {error}") from error
+
+
+def _head_config(values: Any) -> HeadConfig:
+    rest = {name: tuple(values[name]) for name in ("tokens", "dimensions", "mean", "std")}
+    return HeadConfig(template=values["template"], **rest)
 
 
 def states_at(hidden: Tensor, tokens: Tensor, branch: Tensor, ends: Sequence[int], ids: Sequence[int]) -> Tensor:

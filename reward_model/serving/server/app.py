@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -20,7 +20,8 @@ from reward_model.serving.server import schema
 from reward_model.serving.server.batcher import Batcher
 from reward_model.serving.server.config import ServerConfig
 from reward_model.serving.server.guard import HEALTH, RequestGuard
-from reward_model.serving.server.judge import JudgeJob
+from reward_model.serving.server.judge import JudgeJob, Room
+from reward_model.serving.server.memory import MemoryPool, return_free_memory
 from reward_model.serving.server.metrics import CONTENT_TYPE, ServerMetrics
 
 DESCRIPTION = """Scores, compares and explains videos.
@@ -39,16 +40,18 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
         400: "The body could not be parsed.",
         401: "The token is missing or wrong.",
         408: "The body took too long.",
-        413: "The body is too large.",
+        413: "The body is too large, or a video needs more memory than all clips may take.",
         415: "The Content-Type is not application/json.",
         422: "A field is missing or wrong, or the bytes are not a video.",
         429: "Too many concurrent requests; see Retry-After.",
         500: "The judge failed.",
+        503: "The memory for request bodies is full; see Retry-After.",
         504: "The judge did not answer in time.",
     }.items()
 }
 
 
+ResultT = TypeVar("ResultT")
 SentVideo = schema.FileVideo | schema.FramesVideo
 Item = tuple[Sequence[tuple[str, SentVideo]], str | None]
 """One clip or pair of a request: its videos, each with the name of its field, and the prompt."""
@@ -59,6 +62,9 @@ class JudgeInterface(Protocol):
 
     dimensions: tuple[str, ...]
     roles: tuple[str, ...]
+
+    def room(self, video: SentVideo) -> Room:
+        """Return the bytes that the video needs; ValueError if the bytes are not a video."""
 
     def read(self, video: SentVideo) -> Clip | str:
         """Return the clip, or the reason why it is unreadable; ValueError if the bytes are not a video."""
@@ -73,8 +79,9 @@ class RequestReader:
     def __init__(self, judge: JudgeInterface, config: ServerConfig, metrics: ServerMetrics) -> None:
         self._judge, self._config, self._metrics = judge, config, metrics
         self._threads = ThreadPoolExecutor(config.decode_threads, thread_name_prefix="reader")
-        # decoded clips are large: memory holds one batch with the judge, one in the queue, one being read
+        # one batch with the judge, one in the queue, one being read, as far as the memory allows
         self._slots = asyncio.Semaphore(3 * config.batch_size)
+        self._memory = MemoryPool(int(config.memory_mb * 10**6))
         self.batcher: Batcher[RequestOptions, JudgeJob, JsonRecord] = Batcher(
             judge.answer,
             batch_size=config.batch_size,
@@ -116,19 +123,29 @@ class RequestReader:
             raise HTTPException(504, f"no answer within {seconds:g} s; the server is busy") from error
         for record in records:
             self._metrics.result(record["valid"])
+        if not self.batcher.num_waiting:
+            await asyncio.get_running_loop().run_in_executor(self._threads, return_free_memory)
         return records
 
     async def _ask(
         self, options: RequestOptions, videos: Sequence[tuple[str, SentVideo]], prompt: str | None
     ) -> JsonRecord:
         async with self._slots:
-            clips = [await self._read(name, video) for name, video in videos]
-            return await self.batcher.ask(options, JudgeJob(tuple(clips), prompt))
+            rooms = [await self._run(self._judge.room, name, video) for name, video in videos]
+            kept, reading = sum(room.kept for room in rooms), max(room.reading for room in rooms)
+            if kept + reading > self._memory.size:
+                need = (
+                    f"needs {(kept + reading) / 10**6:.0f} MB of the {self._memory.size / 10**6:.0f} MB for all clips"
+                )
+                raise HTTPException(413, f"{videos[0][0]} {need}; send a smaller video")
+            async with self._memory.holding(kept, reading) as share:
+                clips = [await self._run(self._judge.read, name, video) for name, video in videos]
+                share.passed()
+                return await self.batcher.ask(options, JudgeJob(tuple(clips), prompt))
 
-    async def _read(self, name: str, video: SentVideo) -> Clip | str:
-        loop = asyncio.get_running_loop()
+    async def _run(self, work: Callable[[SentVideo], ResultT], name: str, video: SentVideo) -> ResultT:
         try:
-            return await loop.run_in_executor(self._threads, self._judge.read, video)
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work, video)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
 

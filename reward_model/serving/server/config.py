@@ -19,13 +19,25 @@ class ServerConfig:
     """Maximum clips per forward pass; a larger batch is faster on a GPU and takes more of its memory. Option of all commands."""
     max_wait_ms: float = _option(5.0, "longest time that a clip waits for others to share its forward pass, in ms")
     decode_threads: int = _option(2, "threads that decode videos")
-    max_requests: int = _option(128, "concurrent requests; further ones are answered 429")
+    max_requests: int = _option(128, "concurrent requests whose bodies are complete; further ones are answered 429")
     max_body_mb: float = _option(64.0, "largest request body in 10^6 bytes; larger ones are answered 413")
     max_videos: int = _option(32, "most videos, or pairs of videos, in a request")
     max_frames: int = _option(1800, "most frames of a video; all of them are decoded")
     max_seconds: float = _option(120.0, "longest video in seconds")
     max_frame_pixels: int = _option(4096 * 2304, "most pixels of a frame")
     max_clip_pixels: int = _option(2**26, "most pixels of all frames kept of a video, at 12 bytes each")
+    memory_mb: float = _option(
+        1024.0, "memory of all clips that wait or are judged, in 10^6 bytes; further clips wait for room"
+    )
+    bodies_mb: float = _option(
+        512.0, "all request bodies together, in 10^6 bytes, each until it is answered; further ones are answered 503"
+    )
+    max_uploads: int = _option(
+        128, "bodies that arrive at a time; of more, those of the client with the most that stand still go first"
+    )
+    min_body_kb: float = _option(
+        16.0, "lowest mean rate of a body after 5 s, in 10^3 bytes/s; slower ones are answered 408"
+    )
     body_seconds: float = _option(30.0, "longest time for a request body to arrive, in s; slower ones are answered 408")
     request_seconds: float = _option(120.0, "longest time from body to answer, in s; after it the answer is 504")
 

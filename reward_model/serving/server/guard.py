@@ -14,6 +14,7 @@ from typing import Any
 
 from reward_model.serving.server.config import ServerConfig
 from reward_model.serving.server.metrics import ServerMetrics
+from reward_model.serving.server.uploads import BodyMemory, Upload, Uploads
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -54,6 +55,8 @@ class RequestGuard:
             token: bearer token that the Authorization header must hold; None admits every request.
         """
         self._app, self._config, self._metrics = app, config, metrics
+        self._memory = BodyMemory(int(config.bodies_mb * 10**6))
+        self._uploads, self._num_complete = Uploads(config, self._memory), 0
         self._token = None if token is None else f"Bearer {token}".encode()
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
@@ -90,35 +93,77 @@ class RequestGuard:
         if scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
-        if self._metrics.num_open > self._config.max_requests:
-            raise Refusal(429, "too many concurrent requests; try again later", {"Retry-After": "1"})
         if headers.get(b"content-type", b"").partition(b";")[0].strip().lower() != b"application/json":
             raise Refusal(415, "the Content-Type must be application/json")
-        body = await self._whole_body(headers, receive)
+        client = (scope.get("client") or ("",))[0]
+        body = await self._whole_body(headers, receive, client)
+        try:
+            await self._answer(scope, receive, send, body)
+        finally:
+            self._memory.held -= len(body)
+            self._num_complete -= 1
+
+    async def _answer(self, scope: MutableMapping[str, Any], receive: Receive, send: Send, body: bytes) -> None:
+        """Pass on a complete request; only these count as concurrent, since a body may take long to arrive."""
+        self._num_complete += 1
+        if self._num_complete > self._config.max_requests:
+            raise Refusal(429, "too many concurrent requests; try again later", {"Retry-After": "1"})
         if sum(body.count(mark) for mark in (b",", b"[", b"{")) > MAX_JSON_PARTS:
             raise Refusal(413, f"the body has more than {MAX_JSON_PARTS} parts")
         pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
         await self._app(scope, lambda: _next(pending, receive), send)
 
-    async def _whole_body(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
+    async def _whole_body(self, headers: Mapping[bytes, bytes], receive: Receive, client: str) -> bytes:
+        """Return the body, whose bytes the memory counts until the caller takes them out."""
         limit, seconds = int(self._config.max_body_mb * 10**6), self._config.body_seconds
-        too_large = Refusal(413, f"the body is larger than {limit} bytes")
         if int(headers.get(b"content-length", b"0")) > limit:
-            raise too_large
-        chunks, size, more = [], 0, True
+            raise _too_large(limit)
+        upload = None
         try:
-            async with asyncio.timeout(seconds):
-                while more:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise Gone
-                    chunks.append(message.get("body", b""))
-                    size, more = size + len(chunks[-1]), message.get("more_body", False)
-                    if size > limit:
-                        raise too_large
-        except TimeoutError as error:
+            async with asyncio.timeout(seconds) as end:
+                with self._uploads.arriving(client, end) as upload:
+                    chunks = await self._chunks(receive, upload, limit)
+        except BaseException as error:
+            if upload is not None:
+                self._memory.held -= upload.size
+            if not isinstance(error, TimeoutError):
+                raise
+            if upload is not None and upload.dropped:
+                raise _busy() from error
             raise Refusal(408, f"the body took more than {seconds:g} s", {"Connection": "close"}) from error
-        return b"".join(chunks)
+        body = b"".join(chunks)
+        # a body that was dropped while its last bytes came is complete all the same, and counts again
+        self._memory.held += len(body) - upload.size
+        return body
+
+    async def _chunks(self, receive: Receive, upload: Upload, limit: int) -> list[bytes]:
+        chunks, more = [], True
+        while more:
+            try:
+                async with asyncio.timeout(self._uploads.seconds_left(upload)):
+                    message = await receive()
+            except TimeoutError as error:
+                rate = self._config.min_body_kb
+                raise Refusal(408, f"the body came at less than {rate:g} kB/s", {"Connection": "close"}) from error
+            if message["type"] == "http.disconnect":
+                raise Gone
+            chunks.append(message.get("body", b""))
+            more = message.get("more_body", False)
+            if upload.size + len(chunks[-1]) > limit:
+                raise _too_large(limit)
+            if not self._uploads.add(upload, len(chunks[-1])):
+                raise _busy()
+        return chunks
+
+
+def _busy() -> Refusal:
+    """Return the answer to a body that there is no room for, or that was dropped in favour of others."""
+    reason = "the server holds too many bodies; try again later"
+    return Refusal(503, reason, {"Retry-After": "1", "Connection": "close"})
+
+
+def _too_large(limit: int) -> Refusal:
+    return Refusal(413, f"the body is larger than {limit} bytes")
 
 
 async def _next(pending: list[Message], receive: Receive) -> Message:

@@ -8,12 +8,15 @@ from dataclasses import dataclass
 import torch
 
 from reward_model.media.containers import is_container
+from reward_model.media.decoders import open_video
+from reward_model.media.frame_sampling import take
 from reward_model.media.intake import plan_clip, to_clips
 from reward_model.media.motion_encoders import encoder_of
 from reward_model.media.video_io import MediaLimits
-from reward_model.records import Clip, RewardOutput, VideoError
+from reward_model.records import Clip, RewardOutput, Video, VideoError
 from reward_model.scoring.compare import compare_clips
 from reward_model.scoring.explain import explain_clip
+from reward_model.scoring.fitting import fitting
 from reward_model.scoring.json_records import (
     JsonRecord,
     comparison_records,
@@ -26,6 +29,7 @@ from reward_model.serving import wire
 from reward_model.serving.options import CompareOptions, RequestOptions, ScoreOptions
 from reward_model.serving.server.config import ServerConfig
 from reward_model.serving.server.schema import FileVideo, FramesVideo
+from reward_model.serving.server.shrink import SHOWN_BYTES, SOURCE_BYTES, Shrinker, as_float, shown_size
 from reward_model.video_reward import VideoJudgeReward
 
 COMPARATOR = "comparator"
@@ -38,6 +42,14 @@ class JudgeJob:
 
     clips: tuple[Clip | str, ...]
     prompt: str | None
+
+
+@dataclass(frozen=True)
+class Room:
+    """Bytes of one video: `kept` until it is answered, `reading` more while it is read."""
+
+    kept: int
+    reading: int
 
 
 class JudgeService:
@@ -56,6 +68,36 @@ class JudgeService:
         self._policy, self._allow_damaged = reward.frame_policy, reward.allow_damaged
         self._motion = encoder_of(reward.judge.config.motion)
 
+    def room(self, video: FileVideo | FramesVideo) -> Room:
+        """Return the bytes that a video will need, by its header; none for one that `read` will refuse.
+
+        Args:
+            video: video of a request.
+
+        Returns:
+            The bytes.
+
+        Raises:
+            ValueError: the bytes are not a video.
+        """
+        policy, family = self._policy, self._judge.family
+        most = max(policy.max_frames, policy.num_frames + policy.num_fast_frames)
+        try:
+            if isinstance(video, FramesVideo):
+                num, _, height, width = wire.decode_frames(video.frames).shape
+                reading = num * height * width * SHOWN_BYTES // 2
+            else:
+                with open_video(self._file(video)) as (_, stream):
+                    num, height, width = stream.frames or most, stream.height, stream.width
+                reading = height * width * SOURCE_BYTES
+            if height * width > self._config.max_frame_pixels:
+                return Room(0, 0)
+            num = max(min(num, most), 1)
+            shown = shown_size(family, num, height, width)
+        except VideoError:
+            return Room(0, 0)
+        return Room(num * max(shown[0] * shown[1], 1) * SHOWN_BYTES, reading)
+
     def read(self, video: FileVideo | FramesVideo) -> Clip | str:
         """Return the clip that the judge sees.
 
@@ -69,9 +111,10 @@ class JudgeService:
             ValueError: the bytes are not a video.
         """
         try:
-            return self._read_frames(video) if isinstance(video, FramesVideo) else self._read_file(video)
+            clip = self._read_frames(video) if isinstance(video, FramesVideo) else self._read_file(video)
         except VideoError as error:
             return str(error)
+        return fitting(clip, self._judge.family)
 
     def _read_frames(self, video: FramesVideo) -> Clip | str:
         config, frames = self._config, wire.decode_frames(video.frames)
@@ -79,23 +122,41 @@ class JudgeService:
         _check_size(num, num / video.fps, config)
         if height * width > config.max_frame_pixels or num * height * width > config.max_clip_pixels:
             raise VideoError(f"too large: {num} x {width}x{height} pixels")
-        (clip,) = to_clips([frames], policy=self._policy, fps=video.fps, motion=self._motion)
-        return clip
+        if frames.is_floating_point() and not torch.isfinite(frames).all():
+            raise VideoError("frames hold values that are not finite")
+        clip: Clip | str
+        if frames.dtype == torch.uint8 and self._motion is None and frames.shape[1] == 3:
+            clip = take(Video(frames, float(video.fps)), self._policy)
+        else:
+            (clip,) = to_clips([frames], policy=self._policy, fps=video.fps, motion=self._motion)
+        return clip if isinstance(clip, str) else Shrinker(self._judge.family).clip(clip)
 
     def _read_file(self, video: FileVideo) -> Clip:
-        config, data = self._config, wire.decode_bytes(video.file)
-        if not is_container(data):
-            raise ValueError(
-                "not a video file: expected MP4, MOV, Matroska, WebM, AVI, MPEG, FLV, Ogg, ASF or GIF bytes"
-            )
+        config, data, shrinker = self._config, self._file(video), Shrinker(self._judge.family)
         limits = MediaLimits(
             max_frame_pixels=config.max_frame_pixels,
             max_frames=config.max_frames,
             max_kept_pixels=config.max_clip_pixels,
         )
-        clip = plan_clip(data, self._policy, motion=self._motion, allow_damaged=self._allow_damaged, limits=limits)
+        clip = plan_clip(
+            data,
+            self._policy,
+            motion=self._motion,
+            allow_damaged=self._allow_damaged,
+            limits=limits,
+            fit=shrinker.fit,
+        )
         _check_size(0, clip.plan.times[-1], config)
-        return clip
+        return shrinker.clip(clip)
+
+    @staticmethod
+    def _file(video: FileVideo) -> bytes:
+        data = wire.decode_bytes(video.file)
+        if not is_container(data):
+            raise ValueError(
+                "not a video file: expected MP4, MOV, Matroska, WebM, AVI, MPEG, FLV, Ogg, ASF or GIF bytes"
+            )
+        return data
 
     def answer(self, options: RequestOptions, jobs: Sequence[JudgeJob]) -> list[JsonRecord]:
         """Answer jobs with equal options in one batch.
@@ -111,11 +172,11 @@ class JudgeService:
             ValueError: options that this judge refuses.
         """
         prompts = [job.prompt for job in jobs]
-        first = [job.clips[0] for job in jobs]
+        first = [_for_judge(job.clips[0]) for job in jobs]
         if isinstance(options, ScoreOptions):
             return output_records(self._score(first, prompts, options), prompts)
         if isinstance(options, CompareOptions):
-            second = [job.clips[1] for job in jobs]
+            second = [_for_judge(job.clips[1]) for job in jobs]
             comparison = compare_clips(
                 self._judge, self._comparator, first, second, prompts, swap=options.swap, batch_size=len(jobs)
             )
@@ -142,6 +203,10 @@ class JudgeService:
         with torch.no_grad(), self._judge.use_role(self._role):
             score_batch(self._judge, assembler, batch, options.readout, options.num_samples)
         return assembler.output(options.weight_of, options.normalize)
+
+
+def _for_judge(clip: Clip | str) -> Clip | str:
+    return clip if isinstance(clip, str) else as_float(clip)
 
 
 def _check_size(num_frames: int, seconds: float, config: ServerConfig) -> None:

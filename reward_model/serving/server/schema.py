@@ -103,6 +103,7 @@ class JudgedFrames(BaseModel):
     times: list[float]
     kinds: list[str]
     fps: float
+    sampled_fps: float = 0.0
 
 
 class Score(BaseModel):

@@ -12,16 +12,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from reward_model.judge.engine.decoding import Completion
 from reward_model.judge.model import VideoJudge
+from reward_model.media.motion_encoders import encoder_of
 from reward_model.records import Answer, Label, RewardValues
 from reward_model.rewards.base import AnswerReward, Perturbed
 from reward_model.training.fit import rank_and_world
-from reward_model.training.methods.policy_loss import grpo_advantages, policy_loss
+from reward_model.training.methods.policy_loss import LossType, grpo_advantages, policy_loss
 from reward_model.training.tasks.rollout_prompts import RolloutPrompt, perturbed
 
 
@@ -35,8 +37,18 @@ class AnswerGRPOConfig:
     """Weight of the penalty towards the adapter as it was when the stage began (VQ-Insight: 0.001, VQAThinker: 0.04)."""
     clip_range: float = 0.2
     """The ratio of the policy to the one that sampled the answers counts within 1 +- this only (VQAThinker: 0.2)."""
+    clip_range_high: float | None = None
+    """The ratio counts up to 1 + this only; null is `clip_range`. A larger one lets unlikely tokens rise faster (DAPO: 0.28)."""
+    loss_type: LossType = "grpo"
+    """grpo averages over each answer's tokens first (both papers), so that a long answer's tokens count less; bnpo and dapo
+    over all tokens of a micro-batch and of the step; dr_grpo divides by `max_answer_tokens`."""
     temperature: float = 1.0
     """Temperature of the rollout and of the log-probabilities alike; raising it explores more."""
+    top_p: float = 1.0
+    """Answers are drawn from the likeliest tokens that together have this probability; 1 draws from all. The log-probabilities
+    of all policies are those of the distribution cut to the tokens that the sampling policy could draw, and normalised."""
+    top_k: int = 0
+    """Answers are drawn from this many likeliest tokens; 0 draws from all. Counted in the log-probabilities as `top_p` is."""
     max_answer_tokens: int = 160
     """Longer answers are cut, and count as unreadable."""
     num_updates: int = 1
@@ -65,6 +77,10 @@ class AnswerGRPOConfig:
                 f"temperature and clip_range must be > 0 and kl_coef >= 0, "
                 f"got {self.temperature}, {self.clip_range}, {self.kl_coef}"
             )
+        if self.clip_range_high is not None and self.clip_range_high <= 0:
+            raise ValueError(f"clip_range_high must be > 0, got {self.clip_range_high}")
+        if not 0 < self.top_p <= 1 or self.top_k < 0:
+            raise ValueError(f"top_p must be in (0, 1] and top_k >= 0, got {self.top_p} and {self.top_k}")
 
 
 @dataclass(frozen=True)
@@ -94,10 +110,11 @@ class AnswerGroups:
 
 @dataclass(frozen=True)
 class AnswerAdvantages:
-    """`advantages` [n] of this process's answers; `num_answers` and `metrics` of all processes."""
+    """`advantages` [n] of this process's answers; `num_answers`, `num_tokens` and `metrics` of all processes."""
 
     advantages: Tensor
     num_answers: int
+    num_tokens: int
     metrics: Mapping[str, float]
 
 
@@ -124,6 +141,8 @@ def sample_answers(
                 [prompts[place].request for place in places],
                 max_new_tokens=1 if one_token else config.max_answer_tokens,
                 temperature=config.temperature,
+                top_p=config.top_p,
+                top_k=config.top_k,
                 num_samples=num_samples,
                 seed=seed,
                 names=[str(prompts[place].group) for place in places],
@@ -170,18 +189,19 @@ def answer_advantages(
         normalize_std=config.normalize_std,
         usable=readable if config.exclude_unparsed else None,
     )
+    num_tokens = sum(answer.num_tokens for answer in everything.answers)
     metrics |= {
         "reward": float(values.mean()),
         "parse_rate": float(readable.float().mean()),
         "flat_groups": compared.num_flat / compared.num_groups,
-        "answer_tokens": sum(answer.num_tokens for answer in everything.answers) / len(values),
+        "answer_tokens": num_tokens / len(values),
     }
     advantages = compared.values
     if config.exclude_unparsed:
         # centred: a push down alone, where most answers are unreadable, scatters them further
         advantages = advantages + grpo_advantages(readable.float(), group_ids, normalize_std=False).values
     own = torch.isin(group_ids, torch.tensor(groups.labelled.groups))
-    return AnswerAdvantages(advantages[own], len(values), metrics)
+    return AnswerAdvantages(advantages[own], len(values), num_tokens, metrics)
 
 
 def reward_answers(
@@ -222,22 +242,22 @@ def grpo_micro_batches(
     Yields:
         The loss of a micro-batch, and metrics of this process so far.
     """
-    share = advantages.num_answers / rank_and_world()[1]
+    world = rank_and_world()[1]
     totals: dict[str, float] = {}
+    log_probs = partial(judge.log_probs, temperature=config.temperature, suppressed=judge.suppressed_ids)
     entropy, num_tokens, start = 0.0, 0, 0
     for first in range(0, len(groups.prompts), config.questions_per_part):
         chosen = slice(first, first + config.questions_per_part)
         requests = [prompt.request for prompt in groups.prompts[chosen]]
         completions = groups.completions[chosen]
         tokens = [[[one.tokens for one in group]] for group in completions]
+        allowed = [keep for group in completions for one in group for keep in one.allowed] or None
         before = None
         if config.kl_coef:
             with torch.no_grad(), judge.use_role(reference):
-                before = judge.log_probs(
-                    requests, tokens, temperature=config.temperature, suppressed=judge.suppressed_ids
-                ).values
+                before = log_probs(requests, tokens, allowed=allowed).values
         with judge.use_role(role):
-            now = judge.log_probs(requests, tokens, temperature=config.temperature, suppressed=judge.suppressed_ids)
+            now = log_probs(requests, tokens, allowed=allowed)
         old = torch.cat([one.log_probs for group in completions for one in group]).to(now.values.device)
         count = sum(len(group) for group in completions)
         loss, metrics = policy_loss(
@@ -248,7 +268,11 @@ def grpo_micro_batches(
             now.owner.to(now.values.device),
             clip_range=config.clip_range,
             kl_coef=config.kl_coef,
-            num_answers=share,
+            num_answers=advantages.num_answers / world,
+            clip_range_high=config.clip_range_high,
+            loss_type=config.loss_type,
+            num_tokens=advantages.num_tokens / world,
+            max_answer_tokens=config.max_answer_tokens,
         )
         start += count
         entropy, num_tokens = entropy + float(now.entropy.sum()), num_tokens + len(now.entropy)
@@ -309,9 +333,10 @@ class GRPOSteps:
         with self.judge.use_role(self.role):
             groups = sample_answers(self.judge, prompts, config, num_samples=config.group_size, seed=seed)
             if config.perturbation is not None:
+                motion = encoder_of(self.judge.config.motion)
                 generators = [torch.Generator().manual_seed(seed * 1_000_003 + prompt.group) for prompt in prompts]
                 other = [
-                    perturbed(prompt, config.perturbation, generator)
+                    perturbed(prompt, config.perturbation, generator, motion=motion)
                     for prompt, generator in zip(prompts, generators, strict=True)
                     if prompt.kind == "reason"
                 ]

@@ -8,9 +8,15 @@ Source: Shao et al., DeepSeekMath (arXiv 2402.03300), equations 3 and 4; VQ-Insi
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo"]
+"""How token losses become one number, by trl's names. grpo: the mean over each answer's tokens, then over answers. bnpo: the
+mean over all tokens of a micro-batch, averaged over micro-batches. dr_grpo: the sum divided by answers times the longest allowed
+answer. dapo: the mean over all tokens of the step."""
 
 STD_FLOOR = 1e-4
 """Added to a group's standard deviation, as VQ-Insight and VQAThinker do."""
@@ -69,8 +75,12 @@ def policy_loss(
     clip_range: float,
     kl_coef: float,
     num_answers: float,
+    clip_range_high: float | None = None,
+    loss_type: LossType = "grpo",
+    num_tokens: float | None = None,
+    max_answer_tokens: int | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
-    """Return the clipped policy loss: the mean over an answer's tokens, summed over answers and divided by `num_answers`.
+    """Return the clipped policy loss of some answers; their sum over micro-batches is the optimiser step's loss.
 
     Args:
         log_probs: [M] of the policy, with gradient.
@@ -78,24 +88,54 @@ def policy_loss(
         reference: [M] of the reference policy; None where `kl_coef` is 0.
         advantages: [N].
         owner: [M], the answer of each token.
-        clip_range: the ratio to the old policy counts within 1 +- this only; raising it allows larger steps.
+        clip_range: the ratio to the old policy counts from 1 - this only; raising it allows larger steps.
         kl_coef: weight of KL(policy || reference), estimated per token as exp(d) - d - 1 with d = reference - policy.
         num_answers: answers of the whole optimiser step, over all micro-batches and processes.
+        clip_range_high: the ratio counts up to 1 + this only; None is `clip_range`. Larger lets rare tokens rise (DAPO: 0.28).
+        loss_type: how token losses are averaged.
+        num_tokens: tokens of the whole optimiser step, counted as `num_answers`; dapo needs it.
+        max_answer_tokens: tokens of the longest allowed answer; dr_grpo needs it.
 
     Returns:
         The scalar loss; "kl" and "clip_rate" (share of tokens outside the range), averaged as the loss is; "ratio_error", the
         largest |ratio - 1|.
+
+    Source: `GRPOTrainer._compute_loss` of trl 1.16.0; DAPO (arXiv 2503.14476), equations 8 to 12; Dr. GRPO (arXiv 2503.20783).
     """
-    count = torch.bincount(owner, minlength=len(advantages)).clamp_min(1)
-    share = 1.0 / (count[owner] * num_answers)  # weight of a token: 1 / tokens of its answer / answers
+    share = _token_weights(owner, len(advantages), loss_type, num_answers, num_tokens, max_answer_tokens)
     ratio, gain = (log_probs - old).exp(), advantages[owner]
-    surrogate = torch.minimum(ratio * gain, ratio.clamp(1 - clip_range, 1 + clip_range) * gain)
+    low, high = 1 - clip_range, 1 + (clip_range if clip_range_high is None else clip_range_high)
+    surrogate = torch.minimum(ratio * gain, ratio.clamp(low, high) * gain)
     loss = -(surrogate * share).sum()
-    change = (ratio.detach() - 1).abs()
-    metrics = {"clip_rate": float(((change > clip_range) * share).sum()), "ratio_error": float(change.max())}
+    reached = ratio.detach()
+    outside = (reached < low) | (reached > high)
+    metrics = {"clip_rate": float((outside * share).sum()), "ratio_error": float((reached - 1).abs().max())}
     if reference is not None:
         gap = reference - log_probs
         kl = ((gap.exp() - gap - 1) * share).sum()
         loss = loss + kl_coef * kl
         metrics["kl"] = float(kl.detach())
     return loss, metrics
+
+
+def _token_weights(
+    owner: Tensor,
+    num_own: int,
+    loss_type: LossType,
+    num_answers: float,
+    num_tokens: float | None,
+    max_answer_tokens: int | None,
+) -> Tensor:
+    """Return the weight [M] of each token in the step's loss."""
+    if loss_type == "grpo":
+        count = torch.bincount(owner, minlength=num_own).clamp_min(1)
+        return 1.0 / (count[owner] * num_answers)
+    if loss_type == "bnpo":  # a micro-batch's share of the step is its share of the answers
+        weight = num_own / num_answers / max(len(owner), 1)
+    elif loss_type == "dr_grpo":
+        assert max_answer_tokens is not None
+        weight = 1 / (num_answers * max_answer_tokens)
+    else:
+        assert num_tokens is not None
+        weight = 1 / max(num_tokens, 1.0)
+    return torch.full(owner.shape, weight, device=owner.device)

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from reward_model.language.parsing import read_choice, read_scores
 from reward_model.language.requests import (
@@ -19,9 +21,22 @@ from reward_model.language.requests import (
     preference_answer,
     reason_request,
 )
-from reward_model.media.perturbations import perturb
-from reward_model.records import Annotation, Answer, Clip, JudgeRequest, Label, RatedClip, VideoPair, VideoQuestion
-from reward_model.training.tasks.supervised import ToClip, choices_of, neighbours, pair_of
+from reward_model.media.intake import MOTION_SIDE
+from reward_model.media.motion import CachedEncoder, MotionEncoder
+from reward_model.media.perturbations import draw_order, reorder, spread_order
+from reward_model.media.video_io import read_video
+from reward_model.records import (
+    Annotation,
+    Answer,
+    Clip,
+    JudgeRequest,
+    Label,
+    RatedClip,
+    Video,
+    VideoPair,
+    VideoQuestion,
+)
+from reward_model.training.tasks.supervised import ToClip, choices_of, neighbours, pair_of, turned
 
 LOW, HIGH = SCORE_RANGE
 
@@ -31,7 +46,8 @@ class RolloutPrompt:
     """One question about clips, as a request with one branch; `group` numbers it within an optimiser step.
 
     `kind` is the task: "reason" expects a score for every dimension of the label, "compare" and "ask" one of
-    `choices`. `one_token` answers are the next token alone, as the comparison is read.
+    `choices`. `one_token` answers are the next token alone, as the comparison is read. `videos` are those behind the
+    request's clips.
     """
 
     kind: str
@@ -40,6 +56,7 @@ class RolloutPrompt:
     group: int
     choices: tuple[str, ...] = ()
     one_token: bool = False
+    videos: tuple[Video | Path, ...] = ()
 
     def read(self, text: str, *, num_tokens: int, ended: bool) -> Answer:
         """Return a completion as the answer that rewards read."""
@@ -54,7 +71,7 @@ def reason_prompt(rated: RatedClip, to_clip: ToClip, *, group: int) -> RolloutPr
     """Ask for a reasoned answer on the dimensions that the clip is rated on (its label on the scale 1 to 5)."""
     scores = {name: LOW + (HIGH - LOW) * float(quality) for name, quality in rated.quality.items()}
     request = reason_request(to_clip(rated.video), rated.prompt, tuple(scores))
-    return RolloutPrompt("reason", request, Label(scores=scores), group)
+    return RolloutPrompt("reason", request, Label(scores=scores), group, videos=(rated.video,))
 
 
 def compare_prompt(pair: VideoPair, to_clip: ToClip, *, group: int) -> RolloutPrompt:
@@ -63,41 +80,77 @@ def compare_prompt(pair: VideoPair, to_clip: ToClip, *, group: int) -> RolloutPr
         raise ValueError(f"pair {pair.source_id} is not labelled overall, only {', '.join(pair.preference)}")
     right = preference_answer(pair.preference["overall"] - 0.5).strip()
     request = compare_request(to_clip(pair.first), to_clip(pair.second), pair.prompt)
-    return RolloutPrompt("compare", request, Label(choice=right), group, PREFERENCES, one_token=True)
+    videos = (pair.first, pair.second)
+    return RolloutPrompt("compare", request, Label(choice=right), group, PREFERENCES, one_token=True, videos=videos)
 
 
 def closed_prompt(asked: VideoQuestion, to_clip: ToClip, *, group: int) -> RolloutPrompt:
     """Ask a question with listed answers."""
     choices = choices_of(asked)
     request = closed_request(to_clip(asked.video), asked.question, asked.options or choices)
-    return RolloutPrompt("ask", request, Label(choice=asked.answer), group, choices)
+    return RolloutPrompt("ask", request, Label(choice=asked.answer), group, choices, videos=(asked.video,))
 
 
-def perturbed(prompt: RolloutPrompt, name: str, generator: torch.Generator) -> RolloutPrompt:
+def perturbed(
+    prompt: RolloutPrompt, name: str, generator: torch.Generator, *, motion: MotionEncoder | None = None
+) -> RolloutPrompt:
     """Return the same prompt about clips whose frames are disturbed in time, each clip by itself.
 
-    Motion features, which are made from all frames in their true order, are left out.
+    Motion features are those of all frames in the disturbed order, so that the prompt has the same slots.
+
+    Args:
+        prompt: about the clips as they are.
+        name: a key of `PERTURBATIONS`.
+        generator: source of all randomness, on the CPU.
+        motion: the judge's encoder; needed where the clips have motion features.
+
+    Returns:
+        The prompt, whose text and length are the same.
+
+    Raises:
+        ValueError: Clips with motion features, and no encoder.
     """
-    clips = tuple(Clip(perturb(clip.frames, name, generator), replace(clip.plan)) for clip in prompt.request.clips)
-    return replace(prompt, request=replace(prompt.request, clips=clips))
+    request, clips = prompt.request, []
+    for place, clip in enumerate(request.clips):
+        order = draw_order(len(clip.frames), name, generator)
+        features = None
+        if clip.motion is not None:
+            if motion is None:
+                raise ValueError("clips with motion features need the judge's motion encoder to be disturbed")
+            features = _disturbed_motion(prompt.videos[place], clip, order, motion)
+        clips.append(Clip(reorder(clip.frames, order), replace(clip.plan), features))
+    return replace(prompt, request=replace(request, clips=tuple(clips)))
 
 
-def plan_prompts(annotations: Sequence[Annotation], shares: Mapping[str, float]) -> list[tuple[str, Annotation]]:
+def _disturbed_motion(video: Video | Path, clip: Clip, order: Tensor, motion: MotionEncoder) -> Tensor:
+    dense = video if isinstance(video, Video) else read_video(video, max_side=MOTION_SIDE)[0]
+    everything = spread_order(order, clip.plan.indices, len(dense.frames))
+    # each disturbance is drawn once and never comes again: a cache would only grow
+    encoder = motion.encoder if isinstance(motion, CachedEncoder) else motion
+    return encoder.encode(reorder(dense.frames.detach(), everything), dense.fps)
+
+
+def plan_prompts(
+    annotations: Sequence[Annotation], shares: Mapping[str, float], *, turn: int = 0
+) -> list[tuple[str, Annotation]]:
     """Choose the rollout prompts of a batch.
 
     Args:
         annotations: drawn from the stage's data; neighbouring clips of one prompt, rated overall, make pairs beside the
             labelled ones.
         shares: kind of prompt -> prompts per clip of the batch, at most as many as the annotations allow.
+        turn: number of the step; every second pair is swapped, from the first on in odd steps, so that both orders occur
+            equally.
 
     Returns:
         (kind, annotation) for each rollout prompt, reasons first.
     """
+    beside = [pair_of(*two) for two in neighbours(annotations)]
     askable: Mapping[str, Sequence[Annotation]] = {
         "reason": [e for e in annotations if isinstance(e, RatedClip)],
         "compare": [
-            *(e for e in annotations if isinstance(e, VideoPair)),
-            *(pair for pair in (pair_of(*two) for two in neighbours(annotations)) if "overall" in pair.preference),
+            *turned([e for e in annotations if isinstance(e, VideoPair)], turn),
+            *turned([pair for pair in beside if "overall" in pair.preference], turn),
         ],
         "ask": [e for e in annotations if isinstance(e, VideoQuestion)],
     }

@@ -148,7 +148,12 @@ def neighbours(annotations: Sequence[object]) -> list[tuple[RatedClip, RatedClip
 def swapped(pair: VideoPair) -> VideoPair:
     """Return the pair in the other order."""
     preference = {name: 1 - p for name, p in pair.preference.items()}
-    return VideoPair(pair.second, pair.first, pair.prompt, preference, pair.source_id)
+    return VideoPair(pair.second, pair.first, pair.prompt, preference, pair.source_id, place=pair.place)
+
+
+def turned(pairs: Sequence[VideoPair], turn: int) -> list[VideoPair]:
+    """Return pairs of which every second is swapped, the first of them where `turn` is odd."""
+    return [swapped(pair) if (place + turn) % 2 else pair for place, pair in enumerate(pairs)]
 
 
 def pair_example(pair: VideoPair, to_clip: ToClip) -> SFTExample:

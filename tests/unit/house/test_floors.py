@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 FLOORS = {
     "reward_model": (
-        ("config", "dimensions", "files"),
+        ("config", "dimensions", "files", "weights"),
         ("records",),
         ("language", "media", "rewards"),
         ("judge", "toy_world"),
@@ -30,7 +30,8 @@ FLOORS = {
         ("exchange",),
     ),
     "reward_model.training": (
-        ("fit", "selection", "tasks"),
+        ("fit", "selection"),
+        ("tasks",),
         ("methods",),
         ("recipe",),
         ("measure", "start"),
@@ -51,7 +52,7 @@ FLOORS = {
 PACKAGES = ("reward_model", "generator_loop")
 PUBLIC = {"VideoJudgeReward", "read_video", "write_video", "srcc", "bootstrap_interval", "moving_shapes", "oracle"}
 PUBLIC |= {"VideoJudgeClient", "load_config", "pair_accuracy", "pairs_within_groups", "read_manifest"}
-VOCABULARY = ("reward_model.config", "reward_model.files", "reward_model.records")
+VOCABULARY = ("reward_model.config", "reward_model.files", "reward_model.records", "reward_model.weights")
 HEAVY = {"transformers", "diffusers", "peft", "av", "trl", "accelerate", "datasets", "decord", "torchcodec"}
 TORCHLESS = {
     "reward_model.__init__",

@@ -48,7 +48,9 @@ def test_every_public_name_can_be_reached() -> None:
 
 
 def test_an_unknown_public_name_lists_the_known_ones() -> None:
-    with pytest.raises(AttributeError, match="public names: VideoJudgeClient, VideoJudgeReward, .*write_video"):
+    with pytest.raises(
+        AttributeError, match="public names: __version__, VideoJudgeClient, VideoJudgeReward, .*write_video"
+    ):
         _ = reward_model.VideoJudge
 
 

@@ -146,7 +146,7 @@ class Vocabulary:
             return True
         if rest[-1] in ("py", "yaml", "md"):
             return name in self.files
-        if rest[-1] in ("json", "jsonl", "csv", "txt", "html", "safetensors", "mp4"):
+        if rest[-1] in ("json", "jsonl", "csv", "txt", "html", "safetensors", "mp4", "lock"):
             return True
         if rest[0] in self.owners.get(first, ()):
             return all(part in self.names for part in rest[1:])

@@ -205,3 +205,57 @@ def test_a_wrong_setting_is_refused_by_its_full_name(
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"nowhere\.yaml: config file does not exist"):
         load_config(Settings, tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.parametrize("text", ["${oc.env:SECRET}", "a ${oc.env:SECRET,x}", "${..first}", "${oc.decode:1}"])
+def test_a_reference_is_refused_and_no_variable_is_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setenv("SECRET", "5")
+    for yaml_text, overrides in (
+        (f"layers: {{low: {{width: '{text}'}}}}\n", ()),
+        (TOWER, (f"layers.low.width='{text}'",)),
+        (f"layers: {{low: {{width: 1, paths: ['{text}']}}}}\n", ()),
+        (f"layers: '{text}'\n", ()),
+    ):
+        with pytest.raises(ValueError, match=r"tower\.yaml: layers.* references to other settings") as caught:
+            load_tower(tmp_path, yaml_text, *overrides)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "*bad",
+        "[1",
+        "!!python/object:os.system a",
+        "&a [*a]",
+        "{a: 1, a: 2}",
+        "%",
+        "!!int z",
+        "!!timestamp z",
+        "!!set {a}",
+    ],
+)
+def test_a_malformed_value_is_refused_in_one_line(tmp_path: Path, value: str) -> None:
+    for text, overrides in ((TOWER, (f"layers.low.width={value}",)), (f"layers: {value}\n", ())):
+        with pytest.raises(ValueError, match=r"tower\.yaml: ") as caught:
+            load_tower(tmp_path, text, *overrides)
+        assert "\n" not in str(caught.value)
+
+
+def test_aliases_that_stand_for_millions_of_values_and_deep_nesting_are_refused_at_once(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9)]
+    with pytest.raises(ValueError, match="aliases stand for .* values, at most 100000"):
+        load_tower(tmp_path, "\n".join(lines))
+    with pytest.raises(ValueError, match=r"tower\.yaml: not valid YAML"):
+        load_tower(tmp_path, "layers: " + "[" * 5000 + "]" * 5000)
+
+
+def test_other_files_than_text_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="does not exist; configs/ holds the recipes"):
+        load_config(Tower, tmp_path / "none.yaml")
+    (tmp_path / "tower.yaml").write_bytes("layers: {low: {width: 1}} # \u00e9".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"tower\.yaml: must be a text file in UTF-8"):
+        load_config(Tower, tmp_path / "tower.yaml")

@@ -1,6 +1,7 @@
 """Compiled blocks predict what the others do, with whatever weights are in use."""
 
 import functools
+import os
 
 import pytest
 import torch
@@ -63,8 +64,10 @@ def test_a_compiled_transformer_predicts_the_same():
         get_cpp_compiler()
     except InvalidCxxCompiler as error:
         pytest.skip(f"nothing to compile with: {error}")
-    if torch.backends.cpu.get_cpu_capability() == "DEFAULT":
-        pytest.skip("torch writes code for vectors, and leaves out its header where it is told to use none")
+    if os.environ.get("ATEN_CPU_CAPABILITY"):
+        pytest.skip(
+            "torch's compiler does not support a CPU capability other than the machine's: DEFAULT lacks a header"
+        )
     targets = ("to_q",)  # few kernels, as each takes seconds to build
     plain, compiled = (build_generator(compile=it, lora_targets=targets) for it in (False, True))
     for generator in (plain, compiled):

@@ -124,3 +124,9 @@ def test_the_renderer_is_as_varied_as_itself() -> None:
     assert spread.keys() == {"shade", "place", "tint"}
     ratio = sum(again[name] / spread[name] for name in spread) / 3
     assert 0.7 < ratio < 1.4  # two draws of 24 clips
+
+
+@pytest.mark.parametrize("renderer", [None, {"shade": 0.1}])
+def test_the_diversity_of_single_clips_is_not_measured(renderer: dict[str, float] | None) -> None:
+    single = Evaluation((5, 9), {"open/shade": (0.1, 0.5), "latents/spread": (0.0, 0.0)})
+    assert math.isnan(summary.diversity(single, single, renderer))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 
@@ -66,3 +67,12 @@ def test_too_many_missing_scores_stop_the_run() -> None:
     refuse_invalid(scored([math.nan, 1.0]), max_fraction=0.5)
     with pytest.raises(RuntimeError, match="50% of the samples have no score"):
         refuse_invalid(scored([math.nan, 1.0]), max_fraction=0.4)
+
+
+def test_many_missing_scores_are_an_alarm_with_the_commonest_reason() -> None:
+    watch, samples = Watch(GUARDS), drawn([0.1, 0.2, 0.3, 0.4])
+    values = dataclasses.replace(scored([0.5, math.nan, math.nan, 0.2]), reasons=("", "no prompt", "no prompt", ""))
+    watch.measure(samples, values)
+    (alarm,) = watch.check({**FIRST, "valid_fraction": 0.5})
+    assert alarm.startswith("50% of the samples have no score") and "no prompt (2 samples)" in alarm
+    assert watch.check({**FIRST, "valid_fraction": 0.95}) == ()

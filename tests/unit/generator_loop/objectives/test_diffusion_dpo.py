@@ -1,5 +1,6 @@
 """Diffusion-DPO against a naive version, and the choice of pairs."""
 
+import dataclasses
 import math
 
 import pytest
@@ -11,7 +12,7 @@ from generator_loop.records import Conditioning, Draw, Scored
 from generator_loop.rewards.advantages import group_advantages
 from tests.toy_flow import LinearField, policies, toy_rollout, toy_scores
 
-NAN = float("nan")
+NAN, INF = float("nan"), float("inf")
 
 
 def random_pairs(num=3, dim=3):
@@ -124,3 +125,30 @@ def test_with_dominance_a_winner_must_not_be_worse_in_any_dimension():
         advantages = group_advantages(rewards, group_size=4)
         (step,) = objective.plan(rollout, worse, advantages, draw=Draw(0, 0), micro_batch_size=8)
         assert sum(len(batch) for batch in step) == count
+
+
+@pytest.mark.parametrize(
+    ("rewards", "pairs"),
+    [
+        ([INF, 1, 2, 3], [(3, 1)]),
+        ([-INF, 1, 2, 3], [(3, 1)]),
+        ([INF, -INF, NAN, 3], []),
+        ([INF, -INF, 1, 3], [(3, 2)]),
+        ([NAN, NAN, NAN, NAN], []),
+        ([INF, INF, INF, INF], []),
+        ([2, 2, 2, 2], []),
+        ([1, 1, 2, 2], [(3, 0), (2, 1)]),
+    ],
+)
+def test_only_finite_rewards_make_pairs(rewards, pairs):
+    assert choose_pairs(torch.tensor(rewards).float(), group_size=4, num_pairs=2, min_gap=0.0) == pairs
+
+
+def test_a_sample_that_is_not_valid_makes_no_pair_whatever_its_reward():
+    rollout, scored = toy_rollout(num_prompts=1, group_size=4), toy_scores(torch.tensor([9.0, 1.0, 2.0, 3.0]))
+    scored = dataclasses.replace(scored, valid=torch.tensor([False, True, True, True]))
+    plan = DiffusionDPO(DiffusionDPOConfig(num_updates=1)).plan(
+        rollout, scored, group_advantages(scored.rewards, group_size=4), draw=Draw(seed=0, step=0), micro_batch_size=8
+    )
+    (batch,) = next(plan)
+    assert torch.equal(batch.winners, rollout.latents[3:4]) and torch.equal(batch.losers, rollout.latents[1:2])

@@ -1,11 +1,15 @@
 """Anchors from a file: the datasets' manifest reader, with our own columns or a column map, CSV or JSONL."""
 
 import json
+from functools import partial
 
 import pytest
+import torch
 
 from generator_loop.config import AnchorConfig
 from generator_loop.refresh.anchors import read_anchors
+from generator_loop.run.build import _reason_of
+from reward_model import VideoJudgeReward, write_video
 from reward_model.records import RatedClip
 
 
@@ -47,3 +51,24 @@ def test_too_few_anchors_are_refused(tmp_path):
 def test_a_column_map_without_a_file_is_refused():
     with pytest.raises(ValueError, match="refresh.anchors.columns describes the file"):
         AnchorConfig(columns={"video": "file"})
+
+
+def test_anchors_that_the_judge_cannot_use_are_left_out_and_listed(tmp_path):
+    good = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for number in range(12):
+        write_video(tmp_path / f"{number}.mp4", torch.rand(4, 3, 8, 2048) if number == 4 else good, fps=8)
+    (tmp_path / "7.mp4").write_bytes(b"no video")
+    lines = [f"{number}.mp4,a dog,{'good' if number == 9 else 0.5}" for number in range(12)]
+    path, listed = tmp_path / "anchors.csv", tmp_path / "quarantine.jsonl"
+    path.write_text("\n".join(["video,prompt,overall", *lines]))
+    wanted = AnchorConfig(path=str(path), num_train=4, num_held_out=4)
+    reason_of = partial(_reason_of, VideoJudgeReward.from_pretrained("toy"))
+    with pytest.raises(ValueError, match=r"3 of 11 anchors cannot be used, more than 20%"):
+        read_anchors(wanted, reason_of=reason_of, quarantine=listed)
+    entries = [json.loads(line) for line in listed.read_text().splitlines()]
+    assert {entry["line"] for entry in entries} == {6, 9, 11}
+    path.write_text(path.read_text().replace("good", "0.5"))
+    anchors = read_anchors(wanted, reason_of=reason_of, quarantine=listed)
+    assert [clip.source_id for clip in anchors.train + anchors.held_out] == [
+        f"{n}.mp4" for n in (0, 1, 2, 3, 5, 6, 8, 9)
+    ]

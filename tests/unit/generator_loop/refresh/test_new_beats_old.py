@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -112,3 +114,11 @@ def test_a_restored_source_gives_the_same_pairs_in_the_same_order() -> None:
     first, second = one.pairs(tools(newest)), other.pairs(tools(newest))
     assert [pair.prompt for pair in first] == [pair.prompt for pair in second]
     assert all(torch.equal(a.second.frames, b.second.frames) for a, b in zip(first, second, strict=True))
+
+
+def test_an_infinite_reward_is_neither_best_nor_worst() -> None:
+    samples, values = drawn([0.1, 0.2, 0.3, 0.4]), scored([math.inf, 0.5, 0.2, -math.inf])
+    values = dataclasses.replace(values, valid=torch.ones(4, dtype=torch.bool))
+    rejected, chosen = rejected_of(samples, values), chosen_of(samples, values)
+    assert [float(latents) for _, latents in rejected] == pytest.approx([0.2, 0.3])
+    assert [float(frames.mean()) for _, frames in chosen] == pytest.approx([0.2, 0.3])

@@ -80,6 +80,7 @@ def test_a_file_cut_anywhere_goes_on_to_the_same_file(listing, tmp_path, suffix)
         cut.write_bytes(expected[:size])
         file = ResultFile(cut, items, maker=results[0]["judged_by"], resume=True)
         file.write([results[place] for place in file.missing])
+        file.close()
         assert (file.num_failed, cut.read_bytes()) == (1, expected), size
 
 

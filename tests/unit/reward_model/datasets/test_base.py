@@ -48,7 +48,7 @@ def test_jsonl_rows_are_read_alike(tmp_path):
         ("video,overall\na.mp4,nan\n", None, "outside its scale"),
         ("video,overall\n,0.5\n", None, "line 2: no video"),
         ("video,overall\n", None, "no records"),
-        ("path,overall\na.mp4,0.5\n", None, "no column 'video'"),
+        ("clip,overall\na.mp4,0.5\n", None, "no column 'path'"),
         ("video,mos\na.mp4,0.5\n", None, "no rated dimension"),
         ("video,mos\na.mp4,3\n", {"video": "video", "overall": "mos[5,1]"}, "low < high"),
         ("video,mos\na.mp4,3\n", {"video": "video", "quality": "mos"}, "unknown name 'quality'"),

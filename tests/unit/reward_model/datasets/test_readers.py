@@ -161,15 +161,15 @@ def test_vqathinker_rows_become_clips(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"image": ["a.mp4", "b.mp4"], "conversations": turns(3)}, "record 1: 'image' must be one path"),
-        ({"image": [], "conversations": turns(3)}, "record 1: 'image' must be one path"),
+        ({"image": ["a.mp4", "b.mp4"], "conversations": turns(3)}, "line 1: 'image' must be one path"),
+        ({"image": [], "conversations": turns(3)}, "line 1: 'image' must be one path"),
         (
             {"image": "a.mp4", "conversations": turns(3)[:1]},
-            "record 1: 'conversations' must be a question and an answer",
+            "line 1: 'conversations' must be a question and an answer",
         ),
-        ({"image": "a.mp4", "conversations": turns("good")}, "record 1: a rating must be a number, got 'good'"),
-        ({"image": "a.mp4", "conversations": turns(62.4)}, r"record 1: 62.4 is outside the scale \[1, 5\]"),
-        ({"image": "a.mp4", "conversations": turns("nan")}, "record 1: nan is outside the scale"),
+        ({"image": "a.mp4", "conversations": turns("good")}, "line 1: a rating must be a number, got 'good'"),
+        ({"image": "a.mp4", "conversations": turns(62.4)}, r"line 1: 62.4 is outside the scale \[1, 5\]"),
+        ({"image": "a.mp4", "conversations": turns("nan")}, "line 1: nan is outside the scale"),
     ],
 )
 def test_a_bad_vqathinker_row_is_refused_with_its_place(tmp_path, row, message):
@@ -357,11 +357,42 @@ def test_visionreward_is_read_from_parquet_as_published(tmp_path):
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (preference("A"), r"record 1: 'standard_answer' must be one of \['video1', 'video2', 'tie'\], got 'A'"),
-        (preference("tie", prompt=" "), "record 1: 'prompt' must be text"),
-        ({"prompt": "x", "standard_answer": "tie"}, "record 1: 'video1_path' must be text, got None"),
+        (preference("A"), r"line 1: 'standard_answer' must be one of \['video1', 'video2', 'tie'\], got 'A'"),
+        (preference("tie", prompt=" "), "line 1: 'prompt' must be text"),
+        ({"prompt": "x", "standard_answer": "tie"}, "line 1: 'video1_path' must be text, got None"),
     ],
 )
 def test_a_bad_visionreward_row_is_refused_with_its_place(tmp_path, bad, message):
     with pytest.raises(ValueError, match=message):
         read_visionreward(write_json(tmp_path, "pairs.jsonl", [bad]))
+
+
+@pytest.mark.parametrize(
+    ("problem", "prompt"),
+    [
+        ("a red fox jumps over a fence", "a red fox jumps over a fence"),
+        ('The video was generated from the prompt: "a dog\'s bowl, full". Please rate it.', "a dog's bowl, full"),
+        ("Text prompt: a dog runs. Please rate the spatial and temporal quality.", "a dog runs."),
+        ("Rate the video.\nCaption: two cats\nAnswer in <answer> tags.", "two cats"),
+        ("The generation prompt is 'a boat at sea'. Score it.", "a boat at sea"),
+        ("The video shows the prompt \u201cA man\u201d. Rate its alignment.", "A man"),
+        ("Please rate spatial quality, temporal quality and text-video alignment.", None),
+    ],
+)
+def test_the_generation_prompt_stands_in_the_problem(problem, prompt):
+    from reward_model.datasets.video_r1 import generation_prompt
+
+    assert generation_prompt(problem) == prompt
+
+
+def test_vq_insights_three_dimensions_carry_their_prompt(tmp_path):
+    solution = '<answer>"spatial": 61.5, "temporal": 40, "alignment": 80</answer>'
+    record = {"problem_type": "multi-dimension", "data_type": "video", "path": "a.mp4", "solution": solution}
+    path = tmp_path / "lgvq.json"
+    path.write_text(json.dumps([{**record, "problem": "a red fox"}]))
+    (clip,) = read_video_r1(path, scale=(0, 100)).clips
+    assert clip.prompt == "a red fox"
+    assert clip.quality == pytest.approx({"visual_quality": 0.615, "motion_quality": 0.4, "text_alignment": 0.8})
+    path.write_text(json.dumps([{**record, "problem": "Please rate the video's quality."}]))
+    with pytest.raises(ValueError, match="record 1: 'problem' names no generation prompt"):
+        read_video_r1(path, scale=(0, 100))

@@ -68,9 +68,9 @@ def test_logistic_fit_recovers_a_known_curve():
     assert metrics.plcc(x, y) < 0.99
 
 
-def test_logistic_fit_follows_a_falling_relation():
+def test_logistic_fit_follows_a_falling_relation_and_says_that_it_falls():
     x = np.linspace(0, 1, 30)
-    assert metrics.plcc_logistic(x, np.tanh(3 - 6 * x)) > 0.999
+    assert metrics.plcc_logistic(x, np.tanh(3 - 6 * x)) < -0.999
 
 
 def test_logistic_fit_refuses_missing_values():
@@ -221,3 +221,14 @@ def test_holm_errs_in_five_of_a_hundred_families_where_plain_tests_err_in_most()
     families = [[metrics.t_interval(runs).p_value for runs in rng.normal(0, 1, (17, 3))] for _ in range(400)]
     assert np.mean([metrics.holm(one).min() < 0.05 for one in families]) < 0.08
     assert np.mean([min(one) < 0.05 for one in families]) > 0.4
+
+
+@pytest.mark.parametrize("noise", [0.0, 3.0])
+def test_the_correlation_after_the_fit_keeps_the_sign_of_a_judge_that_is_the_wrong_way_round(noise):
+    rng = np.random.default_rng(0)
+    x = rng.uniform(0, 1, size=80)
+    y = 20 + 60 / (1 + np.exp(-(x - 0.5) / 0.1)) + noise * rng.normal(size=80)
+    right = metrics.plcc_logistic(x, y)
+    assert right > 0.98
+    assert metrics.plcc_logistic(-x, y) == pytest.approx(-right, abs=1e-6)
+    assert metrics.plcc_logistic(x, -y) == pytest.approx(-right, abs=1e-4)

@@ -86,12 +86,12 @@ def test_pixels_with_a_gradient_get_it(judge):
     assert float(frames.grad.abs().sum()) > 0
 
 
-@pytest.mark.parametrize("how", ["trained", "adapted"])
+@pytest.mark.parametrize("how", ["trained", "vision", "merger"])
 def test_a_tower_that_changes_is_asked_every_time(judge, monkeypatch, how):
     if how == "trained":
         judge.train_only(None)
     else:
-        judge.add_role("seer", rank=2, alpha=4, vision=True)
+        judge.add_role("seer", rank=2, alpha=4, targets=("text", how))
     clip, seen = make_clip(4, 32, 32), count_encodings(judge, monkeypatch)
     with judge.remember_clips():
         ask(judge, clip)

@@ -1,14 +1,14 @@
 """Merged roles as stock checkpoints, places that judges are read from, and weights that are refused."""
 
-import json
 import warnings
 
 import pytest
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch.testing import assert_close
 
 from reward_model.judge.checkpoints.format import JudgeConfig
-from reward_model.judge.checkpoints.location import Location, locate
+from reward_model.judge.checkpoints.location import locate
 from reward_model.judge.checkpoints.released import RELEASED
 from reward_model.judge.engine.readouts import read_levels
 from reward_model.judge.exchange.merge import merge_role
@@ -18,6 +18,7 @@ from reward_model.language.styles import OWN, STYLES
 from reward_model.media.frame_sampling import FramePolicy
 from reward_model.records import DIMENSIONS
 from reward_model.video_reward import VideoJudgeReward
+from reward_model.weights import hub_is_away
 from tests.tiny_judge import FAMILIES, build_judge, library_inputs, make_clip
 
 SHA = "0123abcd" * 5
@@ -28,7 +29,7 @@ def judge(request):
     """A judge with two roles whose weights are drawn, one of them in the vision tower as well."""
     judge = build_judge(request.param)
     judge.configure(calibration={"overall": {"mean": 0.4, "std": 0.2}}, lineage=("warm-up",), trained_on="noise")
-    judge.add_role("generated", rank=4, alpha=12, vision=True)
+    judge.add_role("generated", rank=4, alpha=12, targets=("text", "vision"))
     judge.add_role("natural", rank=2, alpha=2)
     generator = torch.Generator().manual_seed(0)
     for role in judge.roles:
@@ -154,11 +155,11 @@ def test_unknown_roles_and_folders_with_files_are_refused(judge, tmp_path):
 def test_an_adapter_that_is_more_than_plain_lora_is_not_merged(tmp_path):
     judge = build_judge()
     judge.add_role("generated", rank=2)
-    judge.save_pretrained(tmp_path / "plain")
-    file = tmp_path / "plain" / "adapters" / "generated" / "adapter_config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "use_dora": True}))
+    next(layer for layer in judge.model.modules() if isinstance(layer, BaseTunerLayer)).lora_variant["generated"] = (
+        object()
+    )
     with pytest.raises(ValueError, match="role 'generated' has more than plain LoRA at .*q_proj and cannot be merged"):
-        merge_role(VideoJudge.from_pretrained(tmp_path / "plain", device="cpu"), "generated", tmp_path / "merged")
+        merge_role(judge, "generated", tmp_path / "merged")
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.pth"])
@@ -205,7 +206,7 @@ def test_a_saved_judge_inside_a_repository_is_read_with_its_roles(tmp_path, monk
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *name, **rest: asked.update(rest) or str(snapshot))
     found = VideoJudge.from_pretrained("org/judges", subfolder="small", revision="v1", device="cpu")
     patterns = ["small/*.json", "small/*.safetensors", "small/*.jinja", "small/*.txt"]
-    assert asked == {"revision": "v1", "allow_patterns": patterns}
+    assert asked == {"revision": "v1", "allow_patterns": patterns, "local_files_only": hub_is_away()}
     assert found.roles == ("generated",) and found.config == judge.config
 
 
@@ -213,8 +214,8 @@ def test_a_folder_has_no_revision_and_a_missing_one_is_no_repository(tmp_path):
     with pytest.raises(ValueError, match="revision 'v1' is for hub repositories"):
         locate(tmp_path, revision="v1")
     assert locate(tmp_path).folder == tmp_path
-    missing = tmp_path / "a" / "b"
-    assert locate(missing) == Location(str(missing)) and locate(missing).folder is None
+    with pytest.raises(ValueError, match="/a/b' is neither a folder nor a hub id"):
+        locate(tmp_path / "a" / "b")
 
 
 def test_a_config_of_an_unknown_style_or_wording_is_refused():

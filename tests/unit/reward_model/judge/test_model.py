@@ -77,7 +77,7 @@ def test_pixels_have_a_gradient_in_every_frame_and_agree_with_central_difference
 def test_roles_change_what_is_said_and_leave_the_base_alone(judge, requests):
     base = logits_of(judge, requests)
     judge.add_role("natural", rank=4, alpha=8)
-    judge.add_role("generated", rank=4, alpha=8, vision=True)
+    judge.add_role("generated", rank=4, alpha=8, targets=("text", "vision"))
     assert judge.roles == ("natural", "generated")
     assert torch.equal(logits_of(judge, requests, "natural"), base)
     randomise(judge, "natural")
@@ -173,7 +173,9 @@ def test_unknown_roles_are_refused_by_name(judge):
 
 def test_a_saved_judge_comes_back_exactly(judge, requests, tmp_path):
     judge.add_role("natural", rank=4, alpha=12)
-    judge.add_role("generated", rank=2, alpha=2, vision=True)
+    judge.add_role("generated", rank=2, alpha=2, targets=("text", "vision"))
+    judge.add_role("merging", rank=2, alpha=2, targets=("merger",))
+    randomise(judge, "merging")
     randomise(judge, "natural")
     randomise(judge, "generated")
     judge.configure(
@@ -386,7 +388,7 @@ def test_a_saved_judge_is_loaded_by_its_hub_id(judge, tmp_path, monkeypatch):
     assert_close(found.next_token_logits([request])[0], judge.next_token_logits([request])[0])
 
 
-@pytest.mark.parametrize("name", ["no/such-judge", "not/a/hub/id", "nothing"])
-def test_what_is_neither_a_folder_nor_on_the_hub_is_refused_by_name(name):
-    with pytest.raises(OSError, match=f"{name} is no folder, and is unavailable from the hub"):
+@pytest.mark.parametrize("name", ["no/such-judge", "not/a/hub/id"])
+def test_a_repository_that_the_hub_does_not_give_is_refused_by_name(name):
+    with pytest.raises(ValueError, match=f"{name} is no folder, and is unavailable from the hub"):
         VideoJudge.from_pretrained(name)

@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from generator_loop.refresh.refresh import adapter_tensors, load_adapter_tensors
 from reward_model.judge.attention import tree, windows
-from reward_model.language.requests import score_request
+from reward_model.language.requests import describe_request, score_request
 from reward_model.records import DIMENSIONS
 from reward_model.video_reward import VideoJudgeReward
 from tests.tiny_judge import FAMILIES, build_judge, library_inputs, make_clip
@@ -91,3 +91,72 @@ def test_a_model_that_came_with_eager_attention_is_left_alone():
     again = type(judge)(model, judge.tokenizer, judge.config)
     assert implementations(model) == ["eager"] * 3
     assert implementations(again.release()) == ["eager"] * 3
+
+
+def layers_of(judge, role):
+    """Return the names of the layers that a role adapts."""
+    named = judge.model.named_parameters()
+    return {name.split(".lora_")[0].removeprefix("model.") for name, _ in named if f".lora_A.{role}." in name}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_role_adapts_the_linear_layers_of_its_targets_alone(family):
+    judge = build_judge(family)
+    linear = {
+        name.removeprefix("model.") for name, m in judge.model.named_modules() if isinstance(m, torch.nn.Linear)
+    } - {"lm_head"}
+    tower = {name for name in linear if name.startswith("visual.blocks.")}
+    merger = {name for name in linear if name.startswith("visual.")} - tower
+    expected = {"text": linear - tower - merger, "vision": tower, "merger": merger}
+    assert all(expected.values())
+    for part, layers in expected.items():
+        judge.add_role(part, rank=2, targets=(part,))
+        assert layers_of(judge, part) == layers
+    judge.add_role("all", rank=2, targets=tuple(expected))
+    judge.add_role("copy", copy_from="all")
+    judge.add_role("usual", rank=2)
+    assert layers_of(judge, "all") == layers_of(judge, "copy") == linear
+    assert layers_of(judge, "usual") == expected["text"]
+
+
+@pytest.mark.parametrize("targets", [(), ("tower",), ("text", "text")])
+def test_unknown_targets_are_refused(judge, targets):
+    with pytest.raises(ValueError, match="lora.targets must be one or more of text, vision, merger"):
+        judge.add_role("c", targets=targets)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("part", ["text", "vision", "merger"])
+def test_gradients_of_every_target_behind_shared_prefixes_are_those_of_finite_differences(family, part):
+    judge = build_judge(family)
+    judge.add_role("policy", rank=2, alpha=4, targets=("text", "vision", "merger"))
+    generator = torch.Generator().manual_seed(0)
+    for parameter in judge.role_parameters("policy"):
+        parameter.data = 0.2 * torch.randn(parameter.shape, generator=generator)
+    requests = [describe_request(make_clip(seed=seed)) for seed in (0, 1)]
+    answers = [[[" a red circle", " good"]], [[" bad", " fair"]]]
+    own = {id(p) for p in judge.train_only("policy")}
+    place = {"text": "language_model", "vision": "visual.blocks", "merger": "merger"}[part]
+    chosen = [p for name, p in judge.model.named_parameters() if id(p) in own and place in name]
+
+    def value():
+        with judge.remember_clips(), judge.use_role("policy"):  # as GRPO reads it
+            found = judge.log_probs(requests, answers).values
+        return (found.double() * torch.linspace(-1, 1, len(found))).sum()
+
+    gradients = torch.autograd.grad(value(), chosen)
+    size = sum(float((g**2).sum()) for g in gradients) ** 0.5
+    assert size > 1e-3
+    step = 1e-2 / size
+
+    def moved(sign):
+        with torch.no_grad():
+            for p, g in zip(chosen, gradients, strict=True):
+                p.add_(g, alpha=sign * step / size)
+            result = float(value())
+            for p, g in zip(chosen, gradients, strict=True):
+                p.add_(g, alpha=-sign * step / size)
+        return result
+
+    # along the gradient the value rises by its norm; float32 leaves about 1e-5 of the 2e-2 between both ends
+    assert (moved(1) - moved(-1)) / (2 * step) == pytest.approx(size, rel=1e-2)

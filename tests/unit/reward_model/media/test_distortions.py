@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from reward_model.media import distortions
 from reward_model.media.distortions import DEFECTS, SEVERITIES, amount_at, distort, severity_number
+from reward_model.media.video_io import encode_video
 from reward_model.toy_world import moving_shapes as world
 
 SCENE = world.Scene("cross", "green", "right", "quickly", "large", "plain")
@@ -12,7 +14,7 @@ CODECS = ("h264", "h265")
 
 
 def damage(name, severity, seed=0, clip=CLIP):
-    return distort(clip, name, severity, generator=torch.Generator().manual_seed(seed))
+    return distort(clip, name, severity, generator=torch.Generator().manual_seed(seed), fps=world.FPS)
 
 
 @pytest.mark.parametrize("name", DEFECTS)
@@ -70,6 +72,35 @@ def test_unknown_defects_are_refused():
 def test_blur_of_a_flat_clip_changes_nothing():
     flat = torch.full((2, 3, 16, 16), 0.4)
     torch.testing.assert_close(damage("blur", 4, clip=flat), flat)
+
+
+def test_blur_is_a_share_of_the_shorter_side_and_at_32_pixels_what_labels_were_made_with():
+    def step(size):
+        clip = torch.zeros(1, 3, *size)
+        clip[..., size[1] // 2 :] = 1
+        return damage("blur", 2, clip=clip)[0, 0, size[0] // 2]
+
+    small, large = step((32, 32)), step((128, 160))
+    # the edge at half, then at 1, 2 and 3 pixels beyond it in the small clip and at 4 times as many in the large one
+    for offset in (1, 2, 3):
+        assert small[16 : 16 + offset].mean() == pytest.approx(float(large[80 : 80 + 4 * offset].mean()), abs=0.01)
+    pixels = (0, 0.9, 1.4, 2.0, 2.8)
+    assert [amount * 32 for amount in DEFECTS["blur"].amounts] == list(pixels)
+
+
+def test_codecs_encode_at_the_clips_own_rate(monkeypatch):
+    rates = []
+
+    def encode(frames, fps, **settings):
+        rates.append(fps)
+        return encode_video(frames, fps, **settings)
+
+    monkeypatch.setattr(distortions, "encode_video", encode)
+    for name in CODECS:
+        distort(CLIP, name, 2, generator=torch.Generator(), fps=29.97)
+        with pytest.raises(ValueError, match=f"fps is required for {name}"):
+            distort(CLIP, name, 2, generator=torch.Generator())
+    assert rates == [29.97, 29.97]
 
 
 def test_freeze_at_its_worst_is_a_still_picture():

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from reward_model.media.perturbations import BLANK, MEAN_GREY, PERTURBATIONS, perturb
+from reward_model.media.perturbations import BLANK, MEAN_GREY, PERTURBATIONS, perturb, spread_order
 
 LENGTHS = (2, 3, 4, 5, 6, 9, 12)
 PERMUTATIONS = ("shuffle", "local_shuffle", "reverse")
@@ -123,3 +123,20 @@ def test_unknown_names_and_shapes_are_refused():
         perturb(torch.rand(4, 3, 2, 2), "rewind", seeded(0))
     with pytest.raises(ValueError, match=r"\[T, 3, H, W\]"):
         perturb(torch.rand(4, 3, 2), "shuffle", seeded(0))
+
+
+def test_all_frames_move_with_the_planned_frame_next_to_them():
+    order = torch.tensor([0, 2, 1])
+    assert spread_order(order, (0, 4, 8), 9).tolist() == [0, 1, 2, 7, 8, 8, 8, 3, 4]
+    lost = torch.tensor([0, BLANK, 2])
+    assert spread_order(lost, (0, 4, 8), 9).tolist() == [0, 1, 2, BLANK, BLANK, BLANK, BLANK, 7, 8]
+
+
+@pytest.mark.parametrize("name", PERTURBATIONS)
+def test_at_the_planned_places_all_frames_show_what_the_judge_is_shown(name):
+    places = (0, 3, 5, 9, 12, 15)
+    order = PERTURBATIONS[name](len(places), seeded(1))
+    everything = spread_order(order, places, 16)
+    shown = [BLANK if index == BLANK else places[index] for index in order.tolist()]
+    assert everything[list(places)].tolist() == shown
+    assert torch.equal(spread_order(order, range(len(order)), len(order)), order)

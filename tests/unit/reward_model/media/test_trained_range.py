@@ -91,5 +91,5 @@ def test_training_notes_the_range_of_its_clips():
     judge.configure(frame_policy={"mode": "all", "max_frames": 9})
     fit = FitConfig(num_steps=1, learning_rate=1e-3, batch_size=2)
     stage = StageConfig(name="one", data=data, tasks={"rate": 1.0}, fit=fit)
-    stages.draw_examples(judge, open_mixture(data), stage, 0, 2)
+    stages.make_examples(judge, open_mixture(data)(0, 2), stage, num=2)
     assert judge.config.trained_range == WORLD

@@ -80,6 +80,17 @@ def test_absolute_error_is_measured_on_the_width_of_the_scale_and_stops_at_zero(
     assert found.breakdown["unparsed"].tolist() == [0.0, 0.0, 0.0, 0.0, 1.0]
 
 
+def test_relative_error_is_that_of_the_released_code_on_the_labels_own_scale():
+    # scale 0 to 100: labels 10 and 90, scores 20 and 80, so errors of 100 % and 11 %
+    on_five = [1 + 4 * number / 100 for number in (20, 80, 10, 90)]
+    scores, labels = [str(number) for number in on_five[:2]], on_five[2:]
+    assert_close(values_of(relative(scale=(0, 100)), scores, labels), torch.tensor([0.0, 1 - 10 / 90]))
+    assert_close(values_of(relative(), scores, labels), torch.tensor([1 - 0.4 / 1.4, 1 - 0.4 / 4.6]))
+    for scale in ((5, 1), (1,), (0, float("inf"))):
+        with pytest.raises(ValueError, match="scale must be the lowest and the highest"):
+            relative(scale=scale)
+
+
 def test_relative_error_is_measured_on_the_label_and_stops_at_zero():
     # |2 - 4| / 4 = 0.5; |5 - 2| / 2 > 1; equal
     assert_close(values_of(relative(), ["2", "5", "4", None], [4, 2, 4, 4]), torch.tensor([0.5, 0.0, 1.0, 0.0]))

@@ -47,6 +47,7 @@ def test_every_video_of_a_request_gets_its_score_in_order(shared):
         "times": [0.0, 0.0],
         "kinds": ["slow", "slow"],
         "fps": 8.0,
+        "sampled_fps": 0.0,
     }
 
 

@@ -49,7 +49,9 @@ def test_a_clean_clip_is_perfect_in_every_dimension(clean):
 def test_the_struck_dimension_follows_the_table(clean, defect, dimension):
     generator = torch.Generator().manual_seed(2)
     means = [
-        mean([(scene, distort(clip, defect, s, generator=generator)) for scene, clip in clean], dimension)
+        mean(
+            [(scene, distort(clip, defect, s, generator=generator, fps=world.FPS)) for scene, clip in clean], dimension
+        )
         for s in range(5)
     ]
     assert all(low < high for high, low in zip(means, means[1:], strict=False)), means

@@ -91,7 +91,7 @@ def test_training_notes_what_each_role_reasons_about():
         data = [DataConfig(kind="moving_shapes", images=images)]
         for task in ("rate", "reason"):
             stage = StageConfig(name="one", data=data, tasks={task: 1.0}, fit=fit, role=role)
-            stages.draw_examples(judge, open_mixture(data), stage, 0, 2)
+            stages.make_examples(judge, open_mixture(data)(0, 2), stage, num=2)
             assert ((role or "") in judge.config.reasoned) == (task == "reason")
     assert judge.config.reasoned == {"": [DIMENSIONS], "warm_up": [("visual_quality",)]}
 

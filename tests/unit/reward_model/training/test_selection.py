@@ -41,7 +41,15 @@ stages:
 def test_the_score_is_the_mean_of_correlations_and_accuracy():
     table = {"srcc_overall": 0.5, "reason_srcc_overall": 0.7, "compare_accuracy": 0.9, "parse_rate": 0.1, "loss": 3.0}
     assert held_out_score(table) == pytest.approx(0.7)
-    assert math.isnan(held_out_score({"parse_rate": 1.0}))
+    assert held_out_score({"parse_rate": 1.0}) == -math.inf
+
+
+def test_a_correlation_that_is_not_defined_counts_as_the_worst():
+    # -1 and 0.5 for the first table: a base that cannot be read yet is worse than any later one that can
+    assert held_out_score({"reason_srcc_overall": math.nan, "srcc_overall": 0.5}) == pytest.approx(-0.25)
+    assert held_out_score({"compare_accuracy": math.nan}) == 0
+    best, last, _, _ = walk([math.nan, math.nan, 0.1, 0.05], every=3, patience=0, num_steps=9)
+    assert (best.step, best.score) == (6, 0.1)
 
 
 def walk(scores, *, every, patience, num_steps=100):
@@ -73,9 +81,13 @@ def test_a_stage_that_only_harms_changes_nothing():
     assert best.step == 0 and kept == 0 and trained > 0
 
 
-def test_nothing_to_choose_by_is_refused():
-    with pytest.raises(ValueError, match="no correlation"):
-        BestWeights([], lambda: {"parse_rate": 1.0}, every=1)
+def test_the_last_weights_stay_where_nothing_could_be_measured():
+    weight = nn.Parameter(torch.zeros(1))
+    best = BestWeights([weight], lambda: {"parse_rate": 0.0}, every=1)
+    weight.data.fill_(3.0)
+    best.after_step(1)
+    best.restore()
+    assert float(weight) == 3.0
     with pytest.raises(ValueError, match="every must be >= 1"):
         BestWeights([], lambda: {"srcc_overall": 1.0}, every=0)
 

@@ -336,7 +336,7 @@ def test_rendered_training_clips_come_in_pairs_of_one_prompt_and_often_show_some
     clips = open_source(DataConfig(kind="moving_shapes"))(0, 40)
     assert all(a.prompt == b.prompt for a, b in zip(clips[::2], clips[1::2], strict=True))
     assert 8 <= sum(clip.prompt == clip.facts["caption"] for clip in clips) <= 32
-    held_out = open_source(DataConfig(kind="moving_shapes"), held_out=True)(0, 40)
+    held_out = open_source(DataConfig(kind="moving_shapes"), part="held_out")(0, 40)
     assert not {clip.prompt for clip in clips} & {clip.prompt for clip in held_out}
 
 
@@ -398,8 +398,8 @@ def test_reasoned_answers_can_be_taught_the_judges_own_levels():
         name="s", data=data, tasks={"rate": 1.0, "reason": 1.0}, task_share={"reason": 0.5}, fit=fit_settings
     )
     source = open_mixture(data)
-    taught = stages.draw_examples(judge, source, stage, 0, 4)
-    own = stages.draw_examples(judge, source, dataclasses.replace(stage, reasoned_scores="own"), 0, 4)
+    taught = stages.make_examples(judge, source(0, 4), stage, num=4)
+    own = stages.make_examples(judge, source(0, 4), dataclasses.replace(stage, reasoned_scores="own"), num=4)
     assert [example.kinds.count("reason") for example in own] == [1, 1, 0, 0]
     for example, label, clip in zip(own[:2], taught, source(0, 4), strict=False):
         levels = read_levels(judge.next_token_logits([example.request])[0][: len(DIMENSIONS)], judge.level_ids).quality

@@ -10,6 +10,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from reward_model.media.motion_encoders import MotionConfig, build_encoder
+from reward_model.media.perturbations import PERTURBATIONS, draw_order, reorder, spread_order
+from reward_model.media.video_io import read_video, write_video
 from reward_model.records import DIMENSIONS, Answer, Label, RatedClip, RewardValues, Video
 from reward_model.training.fit import FitConfig, fit
 from reward_model.training.methods import grpo
@@ -24,7 +27,8 @@ from reward_model.training.methods.grpo import (
     sample_answers,
 )
 from reward_model.training.methods.policy_loss import policy_loss
-from reward_model.training.tasks.rollout_prompts import build_prompt, plan_prompts
+from reward_model.training.tasks.mixture import clip_planner
+from reward_model.training.tasks.rollout_prompts import build_prompt, perturbed, plan_prompts
 from reward_model.training.tasks.supervised import pair_of
 from tests.tiny_judge import build_judge, forced_log_probs, make_clip
 
@@ -123,6 +127,30 @@ def test_before_the_first_update_ratios_are_one_and_the_penalty_is_zero(judge):
     assert advantages.advantages.abs().max() > 0
     *_, (_, metrics) = grpo_micro_batches(judge, groups, advantages, SETTINGS, role="policy", reference="start")
     assert metrics["ratio_error"] < 1e-5 and metrics["kl"] == 0 and metrics["entropy"] > 0
+
+
+@pytest.mark.parametrize("cut", [{"top_k": 5}, {"top_p": 0.3}, {"top_p": 0.5, "top_k": 9}])
+def test_answers_drawn_from_the_likeliest_tokens_have_ratio_one_and_the_cut_probabilities(judge, cut):
+    settings = dataclasses.replace(SETTINGS, **cut)
+    prompts = prompts_of()
+    with judge.use_role("policy"):
+        groups = sample_answers(judge, prompts, settings, num_samples=3, seed=1)
+    advantages = answer_advantages(groups, REWARDS, settings)
+    *_, (_, metrics) = grpo_micro_batches(judge, groups, advantages, settings, role="policy", reference="start")
+    assert metrics["ratio_error"] < 1e-5 and metrics["kl"] == 0
+    for prompt, completions in zip(prompts, groups.completions, strict=True):
+        for one in completions:
+            with judge.use_role("policy"):
+                logits = judge.next_token_logits([prompt.request])[0][0].detach()
+            every = logits.index_fill(0, torch.tensor(judge.suppressed_ids), -torch.inf).softmax(-1)
+            ordered, order = every.sort(descending=True)
+            ordered = ordered[: cut.get("top_k", len(ordered))]
+            reached, num = 0.0, 0
+            while reached < cut.get("top_p", 2.0) * float(ordered.sum()) and num < len(ordered):
+                reached, num = reached + float(ordered[num]), num + 1
+            assert sorted(order[:num].tolist()) == one.allowed[0].tolist() and one.tokens[0] in one.allowed[0]
+            assert len(one.allowed) == len(one.tokens)
+            assert_close(one.log_probs[0], (every[one.tokens[0]] / reached).log(), atol=1e-4, rtol=0)
 
 
 def test_the_gradient_equals_that_of_one_whole_forward_per_answer(judge):
@@ -321,3 +349,33 @@ def test_a_comparison_is_one_token_that_needs_no_end():
     assert max(len(completion.tokens) for completion in groups.completions[1]) > 1
     assert prompt.read(" A", num_tokens=1, ended=False).choice == "A"
     assert prompt.read(" red", num_tokens=1, ended=False).fault
+
+
+@pytest.mark.parametrize("kept", ["memory", "file"])
+@pytest.mark.parametrize("name", PERTURBATIONS)
+def test_a_disturbed_clip_of_a_motion_judge_has_features_of_the_disturbed_order_in_the_same_slots(tmp_path, name, kept):
+    judge, settings = build_judge(), MotionConfig(segment_seconds=0.5, cache=str(tmp_path / "features"))
+    encoder = build_encoder(settings)
+    judge.add_motion({**dataclasses.asdict(settings), "feature_size": encoder.feature_size})
+    judge.configure(frame_policy={"mode": "uniform", "num_frames": 6})
+    video = Video(torch.rand(20, 3, 32, 32, generator=torch.Generator().manual_seed(0)), 8.0)
+    if kept == "file":
+        write_video(tmp_path / "clip.mp4", video.frames, 8.0)
+    source = video if kept == "memory" else tmp_path / "clip.mp4"
+    planner = clip_planner(judge)
+    prompt = build_prompt("reason", RatedClip(source, "a dog", {"overall": 0.5}, "clip"), planner, group=0)
+    num_cached = len(list((tmp_path / "features").iterdir()))
+    other = perturbed(prompt, name, torch.Generator().manual_seed(3), motion=encoder)
+    (before,), (after,) = prompt.request.clips, other.request.clips
+    # 20 frames at 8 Hz are 2.5 s: five tokens before and after
+    assert before.motion.shape == after.motion.shape == (5, encoder.feature_size)
+    assert not torch.equal(before.motion, after.motion)
+    packed = [judge._pack([one.request], None).sequences.tokens for one in (prompt, other)]
+    assert torch.equal(*packed)  # the text alone tells nothing
+    order = spread_order(draw_order(6, name, torch.Generator().manual_seed(3)), before.plan.indices, 20)
+    dense = video if kept == "memory" else read_video(source)[0]
+    expected = encoder.encoder.encode(reorder(dense.frames, order), 8.0)
+    assert_close(after.motion, expected, atol=1e-6, rtol=0)
+    assert len(list((tmp_path / "features").iterdir())) == num_cached
+    with pytest.raises(ValueError, match="need the judge's motion encoder"):
+        perturbed(prompt, name, torch.Generator())

@@ -114,3 +114,25 @@ def test_parts_of_a_step_add_up_to_the_whole():
     b, second = policy_loss(log_probs[5:], old[5:], reference[5:], advantages[2:], owner[5:] - 2, **settings)
     assert_close(a + b, whole)
     assert first["kl"] + second["kl"] == pytest.approx(metrics["kl"])
+
+
+def test_an_asymmetric_range_lets_the_ratio_rise_further_than_it_falls():
+    for ratio, gain, flows in ((1.25, 1.0, True), (1.35, 1.0, False), (0.75, -1.0, False), (0.85, -1.0, True)):
+        log_probs = torch.tensor([math.log(ratio)], requires_grad=True)
+        loss, _ = loss_of(
+            log_probs, torch.zeros(1), torch.tensor([gain]), torch.tensor([0]), clip_range=0.2, clip_range_high=0.28
+        )
+        loss.backward()
+        assert (log_probs.grad.abs().item() > 0) == flows, ratio
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "dr_grpo", "dapo"])
+def test_micro_batches_add_up_to_the_step_whatever_the_lengths(loss_type):
+    generator = torch.Generator().manual_seed(0)
+    log_probs, old = (torch.randn(7, generator=generator) * 0.1 for _ in range(2))
+    advantages, owner = torch.tensor([0.5, -1.0, 2.0]), torch.tensor([0, 0, 1, 1, 1, 1, 2])
+    settings = {"num_answers": 3, "loss_type": loss_type, "num_tokens": 7, "max_answer_tokens": 5}
+    whole, _ = loss_of(log_probs, old, advantages, owner, **settings)
+    a, _ = loss_of(log_probs[:2], old[:2], advantages[:1], owner[:2], **settings)
+    b, _ = loss_of(log_probs[2:], old[2:], advantages[1:], owner[2:] - 1, **settings)
+    assert_close(a + b, whole)

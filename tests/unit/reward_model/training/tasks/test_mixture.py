@@ -12,7 +12,7 @@ from reward_model.media.video_io import write_video
 from reward_model.records import RatedClip, VideoPair, VideoQuestion
 from reward_model.training.fit import FitConfig
 from reward_model.training.recipe import StageConfig
-from reward_model.training.stages import draw_examples
+from reward_model.training.stages import make_examples
 from reward_model.training.tasks.mixture import clip_planner, open_mixture
 from reward_model.training.tasks.supervised import choices_of, closed_example
 from tests.tiny_judge import build_judge
@@ -54,7 +54,7 @@ def test_a_labelled_pair_takes_the_place_of_two_clips_and_is_compared_in_both_or
     source = open_mixture([visionreward(folder)])
     drawn = source(0, 8)
     assert len(drawn) == 4 and all(isinstance(example, VideoPair) for example in drawn)
-    examples = draw_examples(build_judge(), source, stage([visionreward(folder)], {"compare": 1.0}), 0, 8)
+    examples = make_examples(build_judge(), source(0, 8), stage([visionreward(folder)], {"compare": 1.0}), num=8)
     assert len(examples) == 4  # half a comparison a clip: two pairs in both orders
     opposite = {" A": " B", " B": " A", " neither": " neither"}
     for one, other in (examples[:2], examples[2:]):
@@ -63,7 +63,7 @@ def test_a_labelled_pair_takes_the_place_of_two_clips_and_is_compared_in_both_or
 
 def test_what_is_held_out_of_a_file_is_never_drawn_for_training(folder):
     data = visionreward(folder)
-    drawn = {side: open_source(data, held_out=side)(1, 400) for side in (False, True)}
+    drawn = {side: open_source(data, part="held_out" if side else "train")(1, 400) for side in (False, True)}
     assert all(is_held_out(pair.source_id) == side for side, pairs in drawn.items() for pair in pairs)
     assert drawn[True]
 
@@ -137,7 +137,7 @@ def test_an_image_is_a_clip_of_one_frame(tmp_path):
     clip = clip_planner(judge)(source(0, 1)[0].video)
     assert clip.frames.shape == (1, 3, 32, 40)
     torch.testing.assert_close(clip.frames[0, :, 5, 5] * 255, torch.tensor([200.0, 10, 10]), atol=2, rtol=0)
-    examples = draw_examples(judge, source, stage([data], {"rate": 1.0}), 0, 4)
+    examples = make_examples(judge, source(0, 4), stage([data], {"rate": 1.0}), num=4)
     assert [len(example.answers) for example in examples] == [1] * 4
     assert judge.next_token_logits([examples[0].request])[0].shape[0] == 1
 
@@ -162,8 +162,8 @@ def test_few_clips_come_again_and_again_while_held_out_ones_never_end():
     few = DataConfig(kind="moving_shapes", num_clips=4)
     seen = {clip.source_id for seed in range(20) for clip in open_source(few)(seed, 6)}
     assert len(seen) == 4
-    others = [clip.source_id for clip in open_source(few, held_out=True)(3, 6)]
-    assert others == [clip.source_id for clip in open_source(DataConfig(kind="moving_shapes"), held_out=True)(3, 6)]
+    others = [clip.source_id for clip in open_source(few, part="held_out")(3, 6)]
+    assert others == [clip.source_id for clip in open_source(DataConfig(kind="moving_shapes"), part="held_out")(3, 6)]
     images = open_source(replace(few, images=True))(3, 2)
     assert all(image.quality.keys() == {"visual_quality"} and image.source_id in seen for image in images)
 

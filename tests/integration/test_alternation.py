@@ -1,0 +1,169 @@
+"""The alternation on tiny models: an iteration samples from the newest policy, and a round's end moves the reference."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from generator_loop import loop
+from generator_loop.adapters.base import OLD, POLICY, REFERENCE
+from generator_loop.records import Rollout
+from generator_loop.run import state
+from generator_loop.run.launch import Stopped
+from generator_loop.run.session import Session
+from generator_loop.sampling.sampler import Sampler
+from tests.tiny_runs import Recipe, never, opened, tiny_recipe
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    """Return a function that gives the overrides of a tiny run."""
+    return tiny_recipe(tmp_path_factory.mktemp("models"))
+
+
+def weights(session: Session, name: str) -> torch.Tensor:
+    """Return a copy of the named weights, end to end."""
+    return torch.cat([value.flatten() for value in session.generator.weights(name).values()])
+
+
+def begun(options: list[str]) -> Session:
+    """Return a new run whose weights are far enough from the base for clips to differ."""
+    session = opened(options)
+    state.begin(session)
+    return session
+
+
+def go_on() -> None:
+    """Never stop."""
+
+
+def test_each_iteration_samples_from_the_policy_that_the_last_one_trained(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[torch.Tensor] = []
+    plain = Sampler.sample
+
+    def sample(self: Sampler, *args: Any, **settings: Any) -> Rollout:
+        with self.generator.use(settings.get("policy", OLD)):
+            used.append(torch.cat([p.detach().flatten() for p in self.generator.trainable_parameters().values()]))
+        return plain(self, *args, **settings)
+
+    monkeypatch.setattr(Sampler, "sample", sample)
+    session = begun(recipe(tmp_path / "run", update__learning_rate=0.01))
+    newest = [weights(session, POLICY)]
+    for _ in range(3):
+        loop.iterate(session)
+        session.progress.iteration += 1
+        newest.append(weights(session, POLICY))
+    assert len(used) == 3
+    for sampled, policy in zip(used, newest, strict=False):
+        assert torch.equal(sampled, policy)
+    assert all(float((a - b).abs().max()) > 1e-3 for a, b in zip(newest, newest[1:], strict=False))
+
+
+def test_the_clips_of_an_iteration_are_those_of_the_newest_policy_and_not_of_the_base(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    session = begun(recipe(tmp_path / "run", update__learning_rate=0.05))
+    loop.iterate(session)
+    session.progress.iteration += 1
+    prompts = session.sampler.choose_prompts(session.step)
+    drawn = session.sampler.sample(prompts, session.draw).latents
+    assert torch.equal(drawn, session.sampler.sample(prompts, session.draw, policy=POLICY).latents)
+    assert not torch.allclose(drawn, session.sampler.sample(prompts, session.draw, policy=REFERENCE).latents)
+
+
+@pytest.mark.parametrize("resets", [True, False])
+def test_a_rounds_end_moves_the_reference_to_the_policy_only_where_the_config_says_so(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resets: bool
+) -> None:
+    monkeypatch.setattr(loop, "evaluate", lambda *_args, **_settings: None)
+    session = begun(recipe(tmp_path / "run", loop__reset_reference=resets, refresh__every=0))
+    first = weights(session, REFERENCE)
+    for _ in range(2):
+        loop.iterate(session)
+        session.progress.iteration += 1
+    assert torch.equal(weights(session, REFERENCE), first)  # within a round it stays
+    assert not torch.equal(weights(session, POLICY), first)
+    loop.end_round(session, go_on)
+    assert (session.progress.round, session.progress.iteration, session.step) == (1, 0, 2)
+    assert torch.equal(weights(session, REFERENCE), weights(session, POLICY) if resets else first)
+
+
+def test_a_round_stopped_in_its_evaluation_leaves_reference_judge_and_counters(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = begun(recipe(tmp_path / "run", loop__reset_reference=True))
+    first = weights(session, REFERENCE)
+    for _ in range(2):
+        loop.iterate(session)
+        session.progress.iteration += 1
+    assert session.refresher is not None
+    before = session.refresher.state()
+
+    def stopped(*_args: object, **_settings: object) -> None:
+        raise Stopped
+
+    monkeypatch.setattr(loop, "evaluate", stopped)
+    with pytest.raises(Stopped):
+        loop.end_round(session, go_on)
+    assert (session.progress.round, session.progress.iteration) == (0, 2)
+    after = session.refresher.state()
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert torch.equal(weights(session, REFERENCE), first)
+
+
+def test_a_run_whose_judge_gets_worse_goes_on_with_the_judge_it_had(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from reward_model.training.methods import refresh as training
+
+    def spoil(judge: Any, *, role: str, **_settings: object) -> dict[str, float]:
+        with torch.no_grad():
+            for parameter in judge.role_parameters(role):
+                parameter.zero_()
+        return {"fidelity": 0.0}
+
+    monkeypatch.setattr(training, "refresh_levels", spoil)
+    session = begun(recipe(tmp_path / "run", loop__num_rounds=1))
+    assert session.refresher is not None
+    accuracies = iter([0.75, 0.5])
+    monkeypatch.setattr(session.refresher, "_accuracy", lambda: next(accuracies))
+    before = {name: value for name, value in session.refresher.state().items() if name.startswith("judge.")}
+    loop.run(session, never)
+    after = session.refresher.state()
+    assert before and all(torch.equal(value, after[name]) for name, value in before.items())
+    (record,) = json.loads((tmp_path / "run" / "summary.json").read_text())["rounds"][1:]
+    assert record["judge_kept"] is False or record["judge_kept"] == 0
+    assert record["reward_initial_judge"] == record["reward_current_judge"]
+
+
+def test_per_reward_advantages_weigh_each_part_by_its_own_spread(recipe: Recipe, tmp_path: Path) -> None:
+    session = begun(recipe(tmp_path / "run", update__advantages="per_reward"))
+    samples = session.sampler.sample(session.sampler.choose_prompts(0), session.draw)
+    scored = session.scorer.score(samples)
+    plain = loop.compare_siblings(session, scored).values
+    stretched = dataclasses.replace(
+        scored, rewards=-scored.rewards, scores={name: 10 * value for name, value in scored.scores.items()}
+    )
+    torch.testing.assert_close(loop.compare_siblings(session, stretched).values, plain, atol=1e-3, rtol=0)
+
+
+def test_a_checkpoint_is_written_at_each_rounds_end_and_nowhere_else(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[tuple[int, int]] = []
+    monkeypatch.setattr(loop, "evaluate", lambda *_args, **_settings: None)
+    monkeypatch.setattr(
+        loop, "save", lambda session: saved.append((session.progress.round, session.progress.iteration))
+    )
+    monkeypatch.setattr(loop, "finish", lambda _session: tmp_path)
+    assert loop.run(begun(recipe(tmp_path / "run", refresh__every=0)), never) == tmp_path
+    assert saved == [(1, 0), (2, 0)]

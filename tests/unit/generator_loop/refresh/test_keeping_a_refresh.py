@@ -1,0 +1,238 @@
+"""A refreshed judge is kept or put back: accuracy before and after, at the limit and on both sides of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from generator_loop.config import RefreshConfig
+from generator_loop.records import Scored
+from generator_loop.refresh.anchors import Anchors
+from generator_loop.refresh.new_beats_old import NewBeatsOld
+from generator_loop.refresh.refresh import JudgeRefresher, load_adapter_tensors
+from reward_model.records import RatedClip, Video, VideoPair
+from reward_model.training.methods import refresh as training
+from tests.plain_rollouts import PROMPTS, drawn, scored
+
+RIGHT = [0.1, 0.2, 0.8, 0.9]
+"""Scores of four anchors of quality 0, 0, 1, 1, which form four pairs: all in order."""
+THREE_OF_FOUR = [0.1, 0.85, 0.8, 0.9]
+HALF = [0.1, 0.95, 0.8, 0.9]
+CLIP = Video(frames=torch.zeros(2, 3, 8, 8), fps=8.0)
+PAIR = VideoPair(CLIP, CLIP, "a red ring", {"overall": 1.0}, "pair")
+
+
+class ScoreTable(torch.nn.Module):
+    """A judge whose adapter is its scores of the anchors."""
+
+    def __init__(self, values: Sequence[float]) -> None:
+        super().__init__()
+        self.values = torch.nn.Parameter(torch.tensor(values))
+
+    def role_parameters(self, role: str | None) -> list[torch.nn.Parameter]:
+        """Return the table."""
+        assert role == "generated"
+        return [self.values]
+
+
+class TableJudge:
+    """A reward over a table of scores."""
+
+    def __init__(self, values: Sequence[float]) -> None:
+        self.judge, self.role = ScoreTable(values), "generated"
+
+    def __call__(self, videos: Sequence[Video], prompts: Sequence[str | None]) -> Any:
+        """Return the table's scores."""
+        assert len(videos) == len(prompts) == len(self.judge.values)
+        return SimpleNamespace(scores={"overall": self.judge.values.detach().clone()})
+
+
+def refresher(start: Sequence[float], **settings: float) -> JudgeRefresher:
+    """Return a refresher whose judge scores the held-out anchors as `start` says."""
+    clips = tuple(RatedClip(CLIP, None, {"overall": quality}, str(n)) for n, quality in enumerate((0.0, 0.0, 1.0, 1.0)))
+    return JudgeRefresher(
+        TableJudge(start),  # type: ignore[arg-type]
+        initial=TableJudge(RIGHT),  # type: ignore[arg-type]
+        source=NewBeatsOld(PROMPTS),
+        anchors=Anchors(train=clips[:2], held_out=clips),
+        weights={"overall": 1.0},
+        config=RefreshConfig(**settings),  # type: ignore[arg-type]
+    )
+
+
+@pytest.fixture
+def train_to(monkeypatch: pytest.MonkeyPatch) -> Callable[[Sequence[float]], dict[str, Any]]:
+    """Return a function that says how the next training ends; the dictionary is filled with what it was given."""
+
+    def prepare(end: Sequence[float]) -> dict[str, Any]:
+        given: dict[str, Any] = {}
+
+        def refresh_levels(judge: ScoreTable, **settings: Any) -> dict[str, float]:
+            given.update(settings)
+            judge.requires_grad_(True)
+            with torch.no_grad():
+                judge.values.copy_(torch.tensor(end))
+            return {"step": 1.0, "seconds": 2.0, "fidelity": 0.25}
+
+        monkeypatch.setattr(training, "refresh_levels", refresh_levels)
+        return given
+
+    return prepare
+
+
+@pytest.mark.parametrize(
+    ("end", "accuracy", "max_loss", "kept"),
+    [
+        (HALF, 0.5, 0.25, False),
+        (HALF, 0.5, 0.49, False),
+        (HALF, 0.5, 0.5, True),
+        (THREE_OF_FOUR, 0.75, 0.25, True),
+        (THREE_OF_FOUR, 0.75, 0.24, False),
+        (THREE_OF_FOUR, 0.75, 0.0, False),
+        ([0.3, 0.4, 0.6, 0.7], 1.0, 0.0, True),
+    ],
+)
+def test_a_refresh_is_kept_where_accuracy_falls_by_no_more_than_the_config_allows(
+    train_to: Callable[[Sequence[float]], dict[str, Any]],
+    end: Sequence[float],
+    accuracy: float,
+    max_loss: float,
+    kept: bool,
+) -> None:
+    train_to(end)
+    one = refresher(RIGHT, max_accuracy_loss=max_loss)
+    metrics = one.refresh([PAIR], seed=5)
+    assert one.judge.judge.values.tolist() == pytest.approx(list(end) if kept else RIGHT)  # type: ignore[attr-defined]
+    assert metrics == {
+        "judge_fidelity": 0.25,
+        "num_pairs": 1.0,
+        "accuracy_before": 1.0,
+        "accuracy_after": accuracy,
+        "kept": float(kept),
+    }
+    assert one.num_kept == int(kept)
+
+
+def test_a_better_judge_is_kept_and_the_next_refresh_is_held_against_it(
+    train_to: Callable[[Sequence[float]], dict[str, Any]],
+) -> None:
+    one = refresher(HALF, max_accuracy_loss=0.1)
+    train_to(RIGHT)
+    assert one.refresh([PAIR], seed=1)["accuracy_before"] == 0.5 and one.num_kept == 1
+    train_to(HALF)
+    assert one.refresh([PAIR], seed=2)["kept"] == 0.0 and one.num_kept == 1
+    train_to(RIGHT)
+    assert one.refresh([PAIR], seed=3)["kept"] == 1.0 and one.num_kept == 2
+    assert one.scale() == (one.scale()[0], 1.0)
+
+
+def test_the_training_gets_the_settings_the_seed_and_the_train_anchors(
+    train_to: Callable[[Sequence[float]], dict[str, Any]],
+) -> None:
+    given = train_to(RIGHT)
+    one = refresher(RIGHT, num_steps=7, learning_rate=3e-3, batch_size=6)
+
+    def check() -> None:
+        raise AssertionError
+
+    one.refresh([PAIR, PAIR], seed=11, check=check)
+    assert given == {
+        "role": "generated",
+        "pairs": [PAIR, PAIR],
+        "anchors": one._anchors.train,
+        "num_steps": 7,
+        "learning_rate": 3e-3,
+        "batch_size": 6,
+        "seed": 11,
+        "after_step": check,
+    }
+    assert not any(parameter.requires_grad for parameter in one.judge.judge.parameters())
+
+
+def test_without_pairs_nothing_is_trained(train_to: Callable[[Sequence[float]], dict[str, Any]]) -> None:
+    given = train_to(HALF)
+    one = refresher(RIGHT)
+    assert one.refresh([], seed=1) == {"num_pairs": 0.0, "kept": 0.0}
+    assert given == {} and one.num_kept == 0
+
+
+def test_a_judge_is_frozen_again_where_its_training_stops_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refresh_levels(judge: ScoreTable, **_settings: Any) -> dict[str, float]:
+        judge.requires_grad_(True)
+        raise InterruptedError
+
+    monkeypatch.setattr(training, "refresh_levels", refresh_levels)
+    one = refresher(RIGHT)
+    with pytest.raises(InterruptedError):
+        one.refresh([PAIR], seed=1)
+    assert not one.judge.judge.values.requires_grad and one.num_kept == 0  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("every", "due"), [(1, [1, 2, 3, 4]), (2, [2, 4]), (3, [3])])
+def test_a_refresh_is_due_after_every_so_many_rounds(every: int, due: list[int]) -> None:
+    assert [number for number in range(1, 5) if refresher(RIGHT, every=every).is_due(number)] == due
+
+
+def test_the_state_restores_weights_pairs_and_the_count(
+    train_to: Callable[[Sequence[float]], dict[str, Any]],
+) -> None:
+    train_to(THREE_OF_FOUR)
+    one, other = refresher(RIGHT, max_accuracy_loss=0.5), refresher(RIGHT)
+    one.refresh([PAIR], seed=1)
+    one.source.load_state({"000000.7": torch.ones(1), "000001.3": torch.zeros(1)})
+    other.load_state(one.state())
+    assert one.state().keys() == {"judge.0000", "pairs.000000.7", "pairs.000001.3", "num_kept"}
+    assert all(torch.equal(value, other.state()[name]) for name, value in one.state().items())
+    assert other.num_kept == 1
+    saved = one.state()["judge.0000"]
+    one.judge.judge.values.data.zero_()  # type: ignore[attr-defined]
+    assert saved.tolist() == pytest.approx(THREE_OF_FOUR)  # a copy
+
+
+def test_weights_of_another_adapter_are_refused() -> None:
+    one = refresher(RIGHT)
+    for tensors in ({"0000": torch.zeros(3)}, {}, {"0000": torch.zeros(4), "0001": torch.zeros(4)}):
+        with pytest.raises(ValueError, match="does not fit role 'generated'"):
+            load_adapter_tensors(one.judge, tensors)
+
+
+def test_the_scale_maps_to_the_initial_judges_rewards() -> None:
+    affine, accuracy = refresher([score / 2 for score in RIGHT]).scale()
+    assert accuracy == 1.0
+    assert [affine(score / 2) for score in RIGHT] == pytest.approx(RIGHT)
+
+
+def test_the_first_rejected_clip_stays_whatever_comes_later() -> None:
+    """Later losers, worse or better, in one iteration or many, never take the place of a prompt's first one."""
+
+    class NoTools:
+        gather = staticmethod(lambda items: items)
+
+    def observe(source: NewBeatsOld, brightness: list[float], values: Scored) -> list[float]:
+        source.observe(drawn(brightness), values, NoTools())  # type: ignore[arg-type]
+        return [float(latents) for latents in source.state().values()]
+
+    source = NewBeatsOld(PROMPTS)
+    nothing = float("nan")
+    assert observe(source, [0.1, 0.2, 0.3, 0.4], scored([nothing, nothing, 0.4, 0.3])) == pytest.approx([0.4])
+    assert observe(source, [0.5, 0.6, 0.7, 0.8], scored([0.1, 0.9, 0.0, 0.0])) == pytest.approx([0.4, 0.5])
+    for rewards in ([-9.0, -9.0, -9.0, -9.0], [0.9, 0.8, 0.7, 0.6]):
+        assert observe(source, [0.0, 0.9, 0.0, 0.9], scored(rewards)) == pytest.approx([0.4, 0.5])
+
+
+def test_ties_and_infinite_rewards_choose_no_clip_without_a_score() -> None:
+    from generator_loop.refresh.new_beats_old import chosen_of, rejected_of
+
+    samples = drawn([0.1, 0.2, 0.3, 0.4])
+    tied = scored([0.5, 0.5, float("nan"), float("nan")])
+
+    def brightness(items: list[tuple[int, Tensor]]) -> list[tuple[int, float]]:
+        return [(prompt_id, round(float(values.mean()), 4)) for prompt_id, values in items]
+
+    assert brightness(rejected_of(samples, tied)) == [(PROMPTS[0].prompt_id, 0.1)]
+    assert brightness(chosen_of(samples, tied)) == [(PROMPTS[0].prompt_id, 0.1)]

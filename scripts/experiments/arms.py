@@ -19,13 +19,16 @@ Line = tuple[Sequence[float], Sequence[float]]
 
 
 def parser_of(doc: str, arms: Collection[str], *, runs: str) -> argparse.ArgumentParser:
-    """Return a parser of --arms, --seeds, --jobs, --runs and --docs; finished runs stand in runs/`runs`."""
+    """Return a parser of --arms, --seeds, --jobs, --runs, --docs and --from-json; finished runs stand in runs/`runs`."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arms", nargs="+", choices=arms, default=list(arms))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / runs, help="folder of the runs")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of the results")
+    parser.add_argument(
+        "--from-json", action="store_true", help="write the pages again from their JSON, and run nothing"
+    )
     return parser
 
 

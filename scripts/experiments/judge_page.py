@@ -100,6 +100,9 @@ def findings(content: Mapping[str, Any], corrected: Mapping[tuple[str, str, str,
             text = f"Not shown to differ from {name}" if said == "not shown" else f"Shown to be {said} than {name}"
             if named or said == "better":
                 sentences.append(f"{text}: {'; '.join(named) or 'nothing'}.")
+    intervals = [metrics.t_interval(entry[side]["by_seed"]) for entry, side in _sides(content["entries"])]
+    alone = sum(one.low > 0 or one.high < 0 for one in intervals)
+    sentences.append(f"Each by itself, {alone} of the {len(intervals)} intervals over seeds leave out 0.")
     sentences += _on_baselines(content) + _on_parse_rates(content)
     return sentences + (_on_starts(content["starts"]) if content.get("starts") else [])
 

@@ -2,6 +2,7 @@
 
     python scripts/experiments/run_arms.py                     all arms, three seeds, two runs at a time on one thread each
     python scripts/experiments/run_arms.py --arms nft dpo --seeds 0 --jobs 1
+    python scripts/experiments/run_arms.py --from-json         the page again, from the JSON of earlier runs
 
 A finished run is not repeated and an interrupted one is resumed: the script can be stopped and started at will.
 """
@@ -21,6 +22,7 @@ from arms import ROOT, Line, joined, parser_of, plot, run_apart
 from generator_loop.evaluation.columns import CURRENT, INITIAL
 from generator_loop.evaluation.summary import difference, means_by_source
 from generator_loop.run.state import ends
+from reward_model.evaluation import metrics
 
 ARMS: dict[str, tuple[str, ...]] = {
     "nft": (),
@@ -41,12 +43,18 @@ TITLES = {
     "reversed": "control: rewards reversed",
 }
 JUDGES = (INITIAL, CURRENT)
+ALPHA = 0.05
+"""Chance of one or more wrong findings on the page."""
 DIMENSIONS = ("overall", "visual_quality", "motion_quality", "text_alignment")
 
 
 def main() -> int:
     """Run the missing runs, then write the results; return the number of runs that failed."""
     options = parser_of(__doc__, ARMS, runs="arms").parse_args()
+    if options.from_json:
+        content = json.loads((options.docs / "toy_results.json").read_text(encoding="utf-8"))
+        (options.docs / "toy_results.md").write_text(page_of(content["arms"]), encoding="utf-8")
+        return 0
     todo = [(arm, seed) for seed in options.seeds for arm in options.arms]
     with ThreadPoolExecutor(options.jobs) as pool:
         statuses = list(pool.map(lambda item: run_one(options.runs, *item), todo))
@@ -106,27 +114,78 @@ def write_results(arms: Mapping[str, Mapping[str, Any]], docs: Path) -> None:
         "reward of the initial judge": lines_of(arms, _reward),
     }
     plot(panels, docs / "toy_results.svg", xlabel="round", dashed=[TITLES["shuffled"], TITLES["reversed"]])
+    (docs / "toy_results.md").write_text(page_of(arms), encoding="utf-8")
+
+
+def page_of(arms: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the page of the summaries by arm, which `toy_results.json` holds."""
+    corrected = corrected_p_values(arms)
     lines = [
         "# Results of the toy loop",
         "",
+        "## Findings",
+        "",
+        *(f"- {sentence}" for sentence in findings(arms, corrected)),
+        "",
+        *on_refreshing(arms),
+        "## Protocol",
+        "",
         "The generator learns from the judge alone; the oracle only measures. Each row is the change on "
-        f"{next(iter(arms.values()))['num_prompts']} held-out prompts with the same noise before and after, with its "
-        "95 % bootstrap interval by prompt over all seeds. `python scripts/experiments/run_arms.py` makes this page.",
+        f"{next(iter(arms.values()))['num_prompts']} held-out prompts with the same noise before and after. Intervals are 95 %, "
+        "Student's t over the seeds, each by itself; they hold the prompts fixed. Holm's p is corrected for all "
+        f"{len(corrected)} changes of this page. A change counts as shown where it is below {ALPHA} and the interval by prompt "
+        "over all seeds (`low` and `high` in the JSON) leaves out 0 too. Learning rates were not tuned for each arm, so this page "
+        "does not rank objectives. `python scripts/experiments/run_arms.py` makes this page, `--from-json` writes it again from "
+        "the JSON. The rules are in [protocol.md](protocol.md).",
         "",
         "![oracle by round](toy_results.svg)",
         "",
         "| arm | seeds | oracle before | after | "
-        + " | ".join(f"{name.replace('_', ' ')}" for name in DIMENSIONS)
+        + " | ".join(f"{name.replace('_', ' ')}, Holm's p" for name in DIMENSIONS)
         + " | diversity | flow loss, times | right pairs | refreshes kept | minutes |",
         "|---" * (9 + len(DIMENSIONS)) + "|",
-        *(table_line(arm, summary) for arm, summary in arms.items()),
+        *(table_line(arm, summary, corrected) for arm, summary in arms.items()),
         "",
         "Right pairs: how often the judge orders two clips of one held-out prompt as the oracle does, where the oracle "
         "sets them 0.05 apart: the first judge before, the refreshed judge after (random scores on the same pairs).",
         "",
-        *on_refreshing(arms),
     ]
-    (docs / "toy_results.md").write_text("\n".join(lines), encoding="utf-8")
+    return "\n".join(lines)
+
+
+def by_seed(summary: Mapping[str, Any], dimension: str) -> list[float]:
+    """Return the oracle's change on the held-out prompts, one value a seed."""
+    return [run["after"]["oracle"][dimension] - run["before"]["oracle"][dimension] for run in summary["runs"]]
+
+
+def corrected_p_values(arms: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, str], float]:
+    """Return (arm, dimension) -> p value over seeds after Holm's correction for all changes of the page."""
+    plain = {
+        (arm, name): metrics.t_interval(by_seed(summary, name)).p_value
+        for arm, summary in arms.items()
+        for name in DIMENSIONS
+    }
+    return dict(zip(plain, metrics.holm(list(plain.values())).tolist(), strict=True))
+
+
+def findings(arms: Mapping[str, Mapping[str, Any]], corrected: Mapping[tuple[str, str], float]) -> list[str]:
+    """Return plain sentences on what the intervals show."""
+    verdicts: dict[str, list[str]] = {"rise": [], "fall": [], "not shown": []}
+    for (arm, name), p_value in corrected.items():
+        change = arms[arm]["difference"][name]
+        side = "rise" if change["low"] > 0 else "fall" if change["high"] < 0 else "not shown"
+        verdicts[side if p_value < ALPHA else "not shown"].append(f"{TITLES[arm]} ({name.replace('_', ' ')})")
+    texts = {
+        "rise": "The oracle is shown to rise",
+        "fall": "The oracle is shown to fall",
+        "not shown": "No change of the oracle is shown over seeds after the correction",
+    }
+    intervals = [metrics.t_interval(by_seed(arms[arm], name)) for arm, name in corrected]
+    alone = sum(one.low > 0 or one.high < 0 for one in intervals)
+    return [
+        *(f"{texts[verdict]}: {'; '.join(named)}." for verdict, named in verdicts.items() if named),
+        f"Each by itself, {alone} of the {len(intervals)} intervals over seeds leave out 0.",
+    ]
 
 
 def on_refreshing(arms: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -136,22 +195,29 @@ def on_refreshing(arms: Mapping[str, Mapping[str, Any]]) -> list[str]:
     refreshed, fixed = (arms[name]["after"]["oracle"]["overall"] for name in ("nft", "nft_no_refresh"))
     change = arms["nft_no_refresh"]["difference"]["overall"]
     equal = change["low"] <= refreshed - arms["nft"]["before"]["oracle"]["overall"] <= change["high"]
+    apart = [
+        a - b for a, b in zip(*(by_seed(arms[name], "overall") for name in ("nft", "nft_no_refresh")), strict=True)
+    ]
+    interval = metrics.t_interval(apart)
     ends = f"the oracle ends at {refreshed:.4f} with the refreshed judge and at {fixed:.4f} with the fixed one."
     if not equal:
         return [f"The refreshed and the fixed judge differ: {ends}", ""]
     return [
         f"Refreshing the judge shows no benefit here: {ends} In runs this short the oracle rises under the fixed judge as well, "
         "so this page neither supports nor refutes that refreshing keeps a judge from being gamed.",
+        f"Refreshed minus fixed, by seed: {', '.join(f'{one:+.4f}' for one in apart)}; 95 % interval over seeds "
+        f"[{interval.low:+.4f}, {interval.high:+.4f}].",
         "",
     ]
 
 
-def table_line(arm: str, summary: Mapping[str, Any]) -> str:
+def table_line(arm: str, summary: Mapping[str, Any], corrected: Mapping[tuple[str, str], float]) -> str:
     """Return one arm's line of the table."""
-    runs, change = summary["runs"], summary["difference"]
+    runs = summary["runs"]
     cells = [TITLES[arm], str(summary["num_seeds"])]
     cells += [f"{summary[side]['oracle']['overall']:.3f}" for side in ("before", "after")]
-    cells += [f"{change[n]['mean']:+.3f} [{change[n]['low']:+.3f}, {change[n]['high']:+.3f}]" for n in DIMENSIONS]
+    intervals = {name: metrics.t_interval(by_seed(summary, name)) for name in DIMENSIONS}
+    cells += [f"{i.mean:+.3f} [{i.low:+.3f}, {i.high:+.3f}], {corrected[arm, n]:.3f}" for n, i in intervals.items()]
     cells.append(f"{mean([run['rounds'][-1]['diversity'] for run in runs]):.2f}")
     cells.append(f"{mean([run['rounds'][-1]['flow_loss'] / run['rounds'][0]['flow_loss'] for run in runs]):.2f}")
     pairs = {side: [run["pair_accuracy"][side] for run in runs] for side in ("before", "after")}

@@ -240,7 +240,6 @@ def compare(first: Answers, last: Answers, measure: str, dimensions: Sequence[st
 def main(argv: Sequence[str]) -> int:
     """Run what is missing, then write the tables; return the number of runs that failed."""
     parser = parser_of(__doc__, ARMS, runs="judge_arms")
-    parser.add_argument("--from-json", action="store_true", help="write the pages of docs/*.json and run nothing")
     parser.add_argument("--only", nargs=2, metavar=("ARM", "SEED"), help="run one in this process and write no table")
     options = parser.parse_args(argv)
     if options.only:

@@ -2,6 +2,7 @@
 
     python scripts/experiments/run_objectives.py --tune        learning rate of each objective, by the judge's reward on training prompts
     python scripts/experiments/run_objectives.py               all arms, three seeds, 300 seconds each on one thread, then the page
+    python scripts/experiments/run_objectives.py --from-json   the page again, from the JSON of earlier runs
 
 Seconds are processor time of sampling, scoring and learning alone, so a busy machine gives the same figures. The judge
 stays fixed; the oracle only measures, on held-out prompts with the same noise each time. Finished runs are kept.
@@ -33,12 +34,19 @@ from generator_loop.run.launch import Processes
 from generator_loop.run.session import Session
 from generator_loop.run.state import begin
 from generator_loop.tracking.metric_log import read_log
+from reward_model.evaluation import metrics
 
 SECONDS, NUM_MARKS = 300.0, 5
 RATES = (1e-4, 3e-4, 1e-3)
 TUNE_SEED = 100
 DIMENSIONS = ("overall", "visual_quality", "motion_quality", "text_alignment")
 RATES_FILE = "learning_rates.json"
+ALPHA = 0.05
+"""Chance of one or more wrong findings on the page."""
+LATE_MARKS = 2
+"""Marks at the end whose seconds are shown apart."""
+STILL, RISES = 0.01, 0.05
+"""An oracle that moves by less than the first while its judge rises by more than the second stands still."""
 
 
 @dataclass(frozen=True)
@@ -216,6 +224,9 @@ def summarise(ended: Mapping[int, Mapping[str, Any]], slow: Mapping[int, Mapping
         "oracle": {"before": before.mean("oracle/overall"), "after": after.mean("oracle/overall")},
         "judge": {"before": before.mean(f"{INITIAL}/overall"), "after": after.mean(f"{INITIAL}/overall")},
         "difference": difference(before, after, num_resamples=2000, seed=0),
+        "by_seed": [
+            clips_at([one], -1).mean("oracle/overall") - clips_at([one], 0).mean("oracle/overall") for one in runs
+        ],
         "diversity": float(np.mean([mark["diversity"] for mark in last])),
         "flow_loss_ratio": float(np.mean([b["flow_loss"] / a["flow_loss"] for a, b in zip(first, last, strict=True)])),
         "sooner": speed_ratio([ended[seed] for seed in both], [slow[seed] for seed in both]) if both else None,
@@ -246,25 +257,43 @@ def write(arms: Sequence[str], seeds: Sequence[int], runs: Path, docs: Path) -> 
         for source in ("oracle", "judge")
     }
     plot(panels, docs / "toy_objectives.svg", xlabel="seconds of one core", dashed=[ARMS["shuffled"].title])
+    page = page_of(summaries, rates)
+    (docs / "toy_objectives.md").write_text(page, encoding="utf-8")
+    sys.stdout.write(page)
+
+
+def page_of(summaries: Mapping[str, Mapping[str, Any]], rates: Mapping[str, Any]) -> str:
+    """Return the page of the summaries by arm and the tuned learning rates, which `toy_objectives.json` holds."""
+    corrected = corrected_p_values(summaries)
     longer = "; ".join(arm.title for arm in ARMS.values() if arm.tune_seconds != Arm.tune_seconds)
+    late = max(late_change(summary["curve"])[0] for name, summary in summaries.items() if name != "frozen")
     lines = [
         "# The objectives against one another",
         "",
+        "## Findings",
+        "",
+        *(f"- {sentence}" for sentence in findings(summaries, rates, corrected)),
+        "",
+        "## Protocol",
+        "",
         f"{SECONDS:.0f} seconds of one processor core each for sampling, scoring and learning, from the same generator and the",
-        "same fixed judge; 64 held-out prompts x 2 clips a seed, the same noise before and after; 95 % bootstrap intervals by",
-        "prompt over all seeds. The oracle only measures. Learning rates were chosen from "
+        "same fixed judge; 64 held-out prompts x 2 clips a seed, the same noise before and after. The oracle only measures.",
+        "By prompt: 95 % bootstrap intervals by prompt over all seeds, which say nothing of other seeds. Over seeds: Student's t,",
+        "95 %, with Holm's p, corrected for the number of arms. Learning rates were chosen from "
         + ", ".join(f"{rate:g}" for rate in RATES),
         f"by the judge's reward on training prompts in the second half of {Arm.tune_seconds:.0f} seconds, or of {SECONDS:.0f} where the rate",
         f"that wins early wears the generator down later ({longer}); see",
         "toy_objectives.json. Sooner: how many times earlier than reweighted Flow-GRPO an arm reaches the oracle score where",
-        "that ends (0: never).",
-        "`python scripts/experiments/run_objectives.py` makes this page.",
+        f"that ends (0: never). Late: the change of oracle and judge in the last {late:.0f} seconds or less, between the same marks.",
+        "`python scripts/experiments/run_objectives.py` makes this page, `--from-json` writes it again from the JSON. The rules are",
+        "in [protocol.md](protocol.md).",
         "",
         "![oracle and judge by seconds](toy_objectives.svg)",
         "",
-        "| arm | seeds | rate | iterations | oracle | change | judge | diversity | flow loss, times | sooner |",
-        "|" + "---|" * 10,
-        *(line(name, summary) for name, summary in summaries.items()),
+        "| arm | seeds | rate | iterations | oracle | change, by prompt | change, over seeds | judge | late oracle | late judge "
+        "| diversity | flow loss, times | sooner |",
+        "|" + "---|" * 13,
+        *(line(name, summary, corrected, rates) for name, summary in summaries.items()),
         "",
         "The rows without anchor are the published forms. Unanchored pairs only ask that winners beat losers: they learn as fast",
         "as the anchored ones at first, then both get worse (see the curve and the flow loss); at the lowest rate, which learns",
@@ -272,22 +301,85 @@ def write(arms: Sequence[str], seeds: Sequence[int], runs: Path, docs: Path) -> 
         "of few steps, which wears a generator down whatever they are worth.",
         "",
     ]
-    (docs / "toy_objectives.md").write_text("\n".join(lines), encoding="utf-8")
-    sys.stdout.write("\n".join(lines))
+    return "\n".join(lines)
 
 
-def line(name: str, summary: Mapping[str, Any]) -> str:
+def corrected_p_values(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Return arm -> p value over seeds after Holm's correction, of the arms whose runs were kept by seed."""
+    plain = {
+        name: metrics.t_interval(summary["by_seed"]).p_value
+        for name, summary in summaries.items()
+        if "by_seed" in summary
+    }
+    return dict(zip(plain, metrics.holm(list(plain.values())).tolist(), strict=True))
+
+
+def edge_of(name: str, rates: Mapping[str, Any]) -> str:
+    """Return `highest` or `lowest` where tuning chose that rate of the grid for an arm, nothing where a rate between."""
+    chosen = rates.get(ARMS[name].tuned_as or name)
+    return "" if chosen is None else {max(RATES): "highest", min(RATES): "lowest"}.get(chosen["rate"], "")
+
+
+def late_change(curve: Mapping[str, Sequence[float]]) -> tuple[float, float, float]:
+    """Return the seconds between the last marks of a curve, and the changes of oracle and judge in them."""
+    start = max(len(curve["seconds"]) - 1 - LATE_MARKS, 0)
+    seconds, oracle, judge = (curve[key][-1] - curve[key][start] for key in ("seconds", "oracle", "judge"))
+    return seconds, oracle, judge
+
+
+def findings(
+    summaries: Mapping[str, Mapping[str, Any]], rates: Mapping[str, Any], corrected: Mapping[str, float]
+) -> list[str]:
+    """Return plain sentences on seeds, on rates at the edge of the grid, and on oracles that stand still."""
+    sentences = []
+    without = [ARMS[name].title for name in summaries if name not in corrected]
+    if corrected:
+        shown = [ARMS[name].title for name, p_value in corrected.items() if p_value < ALPHA]
+        sentences.append(
+            f"Shown to change the oracle, over seeds after the correction: {'; '.join(shown) or 'nothing'}."
+        )
+    if without:
+        which = "every arm" if len(without) == len(summaries) else "; ".join(without)
+        sentences.append(
+            f"Figures by seed were not kept for {which}: only means over the seeds are in the JSON, and the runs are gone. So no "
+            "interval over seeds can be given; the intervals by prompt hold the seeds fixed, and neither a change nor the order "
+            "of two arms is shown to hold for other seeds."
+        )
+    for side in ("highest", "lowest"):
+        named = [ARMS[name].title for name in summaries if name != "frozen" and edge_of(name, rates) == side]
+        if named:
+            sentences.append(
+                f"The {side} rate of the grid won, so that a better one may lie beyond it: {'; '.join(named)}. Between such arms "
+                "the page compares rates as well as objectives."
+            )
+    for name, summary in summaries.items():
+        seconds, oracle, judge = late_change(summary["curve"])
+        if name != "frozen" and abs(oracle) < STILL and judge > RISES:
+            curve = summary["curve"]
+            sentences.append(
+                f"{ARMS[name].title}: in the last {seconds:.0f} seconds the oracle stands still "
+                f"({curve['oracle'][-1 - LATE_MARKS]:.3f} to {curve['oracle'][-1]:.3f}) while the judge rises by {judge:.3f}: "
+                "what is learned there pleases the judge alone."
+            )
+    return sentences
+
+
+def line(name: str, summary: Mapping[str, Any], corrected: Mapping[str, float], rates: Mapping[str, Any]) -> str:
     """Return one arm's line of the table."""
     change, sooner = summary["difference"]["overall"], summary["sooner"]
-    cells = [
-        ARMS[name].title,
-        str(summary["num_seeds"]),
-        f"{summary['learning_rate']:g}",
-        f"{summary['iterations']:.0f}",
-    ]
+    edge = edge_of(name, rates)
+    cells = [ARMS[name].title, str(summary["num_seeds"])]
+    rate = f"{summary['learning_rate']:g}" + (f" ({edge})" if edge else "")
+    cells += ["" if name == "frozen" else rate, f"{summary['iterations']:.0f}"]
     cells.append(f"{summary['oracle']['before']:.3f} to {summary['oracle']['after']:.3f}")
     cells.append(f"{change['mean']:+.3f} [{change['low']:+.3f}, {change['high']:+.3f}]")
+    if name in corrected:
+        interval = metrics.t_interval(summary["by_seed"])
+        cells.append(f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}], {corrected[name]:.3f}")
+    else:
+        cells.append("not kept")
     cells.append(f"{summary['judge']['before']:.3f} to {summary['judge']['after']:.3f}")
+    cells += ["", ""] if name == "frozen" else [f"{one:+.3f}" for one in late_change(summary["curve"])[1:]]
     cells += [f"{summary['diversity']:.2f}", f"{summary['flow_loss_ratio']:.2f}"]
     cells.append("" if sooner is None else f"{sooner['ratio']:.1f} [{sooner['low']:.1f}, {sooner['high']:.1f}]")
     return "| " + " | ".join(cells) + " |"
@@ -301,6 +393,11 @@ def main(argv: Sequence[str]) -> int:
         "--only", nargs=3, metavar=("ARM", "SEED", "RATE"), help="one run in this process (RATE 0: tuned)"
     )
     options = parser.parse_args(argv)
+    if options.from_json:
+        content = json.loads((options.docs / "toy_objectives.json").read_text(encoding="utf-8"))
+        page = page_of(content["arms"], content["learning_rates"])
+        (options.docs / "toy_objectives.md").write_text(page, encoding="utf-8")
+        return 0
     if options.only:
         name, seed, rate = options.only[0], int(options.only[1]), float(options.only[2])
         if rate:

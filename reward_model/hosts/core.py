@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import math
+import os
 import traceback
 import warnings
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -15,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -139,12 +142,18 @@ def stopping(function: Callable[..., ReturnT]) -> Callable[..., ReturnT]:
 
 
 _LOADING = Lock()
+_LOADED: WeakValueDictionary[tuple[str, str, str], VideoJudgeReward] = WeakValueDictionary()
+GPU_FILES = Path("/dev")
+"""Folder in which each NVIDIA GPU of this machine has a file `nvidia0`, `nvidia1`, ..."""
 
 
 def load_judge(
     judge: JudgeLike, *, device: str | torch.device | None = None, dtype: str | torch.dtype = "auto"
 ) -> VideoJudgeReward:
-    """Return a judge; repeated calls with the same path, device and dtype return the same object.
+    """Return a judge; while one of the same path, device and dtype is in use, return that.
+
+    A judge that no host holds any more is freed. One that lands on the CPU although the machine has a GPU is warned of:
+    Ray hides the GPUs from actors without `num_gpus`.
 
     Args:
         judge: a loaded judge, which is returned as it is, or the place to load one from.
@@ -156,13 +165,33 @@ def load_judge(
     """
     if not isinstance(judge, (str, Path)):
         return judge
+    if device is None and not torch.cuda.is_available():
+        _warn_of_hidden_gpus()
     with _LOADING:  # hosts call from many threads, and memory holds a large judge only once
-        return _loaded(str(judge), str(device) if device is not None else None, dtype)
+        device = _full_name(device)
+        key = str(judge), device, str(dtype)
+        loaded = _LOADED.get(key)
+        if loaded is None:
+            loaded = _LOADED[key] = VideoJudgeReward.from_pretrained(judge, device=device, dtype=dtype)
+            gc.collect()  # exceptions that libraries keep while loading hold its frames, and these the judge
+        return loaded
 
 
-@functools.cache
-def _loaded(path: str, device: str | None, dtype: str | torch.dtype) -> VideoJudgeReward:
-    return VideoJudgeReward.from_pretrained(path, device=device, dtype=dtype)
+def _full_name(device: str | torch.device | None) -> str:
+    """Return the name of a device, the default one for None, with its number if it is a GPU."""
+    name = str(device) if device is not None else "cuda" if torch.cuda.is_available() else "cpu"
+    return f"cuda:{torch.cuda.current_device()}" if name == "cuda" and torch.cuda.is_available() else name
+
+
+def _warn_of_hidden_gpus() -> None:
+    gpus = sorted(path.name for path in GPU_FILES.glob("nvidia[0-9]*"))
+    if gpus:
+        warnings.warn(
+            f"the judge runs on the CPU, though this machine has {', '.join(gpus)}: this process sees no GPU "
+            f"(CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')!r}, torch {torch.__version__}). Name "
+            "device='cpu' if that is intended",
+            stacklevel=4,
+        )
 
 
 def score(
@@ -212,22 +241,27 @@ def with_time(frames: Tensor) -> Tensor:
     return frames.unsqueeze(1) if frames.ndim == 4 else frames
 
 
-def from_signed(frames: Tensor) -> Tensor:
-    """Map frames from [-1, 1] to [0, 1], keeping the gradient; values up to `OVERSHOOT` outside are clamped.
+def from_signed(videos: Tensor) -> Tensor:
+    """Map videos from [-1, 1] to [0, 1], keeping the gradient; values up to `OVERSHOOT` outside are clamped.
 
     Args:
-        frames: any shape.
+        videos: [B, ...].
 
     Returns:
         The same shape in [0, 1].
 
     Raises:
-        ValueError: values further outside [-1, 1], or not finite.
+        ValueError: values further outside [-1, 1], or not finite; the message names the videos.
     """
-    low, high = frames.detach().amin().item(), frames.detach().amax().item()
-    if not (low >= -1 - OVERSHOOT and high <= 1 + OVERSHOOT):
-        raise ValueError(f"frames must lie in [-1, 1], got [{low:.3g}, {high:.3g}]; pass the decoder's own output")
-    return ((frames + 1) / 2).clamp(0, 1)
+    refused = [
+        f"video {index} [{low:.3g}, {high:.3g}]"
+        for index, video in enumerate(videos.detach())
+        for low, high in [tuple(bound.item() for bound in torch.aminmax(video))]
+        if not (low >= -1 - OVERSHOOT and high <= 1 + OVERSHOOT)
+    ]
+    if refused:
+        raise ValueError(f"frames must lie in [-1, 1], got {', '.join(refused)}; pass the decoder's own output")
+    return ((videos + 1) / 2).clamp(0, 1)
 
 
 def in_thread(function: Callable[..., ReturnT]) -> Callable[..., Coroutine[Any, Any, ReturnT]]:

@@ -123,10 +123,10 @@ def test_signed_frames_become_unit_ones_and_overshoot_is_clamped():
     assert frames.grad[3] == 0.5 and frames.grad[0] == frames.grad[5] == 0
 
 
-@pytest.mark.parametrize("frames", [[0.0, 255.0], [-3.0, 0.0], [0.0, math.nan]])
-def test_frames_of_another_range_are_refused(frames):
-    with pytest.raises(ValueError, match=r"frames must lie in \[-1, 1\], got"):
-        from_signed(torch.tensor(frames))
+@pytest.mark.parametrize("frames", [[0.0, 255.0], [-3.0, 0.0], [0.0, math.nan], [math.inf, 0.0]])
+def test_frames_of_another_range_are_refused_with_the_number_of_their_video(frames):
+    with pytest.raises(ValueError, match=r"frames must lie in \[-1, 1\], got video 1 \[\S+, \S+\]; pass the decoder's"):
+        from_signed(torch.tensor([[-1.0, 1.0], frames]))
 
 
 def test_a_function_in_a_thread_is_a_coroutine_function_of_the_same_name():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+import warnings
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 from types import SimpleNamespace
@@ -12,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from reward_model.hosts import core
 from reward_model.hosts.core import (
     HostScores,
     TrainingStop,
@@ -51,6 +54,28 @@ def test_a_judge_is_loaded_once_and_stays_what_it_is():
     assert load_judge("toy", device="cpu") is load_judge("toy", device=torch.device("cpu"))
     own = VideoJudgeReward(build_judge())
     assert load_judge(own, device="cuda") is own
+
+
+def test_a_judge_that_nobody_holds_is_freed():
+    first = load_judge("toy", device="cpu", dtype=torch.bfloat16)
+    gone = weakref.ref(next(first.parameters()))
+    assert load_judge("toy", device="cpu", dtype=torch.bfloat16) is first
+    del first
+    assert gone() is None
+
+
+def test_a_judge_on_the_cpu_beside_a_hidden_gpu_is_warned_of(tmp_path, monkeypatch):
+    monkeypatch.setattr(core, "GPU_FILES", tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # as Ray does to actors that ask for no GPU
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_judge("toy")  # no GPU in the machine
+        for name in ("nvidia0", "nvidia1", "nvidiactl"):
+            (tmp_path / name).touch()
+        load_judge("toy", device="cpu")  # the caller's own choice
+    with pytest.warns(UserWarning, match=r"runs on the CPU, though this machine has nvidia0, nvidia1: .*DEVICES=''"):
+        load_judge("toy")
 
 
 def test_scores_are_those_of_the_judge():

@@ -29,7 +29,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from reward_model.hosts.core import JudgeLike, load_judge, with_time
+from reward_model.hosts.core import JudgeLike, load_judge, scores_of, with_time
 
 VALID = "valid"
 """Name of the share of videos with a reward."""
@@ -87,7 +87,7 @@ class VideoJudgeMetric(Metric):
         return None if self.dimension is None else True
 
     def update(self, videos: Tensor | Sequence[Any], prompts: str | Sequence[str | None] | None = None) -> None:
-        """Score B videos.
+        """Score B videos; a missing reward counts as not valid, and its reason is a warning.
 
         Args:
             videos: as in a call of the judge, e.g. [B, T, C, H, W] in [0, 1].
@@ -96,6 +96,7 @@ class VideoJudgeMetric(Metric):
         if isinstance(videos, Tensor) and self.layout == "BTCHW":
             videos = with_time(videos)
         out = self._judge.judge(videos, prompts, fps=self.fps, layout=self.layout)
+        scores_of(out, None).checked("nan")
         scores = torch.stack([*(out.scores[name] for name in self.dimensions), out.rewards], dim=1)  # [B, D + 1]
         self.scores.append(scores.flatten().to(self.device))
 

@@ -93,5 +93,7 @@ def test_flow_grpo_is_stopped_where_a_reward_is_missing(mute):
 
 
 def test_frames_of_another_range_stop_flow_grpo(judge):
-    with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
+    with pytest.raises(
+        RuntimeError, match=r"3 of 3 .* video 0: float frames must lie in \[0, 1\], got \[-1, 1\]; rescale"
+    ):
         reward_factory(judge, fps=FPS)("cpu")(clips() * 2 - 1, PROMPTS, {})

@@ -109,7 +109,7 @@ def test_unirl_service_scores_bytes_and_paths_of_the_last_turn(judge, tmp_path):
     scorer.close()
 
 
-def test_frames_of_another_range_stop_unirl(judge):
+def test_frames_of_another_range_are_the_reason_of_each_sample(judge):
     signed = [video.transpose(0, 1) * 2 - 1 for video in clips()]
-    with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
-        JudgeBackend(judge, FPS).compute_rewards(Request(PROMPTS, signed))
+    response = JudgeBackend(judge, FPS).compute_rewards(Request(PROMPTS, signed))
+    assert response.successes == [False] * 3 and all("must lie in [0, 1]" in why for why in response.errors)

@@ -87,9 +87,9 @@ class RecordingJudge:
         assert layout == "BCTHW" and len(videos) == len(prompts)
         return SimpleNamespace(rewards=videos.mean(dim=(1, 2, 3, 4)), scores={}, reasons={})
 
-    def as_loss(self, target, *, scale, weights):
+    def as_loss(self, target, **how):
         def loss(videos, prompts, *, fps, layout):
-            out = self(videos, prompts, fps=fps, layout=layout, weights=weights, differentiable=True)
+            out = self(videos, prompts, fps=fps, layout=layout, weights=None, differentiable=True)
             return -out.rewards.mean(), out.rewards.detach()
 
         return loss

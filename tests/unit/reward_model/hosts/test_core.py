@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
+import subprocess
+import sys
 import time
 import warnings
 import weakref
@@ -62,6 +64,21 @@ def test_a_judge_that_nobody_holds_is_freed():
     assert load_judge("toy", device="cpu", dtype=torch.bfloat16) is first
     del first
     assert gone() is None
+
+
+FIRST_LOAD = """
+import gc, weakref
+from reward_model.hosts.core import load_judge
+gc.disable()
+judge = load_judge("toy", device="cpu")
+gone = weakref.ref(next(judge.parameters()))
+del judge
+assert gone() is None
+"""
+
+
+def test_the_first_judge_of_a_process_is_freed_at_once():
+    subprocess.run([sys.executable, "-c", FIRST_LOAD], check=True)  # libraries keep the frames of their first load
 
 
 def test_a_judge_on_the_cpu_beside_a_hidden_gpu_is_warned_of(tmp_path, monkeypatch):

@@ -290,10 +290,16 @@ class RefreshConfig:
 
     every: int = 1
     """Rounds between two refreshes; 0 never refreshes."""
-    pair_source: str = "new_beats_old"
-    """Source of the preference pairs, by its name in `refresh.PAIR_SOURCES`; new_beats_old is VQ-Insight's."""
+    sources: dict[str, Any] = field(default_factory=dict)
+    """Sources of the preference pairs by name (`refresh.PAIR_SOURCES`), each with its settings and a weight, such as
+    `{new_beats_old: {}, real_beats_generated: {weight: 2, path: clips.csv}}`. Empty takes new_beats_old, VQ-Insight's, alone."""
     num_prompts: int = 16
-    """Prompts whose newest best clip is paired with an old loser."""
+    """Prompts of the round whose clips the sources pair."""
+    num_remembered: int = 0
+    """Newest pairs of each source that later refreshes draw from as well; a checkpoint keeps them, in 8 bits."""
+    targets: list[str] = field(default_factory=lambda: ["text"])
+    """Parts of the judge that learn: text, vision (the tower) and merger. The role's adapter gets new weights where it has none;
+    vision is what lets a judge see what it did not see before, at the cost of a backward pass through the tower."""
     num_steps: int = 30
     """Optimiser steps of one refresh."""
     batch_size: int = 16
@@ -308,6 +314,10 @@ class RefreshConfig:
     def __post_init__(self) -> None:
         """Check ranges."""
         _positive("refresh", self, "num_prompts", "num_steps", "batch_size", "learning_rate")
+        if self.num_remembered < 0:
+            raise ValueError(f"refresh.num_remembered must be >= 0, got {self.num_remembered}")
+        if not self.targets or not set(self.targets) <= {"text", "vision", "merger"}:
+            raise ValueError(f"refresh.targets must be some of text, vision and merger, got {self.targets}")
         if self.every < 0 or not 0 <= self.max_accuracy_loss <= 1:
             raise ValueError(
                 f"refresh.every must be >= 0 and refresh.max_accuracy_loss in [0, 1], got {self.every} and "

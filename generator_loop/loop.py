@@ -75,7 +75,7 @@ def iterate(session: Session) -> None:
     scored = session.scorer.score(samples)
     refuse_invalid(scored, max_fraction=session.config.reward.max_invalid_fraction, all_sum=all_sum)
     if session.refresher is not None:
-        session.refresher.source.observe(samples, scored, session.pair_tools)
+        session.refresher.collector.observe(samples, scored, session.pair_tools)
     scored = transformed(scored, samples, session.config.reward.transform, draw=session.draw)
     advantages = compare_siblings(session, scored)
     metrics = session.learner.learn(samples, scored, advantages, session.draw)
@@ -144,8 +144,8 @@ def refresh_judge(session: Session, check: Callable[[], None]) -> dict[str, floa
     if refresher is None or not refresher.is_due(session.progress.round):
         return None
     with torch.no_grad():
-        pairs = refresher.source.pairs(session.pair_tools)
-    return refresher.refresh(pairs, seed=session.draw.fork("refresh").key(), check=check)
+        collected = refresher.collector.collect(session.pair_tools)
+    return refresher.refresh(collected, seed=session.draw.fork("refresh").key(), check=check)
 
 
 def evaluate(session: Session, *, refreshed: Mapping[str, float] | None, check: Callable[[], None]) -> None:

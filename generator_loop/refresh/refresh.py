@@ -10,7 +10,7 @@ Source: VQ-Insight (arXiv 2506.18564), stage 3, steps 6 and 7.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,9 +18,8 @@ from torch import Tensor
 
 from generator_loop.config import RefreshConfig
 from generator_loop.refresh.anchors import Affine, Anchors, anchor_accuracy, anchor_scores, reanchor
-from generator_loop.refresh.base import PairSource
+from generator_loop.refresh.pairs import PairCollector, WeightedPairs
 from generator_loop.rewards.scorer import weighted
-from reward_model.records import VideoPair
 
 if TYPE_CHECKING:
     from reward_model.video_reward import VideoJudgeReward
@@ -36,7 +35,7 @@ class JudgeRefresher:
         judge: VideoJudgeReward,
         *,
         initial: VideoJudgeReward,
-        source: PairSource,
+        collector: PairCollector,
         anchors: Anchors,
         weights: Mapping[str, float],
         config: RefreshConfig,
@@ -46,12 +45,12 @@ class JudgeRefresher:
         Args:
             judge: the rewarding judge; refreshes change its role's adapter in place.
             initial: frozen view of the judge as it was at the run's start.
-            source: of the pairs.
+            collector: of the pairs.
             anchors: labelled clips.
             weights: dimension -> weight of the reward.
             config: steps, rates, when a refresh is due, and the accuracy that may be lost.
         """
-        self.judge, self.source, self.num_kept = judge, source, 0
+        self.judge, self.collector, self.num_kept = judge, collector, 0
         self._anchors, self._weights, self._config = anchors, weights, config
         self._initial_rewards = weighted(anchor_scores(initial, anchors.held_out), weights)
 
@@ -60,12 +59,12 @@ class JudgeRefresher:
         return num_rounds % self._config.every == 0
 
     def refresh(
-        self, pairs: Sequence[VideoPair], *, seed: int, check: Callable[[], None] = lambda: None
+        self, collected: WeightedPairs, *, seed: int, check: Callable[[], None] = lambda: None
     ) -> dict[str, float]:
         """Train the role on pairs and anchors; restore it if held-out anchor accuracy fell too far.
 
         Args:
-            pairs: preferences of the pair source.
+            collected: preferences of the pair sources.
             seed: of the batches; another one for each refresh draws other anchors.
             check: called after each step; it may raise to stop.
 
@@ -74,16 +73,17 @@ class JudgeRefresher:
         """
         from reward_model.training.methods.refresh import refresh_levels
 
-        if not pairs:
-            log.warning("the judge is not refreshed: no prompt has a pair with scores on both sides")
-            return {"num_pairs": 0.0, "kept": 0.0}
+        if not collected.pairs:
+            log.warning("the judge is not refreshed: no source of pairs has one")
+            return {**collected.metrics, "num_pairs": 0.0, "kept": 0.0}
         assert self.judge.role is not None, "a refresh trains an adapter"
         config, saved, before = self._config, adapter_tensors(self.judge), self._accuracy()
         try:
             metrics = refresh_levels(
                 self.judge.judge,
                 role=self.judge.role,
-                pairs=pairs,
+                pairs=collected.pairs,
+                chances=collected.chances,
                 anchors=self._anchors.train,
                 num_steps=config.num_steps,
                 learning_rate=config.learning_rate,
@@ -101,7 +101,8 @@ class JudgeRefresher:
         metrics = {f"judge_{name}": value for name, value in metrics.items() if name not in ("step", "seconds")}
         return {
             **metrics,
-            "num_pairs": float(len(pairs)),
+            **collected.metrics,
+            "num_pairs": float(len(collected.pairs)),
             "accuracy_before": before,
             "accuracy_after": after,
             "kept": float(kept),
@@ -116,13 +117,13 @@ class JudgeRefresher:
     def state(self) -> dict[str, Tensor]:
         """Return everything that refreshes have changed: the role's weights, the source's pairs, and how many were kept."""
         judge = {f"judge.{name}": tensor for name, tensor in adapter_tensors(self.judge).items()}
-        pairs = {f"pairs.{name}": tensor for name, tensor in self.source.state().items()}
+        pairs = {f"pairs.{name}": tensor for name, tensor in self.collector.state().items()}
         return {**judge, **pairs, "num_kept": torch.tensor(self.num_kept)}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Continue from the tensors of `state`; ValueError if they belong to another adapter."""
         load_adapter_tensors(self.judge, _under("judge.", state))
-        self.source.load_state(_under("pairs.", state))
+        self.collector.load_state(_under("pairs.", state))
         self.num_kept = int(state["num_kept"])
 
     def _accuracy(self) -> float:

@@ -23,8 +23,10 @@ from generator_loop.guards.base import Watch
 from generator_loop.objectives import OBJECTIVES, objective_configs
 from generator_loop.optim.learner import Learner
 from generator_loop.records import Draw, Prompt
-from generator_loop.refresh import PAIR_SOURCES
+from generator_loop.refresh import PAIR_SOURCES, pair_source_configs
 from generator_loop.refresh.anchors import read_anchors
+from generator_loop.refresh.new_beats_old import NewBeatsOldConfig
+from generator_loop.refresh.pairs import PairCollector
 from generator_loop.refresh.refresh import JudgeRefresher
 from generator_loop.rewards.scorer import RemoteJudge, Scorer, load_term
 from generator_loop.run.launch import Processes, any_process
@@ -34,7 +36,7 @@ from generator_loop.sampling.rollout import PromptEncoder, rollout
 from generator_loop.sampling.sampler import Sampler
 from generator_loop.tracking.metric_log import MetricLog, ProgressBar
 from reward_model import VideoJudgeReward
-from reward_model.config import did_you_mean, load_config
+from reward_model.config import load_config
 from reward_model.records import RatedClip
 
 Served = Callable[[str], RemoteJudge]
@@ -57,11 +59,9 @@ def read_config(path: str | Path, overrides: list[str]) -> JointConfig:
     Raises:
         ValueError: see `load_config`; or a name that no registry knows.
     """
-    config = load_config(JointConfig, path, overrides, variants={"objective": objective_configs()})
+    variants = {"objective": objective_configs(), "refresh.sources": pair_source_configs()}
+    config = load_config(JointConfig, path, overrides, variants=variants)
     generator_class(config.generator.family)
-    if config.refresh.pair_source not in PAIR_SOURCES:
-        hint = did_you_mean(config.refresh.pair_source, list(PAIR_SOURCES))
-        raise ValueError(f"refresh.pair_source is {config.refresh.pair_source!r}{hint}")
     return config
 
 
@@ -154,14 +154,18 @@ def _open_judge(config: JointConfig, device: torch.device, served: Served) -> tu
         return remote, remote
     base = _load_judge(config, embedded("reward_model", "toy_judge") if path == TOY else path, device)
     role = config.judge.role
-    if role in base.judge.roles:
-        base.judge.add_role(INITIAL, copy_from=role)
-        initial = base.with_role(INITIAL)
-    elif base.judge.roles:
-        raise ValueError(f"judge.role is {role!r}, but {path} has the roles {', '.join(base.judge.roles)}")
-    else:
-        base.judge.add_role(role)
-        initial = base.with_role(None)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.run.seed)  # new adapter weights are the same on all processes and in a resumed run
+        if role in base.judge.roles:
+            base.judge.add_role(INITIAL, copy_from=role)
+            initial = base.with_role(INITIAL)
+        elif base.judge.roles:
+            raise ValueError(f"judge.role is {role!r}, but {path} has the roles {', '.join(base.judge.roles)}")
+        else:
+            base.judge.add_role(role)
+            initial = base.with_role(None)
+        if config.refresh.every:
+            base.judge.widen_role(role, config.refresh.targets)
     base.judge.requires_grad_(False)
     return base.with_role(role), initial
 
@@ -274,7 +278,7 @@ def _refresher(
     return JudgeRefresher(
         judge,
         initial=initial,
-        source=PAIR_SOURCES[config.refresh.pair_source](prompts),
+        collector=_collector(config, prompts),
         anchors=read_anchors(
             config.refresh.anchors,
             reason_of=partial(_reason_of, judge),
@@ -283,6 +287,12 @@ def _refresher(
         weights=config.reward.weights,
         config=config.refresh,
     )
+
+
+def _collector(config: JointConfig, prompts: tuple[Prompt, ...]) -> PairCollector:
+    settings = config.refresh.sources or {"new_beats_old": NewBeatsOldConfig()}
+    sources = {name: (PAIR_SOURCES[own.name](own), own.weight) for name, own in settings.items()}
+    return PairCollector(prompts, sources, num_remembered=config.refresh.num_remembered)
 
 
 def embedded(package: str, name: str) -> Path:

@@ -382,6 +382,11 @@ class JointConfig:
             raise ValueError(
                 "refresh.every > 0 needs labelled clips of your domain: set refresh.anchors.path, or refresh.every=0"
             )
+        for name, source in self.refresh.sources.items():
+            if self.refresh.every and source.needs_world and self.prompts.world is None:
+                raise ValueError(
+                    f"refresh.sources.{name} needs a world's clips or oracle: set prompts.world, or its path"
+                )
         if bool(self.reward.pessimism) != bool(self.judge.ensemble):
             raise ValueError(
                 "reward.pessimism > 0 needs other judges in judge.ensemble, which nothing else reads: set both or none"

@@ -65,7 +65,7 @@ class RealClips:
             return None
         times = video.times or tuple(index / video.fps for index in range(len(video.frames)))
         moments = [times[0] + index / fps for index in range(num)]
-        if times[-1] + 1 / video.fps < moments[-1]:
+        if times[-1] + 1 / video.fps <= moments[-1] + 1e-6:
             log.warning("%s is left out: it is shorter than %d frames at %g Hz", path, num, fps)
             return None
         shown = [max(place for place, time in enumerate(times) if time <= moment + 1e-6) for moment in moments]

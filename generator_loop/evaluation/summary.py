@@ -138,7 +138,9 @@ def sibling_srcc(evaluation: Evaluation) -> float:
     """
     from reward_model import srcc
 
-    reward, oracle = (np.asarray(evaluation.columns.get(name, ())) for name in (f"{CURRENT}/reward", f"{ORACLE}/overall"))
+    reward, oracle = (
+        np.asarray(evaluation.columns.get(name, ())) for name in (f"{CURRENT}/reward", f"{ORACLE}/overall")
+    )
     if len(reward) != len(oracle):
         return math.nan
     values = []

@@ -15,6 +15,7 @@ from torch import Tensor
 from generator_loop.records import Draw, Prompt, Rollout, Scored
 from reward_model.records import Video, VideoPair
 
+
 @dataclass(frozen=True)
 class Candidate:
     """One prompt's clips at a refresh.
@@ -77,6 +78,11 @@ class PairSourceConfig:
     """Chooses the source; the key in `refresh.sources` where it is not given."""
     weight: float = 1.0
     """Share of the refresh's pairs that come from this source, relative to the others."""
+
+    @property
+    def needs_world(self) -> bool:
+        """Whether it needs prompts of a world that can render and judge clips."""
+        return False
 
     def __post_init__(self) -> None:
         """Refuse a weight that draws nothing."""

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
+
 from generator_loop.refresh.base import Candidate, PairSourceConfig, PairTools, any_clip, preferred
 from reward_model import distort
 from reward_model.records import VideoPair
@@ -42,11 +44,13 @@ class CleanBeatsDistorted:
     config_class = CleanBeatsDistortedConfig
 
     def __init__(self, config: Any) -> None:
-        """Keep the config."""
+        """Keep the config; ValueError for an unknown defect."""
         self._config = config
+        for name in config.defects:
+            distort(torch.zeros(1, 3, 8, 8), name, 0, generator=torch.Generator(), fps=1.0)
 
     def pairs(self, candidates: Sequence[Candidate], tools: PairTools) -> list[tuple[int, VideoPair]]:
-        """Return the pair of every prompt; see `PairSource.pairs`. ValueError for a defect that is unknown."""
+        """Return the pair of every prompt; see `PairSource.pairs`."""
         return [(one.place, self._pair(one, tools)) for one in candidates]
 
     def _pair(self, candidate: Candidate, tools: PairTools) -> VideoPair:

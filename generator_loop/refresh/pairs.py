@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -75,7 +75,7 @@ class PairCollector:
             usable = [*self._remembered[name], *new]
             self._remembered[name] = self._to_remember(usable)
             pairs += usable
-            chances += [self._sources[name][1] / len(usable)] * len(usable)
+            chances += [self._sources[name][1] / len(usable) for _ in usable]
             metrics |= {f"pairs_{name}": float(len(new)), **_confirmed(name, new, tools)}
         return WeightedPairs(tuple(pairs), tuple(chances), metrics)
 
@@ -158,7 +158,12 @@ def _confirmed(name: str, pairs: Sequence[VideoPair], tools: PairTools) -> dict[
 def _to_tensors(pair: VideoPair) -> dict[str, Tensor]:
     """Return a pair in memory as tensors of bytes, for a checkpoint."""
     assert isinstance(pair.first, Video) and isinstance(pair.second, Video)
-    facts = {"prompt": pair.prompt, "preference": dict(pair.preference), "source": pair.source_id, "fps": pair.first.fps}
+    facts = {
+        "prompt": pair.prompt,
+        "preference": dict(pair.preference),
+        "source": pair.source_id,
+        "fps": pair.first.fps,
+    }
     return {
         "first": _bytes_of(pair.first.frames),
         "second": _bytes_of(pair.second.frames),
@@ -169,9 +174,7 @@ def _to_tensors(pair: VideoPair) -> dict[str, Tensor]:
 def _from_tensors(parts: Mapping[str, Tensor]) -> VideoPair:
     """Return the pair that `_to_tensors` wrote."""
     facts = json.loads(bytes(parts["facts"].cpu().tolist()))
-    first, second = (
-        Video(frames=parts[side].cpu().float() / 255, fps=facts["fps"]) for side in ("first", "second")
-    )
+    first, second = (Video(frames=parts[side].cpu().float() / 255, fps=facts["fps"]) for side in ("first", "second"))
     return VideoPair(first, second, facts["prompt"], facts["preference"], facts["source"])
 
 

@@ -27,6 +27,11 @@ class RealBeatsGeneratedConfig(PairSourceConfig):
     path: str | None = None
     """CSV or JSONL of real clips with their captions (columns video and prompt); null renders the prompts' world."""
 
+    @property
+    def needs_world(self) -> bool:
+        """Whether it needs a world: where no file of real clips is named."""
+        return self.path is None
+
 
 class RealBeatsGenerated:
     """One pair for each prompt: of the world's, or as many captions of the file."""
@@ -38,11 +43,10 @@ class RealBeatsGenerated:
         self._clips = None if config.path is None else RealClips(config.path)
 
     def pairs(self, candidates: Sequence[Candidate], tools: PairTools) -> list[tuple[int, VideoPair]]:
-        """Return the pair of every prompt; see `PairSource.pairs`. ValueError without a file and without a world."""
+        """Return the pair of every prompt; see `PairSource.pairs`."""
         draw = tools.draw.fork("real beats generated")
         if self._clips is None:
-            if tools.render is None:
-                raise ValueError("refresh.sources.real_beats_generated.path is null: name a file of real clips")
+            assert tools.render is not None, "the config asks for a world"
             real = tools.render([one.prompt for one in candidates], draw) if candidates else torch.zeros(0)
         else:
             candidates, real = self._of_file(tools)

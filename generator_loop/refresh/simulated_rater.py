@@ -35,6 +35,11 @@ class SimulatedRaterConfig(PairSourceConfig):
     choose: Literal["disagreement", "random"] = "disagreement"
     """Which siblings are shown to the rater."""
 
+    @property
+    def needs_world(self) -> bool:
+        """Whether it needs a world: its oracle is the rater."""
+        return True
+
     def __post_init__(self) -> None:
         """Check ranges."""
         super().__post_init__()
@@ -54,9 +59,7 @@ class SimulatedRater:
         self._config = config
 
     def pairs(self, candidates: Sequence[Candidate], tools: PairTools) -> list[tuple[int, VideoPair]]:
-        """Return the labelled siblings; see `PairSource.pairs`. ValueError without an oracle."""
-        if tools.oracle is None:
-            raise ValueError("refresh.sources.simulated_rater asks a world's oracle: set prompts.world")
+        """Return the labelled siblings; see `PairSource.pairs`."""
         shown = self._shown(candidates, tools)
         by_place = {one.place: one for one in candidates}
         return [

@@ -116,9 +116,7 @@ class Session:
     def _rendered(self, prompts: Sequence[Prompt], draw: Draw) -> Tensor:
         """Return the world's clean clips; see `PairTools.render`."""
         generator = self.generator
-        return toy_world.clean_clips(
-            prompts, draw, sample=0, num_frames=generator.num_frames, size=generator.size
-        )
+        return toy_world.clean_clips(prompts, draw, sample=0, num_frames=generator.num_frames, size=generator.size)
 
     def round_seconds(self) -> float:
         """Return the wall time of the round under way."""

@@ -17,6 +17,7 @@ from generator_loop.run import state
 from generator_loop.run.launch import Stopped
 from generator_loop.run.session import Session
 from generator_loop.sampling.sampler import Sampler
+from tests.tiny_models import save_tiny_judge
 from tests.tiny_runs import Recipe, never, opened, tiny_recipe
 
 pytestmark = pytest.mark.slow
@@ -167,3 +168,17 @@ def test_a_checkpoint_is_written_at_each_rounds_end_and_nowhere_else(
     monkeypatch.setattr(loop, "finish", lambda _session: tmp_path)
     assert loop.run(begun(recipe(tmp_path / "run", refresh__every=0)), never) == tmp_path
     assert saved == [(1, 0), (2, 0)]
+
+
+def test_new_adapter_weights_of_a_judge_are_the_same_on_every_process(recipe: Recipe, tmp_path: Path) -> None:
+    settings = {"judge__path": save_tiny_judge(tmp_path / "stock", roles=()), "judge__audit_path": "null"}
+
+    def adapters(**changes: Any) -> list[torch.Tensor]:
+        torch.rand(int(torch.randint(1, 9, ())))  # processes need not have drawn as many numbers before
+        session = begun(recipe(tmp_path / "run", refresh__targets="[text,vision]", **settings, **changes))
+        assert session.refresher is not None
+        return [value for name, value in session.refresher.state().items() if name.startswith("judge.")]
+
+    first, second, other = adapters(), adapters(), adapters(run__seed=4)
+    assert len(first) > 0 and all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))

@@ -87,8 +87,11 @@ class Roles:
         self.check(name)
         if name == self._active:
             raise ValueError(f"role {name!r} is in use, it can be removed afterwards")
-        for layer in self._layers:
-            layer.delete_adapter(name)
+        with warnings.catch_warnings():
+            # PEFT's own choice of the next adapter is undone below
+            warnings.filterwarnings("ignore", message="Adapter .* was active which is now deleted")
+            for layer in self._layers:
+                layer.delete_adapter(name)
         del self._configs[name]
         configs: Any = self._model.peft_config
         configs.pop(name)

@@ -21,7 +21,7 @@ class Candidate:
     """One prompt's clips at a refresh.
 
     `place` is the prompt's among those of all processes. `frames` float32 RGB [G, T, C, H, W] in [0, 1] are the newest
-    policy's, `rewards` [G] theirs (NaN without a score). `rejected` [T, C, H, W] is the worst clip that the policy of the
+    policy's, `rewards` [G] the scores that rank them (`refresh.rank_by`; NaN without one). `rejected` [T, C, H, W] is the worst clip that the policy of the
     round's start drew, None where it drew none with a score.
     """
 

@@ -30,17 +30,23 @@ class PairCollector:
     """Asks the sources of pairs when a refresh is due, and remembers earlier pairs where the config says so."""
 
     def __init__(
-        self, prompts: Sequence[Prompt], sources: Mapping[str, tuple[PairSource, float]], *, num_remembered: int = 0
+        self,
+        prompts: Sequence[Prompt],
+        sources: Mapping[str, tuple[PairSource, float]],
+        *,
+        num_remembered: int = 0,
+        rank_by: str = "reward",
     ) -> None:
         """Start with no clip and no pair.
 
         Args:
             prompts: training prompts, by which a restored state is read.
             sources: name -> source and its weight.
+            rank_by: score by which the worst clip of the round's start and the best of its end are chosen.
             num_remembered: newest pairs of each source that later refreshes draw from as well.
         """
         self._prompts = {prompt.prompt_id: prompt for prompt in prompts}
-        self._sources, self._num_remembered = dict(sources), num_remembered
+        self._sources, self._num_remembered, self._rank_by = dict(sources), num_remembered, rank_by
         self._rejected: dict[int, Tensor] = {}
         self._remembered: dict[str, list[VideoPair]] = {name: [] for name in sources}
 
@@ -52,7 +58,7 @@ class PairCollector:
             scored: their rewards.
             tools: the run's parts.
         """
-        for prompt_id, latents in tools.gather(rejected_of(samples, scored)):
+        for prompt_id, latents in tools.gather(rejected_of(samples, scored, by=self._rank_by)):
             self._rejected.setdefault(prompt_id, latents)
 
     def collect(self, tools: PairTools) -> WeightedPairs:
@@ -114,7 +120,7 @@ class PairCollector:
             return []
         samples, scored = tools.sample([prompt for _, prompt, _ in own])
         frames = samples.frames.unflatten(0, (-1, samples.group_size))  # [prompts, G, T, C, H, W]
-        rewards = torch.where(scored.valid, scored.rewards, torch.nan).unflatten(0, (-1, samples.group_size))
+        rewards = torch.where(scored.valid, scored.by(self._rank_by), torch.nan).unflatten(0, (-1, samples.group_size))
         return [
             Candidate(place, prompt, frames[index], rewards[index], tools.decode(latents[None])[0].cpu())
             for index, (place, prompt, latents) in enumerate(own)
@@ -132,9 +138,10 @@ class PairCollector:
         return [pair for _, pair in sorted(placed, key=lambda item: item[0])]
 
 
-def rejected_of(samples: Rollout, scored: Scored) -> list[tuple[int, Tensor]]:
+def rejected_of(samples: Rollout, scored: Scored, *, by: str = "reward") -> list[tuple[int, Tensor]]:
     """Return (prompt id, latents [c, F, h, w]) of each group's worst scored clip; a group without scores has none."""
-    values = torch.where(scored.valid & scored.rewards.isfinite(), scored.rewards, torch.inf)
+    ranked = scored.by(by)
+    values = torch.where(scored.valid & ranked.isfinite(), ranked, torch.inf)
     groups = values.view(-1, samples.group_size)  # [prompts, G]
     return [
         (prompt.prompt_id, samples.latents[place * samples.group_size + int(group.argmin())].clone())

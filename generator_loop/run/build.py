@@ -28,6 +28,9 @@ from generator_loop.refresh.anchors import read_anchors
 from generator_loop.refresh.new_beats_old import NewBeatsOldConfig
 from generator_loop.refresh.pairs import PairCollector
 from generator_loop.refresh.refresh import JudgeRefresher
+from generator_loop.refresh.trainees import READOUTS
+from generator_loop.rewards import COLUMNS, column_configs
+from generator_loop.rewards.column import RewardColumn
 from generator_loop.rewards.scorer import RemoteJudge, Scorer, load_term
 from generator_loop.run.launch import Processes, any_process
 from generator_loop.run.session import Progress, RewardingJudge, Session
@@ -36,7 +39,7 @@ from generator_loop.sampling.rollout import PromptEncoder, rollout
 from generator_loop.sampling.sampler import Sampler
 from generator_loop.tracking.metric_log import MetricLog, ProgressBar
 from reward_model import VideoJudgeReward
-from reward_model.config import load_config
+from reward_model.config import did_you_mean, load_config
 from reward_model.records import RatedClip
 
 Served = Callable[[str], RemoteJudge]
@@ -60,8 +63,12 @@ def read_config(path: str | Path, overrides: list[str]) -> JointConfig:
         ValueError: see `load_config`; or a name that no registry knows.
     """
     variants = {"objective": objective_configs(), "refresh.sources": pair_source_configs()}
+    variants["reward.columns"] = column_configs()
     config = load_config(JointConfig, path, overrides, variants=variants)
     generator_class(config.generator.family)
+    for name in config.refresh.readouts:
+        if name not in READOUTS:
+            raise ValueError(f"refresh.readouts holds {name!r}{did_you_mean(name, list(READOUTS))}")
     return config
 
 
@@ -165,7 +172,8 @@ def _open_judge(config: JointConfig, device: torch.device, served: Served) -> tu
             base.judge.add_role(role)
             initial = base.with_role(None)
         if config.refresh.every:
-            base.judge.widen_role(role, config.refresh.targets)
+            for learning in {READOUTS[name].compares: None for name in config.refresh.readouts}:
+                base.judge.widen_role(config.refresh.comparator_role if learning else role, config.refresh.targets)
     base.judge.requires_grad_(False)
     return base.with_role(role), initial
 
@@ -176,11 +184,22 @@ def _scorer(config: JointConfig, judge: RewardingJudge, processes: Processes, se
         pessimism=config.reward.pessimism,
         judge=judge,
         weights=config.reward.weights,
+        columns=_columns(config, judge),
         terms={name: (load_term(term.callable), term.weight) for name, term in config.reward.terms.items()},
         fps=config.generator.fps,
         batch_size=config.judge.batch_size,
         any_process=any_process,
     )
+
+
+def _columns(config: JointConfig, judge: RewardingJudge) -> dict[str, tuple[RewardColumn, float]]:
+    fps, size = config.generator.fps, config.judge.batch_size
+    if not isinstance(judge, VideoJudgeReward):
+        return {}
+    return {
+        name: (COLUMNS[own.name](own, judge, fps=fps, batch_size=size), own.weight)
+        for name, own in config.reward.columns.items()
+    }
 
 
 def _watcher(config: JointConfig, path: str | Path, processes: Processes, served: Served) -> RewardingJudge:
@@ -281,6 +300,7 @@ def _refresher(
         collector=_collector(config, prompts),
         anchors=read_anchors(
             config.refresh.anchors,
+            clips_per_prompt=2 if any(READOUTS[name].compares for name in config.refresh.readouts) else 1,
             reason_of=partial(_reason_of, judge),
             quarantine=Path(config.run.output) / "quarantine.jsonl",
         ),
@@ -292,7 +312,7 @@ def _refresher(
 def _collector(config: JointConfig, prompts: tuple[Prompt, ...]) -> PairCollector:
     settings = config.refresh.sources or {"new_beats_old": NewBeatsOldConfig()}
     sources = {name: (PAIR_SOURCES[own.name](own), own.weight) for name, own in settings.items()}
-    return PairCollector(prompts, sources, num_remembered=config.refresh.num_remembered)
+    return PairCollector(prompts, sources, num_remembered=config.refresh.num_remembered, rank_by=config.refresh.rank_by)
 
 
 def embedded(package: str, name: str) -> Path:

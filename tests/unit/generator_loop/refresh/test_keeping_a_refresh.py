@@ -198,10 +198,10 @@ def test_the_state_restores_weights_pairs_and_the_count(
     one.refresh(only(PAIR), seed=1)
     one.collector.load_state({"rejected.000000.7": torch.ones(1), "rejected.000001.3": torch.zeros(1)})
     other.load_state(one.state())
-    assert one.state().keys() == {"judge.0000", "pairs.rejected.000000.7", "pairs.rejected.000001.3", "num_kept"}
+    assert one.state().keys() == {"judge.levels.0000", "pairs.rejected.000000.7", "pairs.rejected.000001.3", "num_kept"}
     assert all(torch.equal(value, other.state()[name]) for name, value in one.state().items())
     assert other.num_kept == 1
-    saved = one.state()["judge.0000"]
+    saved = one.state()["judge.levels.0000"]
     one.judge.judge.values.data.zero_()  # type: ignore[attr-defined]
     assert saved.tolist() == pytest.approx(THREE_OF_FOUR)  # a copy
 

@@ -111,6 +111,18 @@ def test_the_newest_best_clip_beats_the_first_rejected_clip_of_its_prompt() -> N
     assert brightness([first, second]) == pytest.approx([0.9, 0.2, 0.9, 0.4])
 
 
+def test_best_and_worst_are_those_of_the_score_that_ranks() -> None:
+    def by_wins(rewards: Sequence[float], wins: Sequence[float]) -> Scored:
+        return dataclasses.replace(scored(rewards), scores={"wins": torch.tensor(wins)})
+
+    def newest_by_wins(prompts: Sequence[Prompt]) -> tuple[Rollout, Scored]:
+        return drawn([0.5, 0.9, 0.5, 0.9]), by_wins([0.5, 0.9, 0.5, 0.9], [1.0, 0.0, 0.2, 0.7])
+
+    one = PairCollector(PROMPTS, {"new_beats_old": (NewBeatsOld(NewBeatsOldConfig()), 1.0)}, rank_by="wins")
+    one.observe(drawn([0.1, 0.2, 0.3, 0.4]), by_wins([0.2, 0.1, 0.4, 0.3], [0.0, 0.5, 0.1, 0.5]), tools())
+    assert brightness(one.collect(tools(newest_by_wins)).pairs) == pytest.approx([0.5, 0.1, 0.9, 0.3])
+
+
 def test_a_prompt_without_scores_on_one_side_has_no_pair() -> None:
     def half_scored(prompts: Sequence[Prompt]) -> tuple[Rollout, Scored]:
         return drawn([0.5, 0.9, 0.5, 0.9]), scored([math.nan, math.nan, 0.9, math.nan])

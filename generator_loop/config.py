@@ -29,6 +29,9 @@ class RunConfig:
     """Minutes between checkpoints within a round; null saves at the end of each round only."""
     keep_checkpoints: int = 2
     """Finished checkpoints kept on disk; more cost space only."""
+    keep_rounds: Literal["none", "last", "all"] = "none"
+    """Write each iteration's candidates (latents) and judgements to `rounds/`: a resumed run then samples and judges nothing a
+    second time. last keeps the round under way, all every round. Not for objectives that learn from sampling steps."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -412,7 +415,7 @@ class JointConfig:
                 "reward.columns asks other readouts of a judge that is loaded here, without gradient: not of a served judge, and "
                 f"not for objective.name={self.objective.name} if it differentiates the reward"
             )
-        for name in (*self._ranking_names(),):
+        for name in self._ranking_names():
             if name not in self._score_names():
                 raise ValueError(
                     f"{name!r} in objective.pair_by or refresh.rank_by is no score of this run: {self._score_names()}"

@@ -243,7 +243,7 @@ def _merge(schema: type, raw: Any, variants: Variants) -> Any:
         with read_write(target):
             if isinstance(default, Mapping) and isinstance(value, DictConfig):
                 target[name] = {
-                    key: _variant(choices, item, key=f"{path}.{key}", default=None, called=str(key))
+                    str(key): _variant(choices, item, key=f"{path}.{key!s}", default=None, called=str(key))
                     for key, item in value.items()
                 }
             else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -41,7 +41,7 @@ class CleanBeatsDistortedConfig(PairSourceConfig):
 class CleanBeatsDistorted:
     """One pair for each prompt."""
 
-    config_class = CleanBeatsDistortedConfig
+    config_class: ClassVar[type[Any]] = CleanBeatsDistortedConfig
 
     def __init__(self, config: Any) -> None:
         """Keep the config; ValueError for an unknown defect."""

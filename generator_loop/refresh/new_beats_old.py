@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from generator_loop.refresh.base import Candidate, PairSourceConfig, PairTools, preferred
 from reward_model.records import VideoPair
@@ -24,7 +24,7 @@ class NewBeatsOldConfig(PairSourceConfig):
 class NewBeatsOld:
     """One pair for each prompt."""
 
-    config_class = NewBeatsOldConfig
+    config_class: ClassVar[type[Any]] = NewBeatsOldConfig
 
     def __init__(self, config: Any) -> None:
         """Take the config, whose weight the refresh reads."""

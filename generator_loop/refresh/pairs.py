@@ -42,8 +42,8 @@ class PairCollector:
         Args:
             prompts: training prompts, by which a restored state is read.
             sources: name -> source and its weight.
-            rank_by: score by which the worst clip of the round's start and the best of its end are chosen.
             num_remembered: newest pairs of each source that later refreshes draw from as well.
+            rank_by: score by which the worst clip of the round's start and the best of its end are chosen.
         """
         self._prompts = {prompt.prompt_id: prompt for prompt in prompts}
         self._sources, self._num_remembered, self._rank_by = dict(sources), num_remembered, rank_by

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from generator_loop.refresh.base import Candidate, PairSourceConfig, PairTools
 from reward_model import read_pairs
@@ -26,7 +26,7 @@ class PreferencesConfig(PairSourceConfig):
 class Preferences:
     """All pairs of the file, read anew at each refresh; ties count half, pairs without an overall label are left out."""
 
-    config_class = PreferencesConfig
+    config_class: ClassVar[type[Any]] = PreferencesConfig
 
     def __init__(self, config: Any) -> None:
         """Read the file once, so that a wrong one is refused at the start (ValueError)."""

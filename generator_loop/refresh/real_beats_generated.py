@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from generator_loop.real_clips import RealClips
@@ -36,7 +35,7 @@ class RealBeatsGeneratedConfig(PairSourceConfig):
 class RealBeatsGenerated:
     """One pair for each prompt: of the world's, or as many captions of the file."""
 
-    config_class = RealBeatsGeneratedConfig
+    config_class: ClassVar[type[Any]] = RealBeatsGeneratedConfig
 
     def __init__(self, config: Any) -> None:
         """Read which clips there are; ValueError as in `RealClips`."""
@@ -45,9 +44,10 @@ class RealBeatsGenerated:
     def pairs(self, candidates: Sequence[Candidate], tools: PairTools) -> list[tuple[int, VideoPair]]:
         """Return the pair of every prompt; see `PairSource.pairs`."""
         draw = tools.draw.fork("real beats generated")
+        real: Sequence[Tensor] = ()
         if self._clips is None:
             assert tools.render is not None, "the config asks for a world"
-            real = tools.render([one.prompt for one in candidates], draw) if candidates else torch.zeros(0)
+            real = list(tools.render([one.prompt for one in candidates], draw)) if candidates else []
         else:
             candidates, real = self._of_file(tools)
         pairs = []

@@ -130,15 +130,18 @@ class JudgeRefresher:
         accuracy = anchor_accuracy(scores, self._anchors.held_out)
         return reanchor(weighted(scores, self._weights), self._initial_rewards), accuracy
 
-    def state(self) -> dict[str, Tensor]:
-        """Return everything that refreshes have changed: the roles' weights, the pairs, and how many readouts were kept."""
-        judges = {
+    def weights(self) -> dict[str, Tensor]:
+        """Return copies of the adapters that refreshes change."""
+        return {
             f"judge.{trainee.name}.{name}": tensor
             for trainee in self._trainees
             for name, tensor in adapter_tensors(trainee.view).items()
         }
+
+    def state(self) -> dict[str, Tensor]:
+        """Return everything that refreshes have changed: the roles' weights, the pairs, and how many readouts were kept."""
         pairs = {f"pairs.{name}": tensor for name, tensor in self.collector.state().items()}
-        return {**judges, **pairs, "num_kept": torch.tensor(self.num_kept)}
+        return {**self.weights(), **pairs, "num_kept": torch.tensor(self.num_kept)}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Continue from the tensors of `state`; ValueError if they belong to another adapter."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -52,7 +52,7 @@ class SimulatedRaterConfig(PairSourceConfig):
 class SimulatedRater:
     """Labels pairs of siblings by the oracle."""
 
-    config_class = SimulatedRaterConfig
+    config_class: ClassVar[type[Any]] = SimulatedRaterConfig
 
     def __init__(self, config: Any) -> None:
         """Keep the config."""

@@ -1,4 +1,4 @@
-"""The readouts of the judge that a refresh can train: what trains each, and its accuracy on labelled anchors."""
+"""The readouts of the judge that a refresh can train, each with its training and its accuracy on labelled anchors."""
 
 from __future__ import annotations
 
@@ -60,6 +60,13 @@ def level_accuracy(judge: VideoJudgeReward, clips: Sequence[RatedClip]) -> float
 
 def comparator_accuracy(judge: VideoJudgeReward, clips: Sequence[RatedClip]) -> float:
     """Return the share of labelled pairs of anchors, ties left out, whose winner the comparator names, asked in both orders.
+
+    Args:
+        judge: in the role that compares.
+        clips: rated clips, of which neighbours of one prompt are pairs.
+
+    Returns:
+        Accuracy in [0, 1].
 
     Raises:
         ValueError: no two neighbouring anchors share a prompt and differ overall.

@@ -36,9 +36,12 @@ class RewardColumn(Protocol):
     def __init__(self, config: Any, judge: VideoJudgeReward, *, fps: float, batch_size: int) -> None: ...
 
     def values(self, samples: Rollout) -> Tensor:
-        """Return a value [B] for each clip, higher is better; NaN where there is none.
+        """Return a value for each clip.
 
         Args:
             samples: this process's groups.
+
+        Returns:
+            [B], higher is better; NaN where there is none.
         """
         ...

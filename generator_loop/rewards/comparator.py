@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -43,7 +43,7 @@ class ComparatorConfig(ColumnConfig):
 class Comparator:
     """Compares the clips of each prompt."""
 
-    config_class = ComparatorConfig
+    config_class: ClassVar[type[Any]] = ComparatorConfig
 
     def __init__(self, config: Any, judge: VideoJudgeReward, *, fps: float, batch_size: int) -> None:
         """Take the judge; ValueError if it has no such role."""

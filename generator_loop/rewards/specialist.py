@@ -8,7 +8,7 @@ Shape legend: B = prompts x group size.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ class SpecialistConfig(ColumnConfig):
 class Specialist:
     """Asks a role of the judge for its dimensions."""
 
-    config_class = SpecialistConfig
+    config_class: ClassVar[type[Any]] = SpecialistConfig
 
     def __init__(self, config: Any, judge: VideoJudgeReward, *, fps: float, batch_size: int) -> None:
         """Take the judge; ValueError if it has no such role."""

@@ -93,6 +93,11 @@ def open_session(
     judge, initial_judge = _open_judge(config, processes.device, served)
     train_prompts, held_out = open_prompts(config.prompts, seed=config.run.seed)
     encoder, objective = PromptEncoder(generator), OBJECTIVES[config.objective.name](config.objective)
+    if config.run.keep_rounds != "none" and (objective.tail_span or objective.random_steps is not None):
+        raise ValueError(
+            f"run.keep_rounds stores clean samples, but objective.name={config.objective.name} learns from steps of the "
+            "sampler: set run.keep_rounds=none"
+        )
     draw, output = Draw(seed=config.run.seed, step=0), Path(config.run.output)
     scorer = _scorer(config, judge, processes, served)
     return Session(

@@ -144,7 +144,7 @@ def stopping(function: Callable[..., ReturnT]) -> Callable[..., ReturnT]:
 _LOADING = Lock()
 _LOADED: WeakValueDictionary[tuple[str, str, str], VideoJudgeReward] = WeakValueDictionary()
 GPU_FILES = Path("/dev")
-"""Folder in which each NVIDIA GPU of this machine has a file `nvidia0`, `nvidia1`, ..."""
+"""Folder in which each NVIDIA GPU of this machine has a file named nvidia and its number"""
 
 
 def load_judge(
@@ -153,7 +153,7 @@ def load_judge(
     """Return a judge; while one of the same path, device and dtype is in use, return that.
 
     A judge that no host holds any more is freed. One that lands on the CPU although the machine has a GPU is warned of:
-    Ray hides the GPUs from actors without `num_gpus`.
+    Ray hides the GPUs from actors that ask for none (num_gpus).
 
     Args:
         judge: a loaded judge, which is returned as it is, or the place to load one from.

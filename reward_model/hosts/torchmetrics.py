@@ -82,7 +82,7 @@ class VideoJudgeMetric(Metric):
         self.add_state("scores", default=[], dist_reduce_fx="cat")
 
     @property
-    def higher_is_better(self) -> bool | None:  # type: ignore[override]  # a constant in metrics of one kind of result
+    def higher_is_better(self) -> bool | None:
         """True for one dimension; None, which is no best value, for a dict of all."""
         return None if self.dimension is None else True
 

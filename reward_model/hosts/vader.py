@@ -1,7 +1,7 @@
 """VADER: a loss on decoded frames, whose gradient trains the generator.
 
 VideoCrafter and ModelScope: the reward names that their scripts list score single frames, and stop with an assertion where
-`--decode_frame all` decodes a clip. The one name under which they pass the whole clip is `vidclip`, to which they give no loss. Add it
+`--decode_frame all` decodes a clip. The one name under which they pass the whole clip is "vidclip", to which they give no loss. Add it
 where the training script chooses its `loss_fn`, and name it on the command line:
 
     from reward_model.hosts.vader import reward_loss

@@ -19,10 +19,10 @@ With other rewards, verl-omni sums them only under the manager that is made for 
     +reward.reward_functions.video.fps=16
     +reward.reward_functions.video.device=cuda:0
 
-Every reward worker is a Ray actor that loads a judge of its own; there are `reward.num_workers` of them, eight unless set, and in verl
-before that `reward_model.num_workers`. They ask Ray for no GPU, so Ray hides the GPUs from them and a judge without `device` runs on
+Every reward worker is a Ray actor that loads a judge of its own; there are reward.num_workers of them, eight unless set, and in verl
+before that reward_model.num_workers. They ask Ray for no GPU, so Ray hides the GPUs from them and a judge without `device` runs on
 the CPU, with a warning. To use a GPU, leave one out of the trainer's, start the run with RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0, which
-lets such actors see all GPUs, set `reward.num_workers=1` and name the free one as `device`.
+lets such actors see all GPUs, set reward.num_workers=1 and name the free one as `device`.
 
 These hosts score one sample per call, from many tasks at once: samples that queue up while the judge is busy are scored
 in its next batch. A missing reward raises; MultiVisualRewardManager counts that as 0 unless the entry says `required=true`.

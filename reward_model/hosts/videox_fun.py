@@ -8,9 +8,9 @@ In the host's `videox_fun/reward/reward_fn.py`, and on its command line:
 
     --reward_fn VideoJudge --reward_fn_kwargs '{"judge": "path/to/judge", "fps": 16, "validation_frames": 81}'
 
-The host keeps 4 frames of each validation video, evenly spaced, and `--num_sampled_frames` of the decoded ones in training, and
+The host keeps 4 frames of each validation video, evenly spaced, and --num_sampled_frames of the decoded ones in training, and
 tells neither to the reward. `validation_frames` (the frames of a validation video) and `decoded_frames` (those before
-`--num_sampled_frames`) give such frames their true rate. The main process loads the reward on the CPU first; that copy is freed as
+--num_sampled_frames) give such frames their true rate. The main process loads the reward on the CPU first; that copy is freed as
 soon as the host replaces it.
 
 Source: aigc-apps/VideoX-Fun, videox_fun/reward/reward_fn.py, scripts/{wan2.1,wan2.1_fun,wan2.2_fun,cogvideox_fun}/
@@ -56,7 +56,7 @@ class JudgeFrames:
             max_reward: None makes the loss -reward; a number makes it |reward - max_reward|.
             loss_scale: factor of the loss.
             weights: dimension -> weight of the reward; None for overall.
-            decoded_frames: frames decoded in training, of which `--num_sampled_frames` are passed; None if all are.
+            decoded_frames: frames decoded in training, of which --num_sampled_frames are passed; None if all are.
             validation_frames: frames of a video that is scored without gradient, of which the host passes some; needed there.
 
         Raises:

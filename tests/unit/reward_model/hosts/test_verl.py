@@ -95,7 +95,7 @@ def test_a_named_layout_settles_three_frames(judge):
     for layout, sent in (("TCHW", video[0]), ("CTHW", video[0].transpose(0, 1))):
         record = verl.compute_score_video_sync("", sent, PROMPTS[0], {}, judge=judge, fps=FPS, layout=layout)
         assert [record["score"]] == expected(judge, video, PROMPTS[:1])
-    for wrong in ("TCHWB", "THW", "TTHW", "THWC", "ABCD"):
+    for wrong in ("TCHWB", "CHW", "TTHW", "THWC", "ABCD"):
         with pytest.raises(ValueError, match="layout must name the 4 axes of solution_image"):
             verl.compute_score_video_sync("", video[0], "a", {}, judge=judge, fps=FPS, layout=wrong)
 

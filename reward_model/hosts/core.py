@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import math
+import os
+import traceback
+import warnings
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -29,6 +34,18 @@ JudgeLike = VideoJudgeReward | str | Path
 
 OVERSHOOT = 0.5
 """Largest distance from [-1, 1] at which a decoder's output is clamped, not refused; frames in 0..255 lie further out."""
+
+OnMissing = Literal["nan", "raise", "stop"]
+"""Treatment of a missing reward: "nan" keeps it and warns of the reason, "raise" raises RuntimeError, "stop" ends the process by
+`TrainingStop`, for hosts that neither check rewards nor let an exception through."""
+
+
+class TrainingStop(SystemExit):
+    """End of a training process whose host has no value for a missing reward.
+
+    A host's `except Exception` does not catch it. The process exits with status 1, upon which `torchrun` ends the others, and
+    prints the reason.
+    """
 
 
 @dataclass(frozen=True)
@@ -57,20 +74,86 @@ class HostScores:
         Raises:
             RuntimeError: a reward is missing.
         """
-        missing = [f"video {index}: {reason}" for index, reason in enumerate(self.reasons) if reason]
-        if missing:
-            total = len(self.reasons)
-            raise RuntimeError(f"{len(missing)} of {total} rewards are unavailable: {'; '.join(missing)}. {advice}")
+        return self.checked("raise", advice)
+
+    def checked(self, on_missing: OnMissing, advice: str = "") -> HostScores:
+        """Return these scores; treat a missing reward as the host needs it.
+
+        Args:
+            on_missing: "nan", "raise" or "stop".
+            advice: last sentence of the message.
+
+        Returns:
+            The same scores.
+
+        Raises:
+            RuntimeError: a reward is missing, with "raise".
+            TrainingStop: a reward is missing, with "stop".
+        """
+        report_missing(self.reasons, on_missing, advice)
         return self
 
 
+def report_missing(reasons: Sequence[str], on_missing: OnMissing, advice: str = "") -> None:
+    """Warn, raise or stop if a reward is missing.
+
+    Args:
+        reasons: B; why each reward is missing, empty where it is not.
+        on_missing: "nan" warns, "raise" raises, "stop" ends the process.
+        advice: last sentence of the message.
+
+    Raises:
+        ValueError: another treatment.
+        RuntimeError: a reward is missing, with "raise".
+        TrainingStop: a reward is missing, with "stop".
+    """
+    if on_missing not in get_args(OnMissing):
+        raise ValueError(f"on_missing must be one of {', '.join(get_args(OnMissing))}, got {on_missing!r}")
+    missing = [f"video {index}: {reason}" for index, reason in enumerate(reasons) if reason]
+    if not missing:
+        return
+    message = f"{len(missing)} of {len(reasons)} rewards are unavailable: {'; '.join(missing)}. {advice}".rstrip()
+    if on_missing == "stop":
+        raise TrainingStop(message)
+    if on_missing == "raise":
+        raise RuntimeError(message)
+    warnings.warn(message, stacklevel=3)
+
+
+def stopping(function: Callable[..., ReturnT]) -> Callable[..., ReturnT]:
+    """Return the function with each of its exceptions raised as `TrainingStop`, for hosts that would score it instead.
+
+    Args:
+        function: a reward function; called by a host that catches exceptions and goes on with a made-up reward.
+
+    Returns:
+        The function; its `TrainingStop` holds the traceback.
+    """
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> ReturnT:
+        """Call the function; an exception ends the process."""
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            raise TrainingStop(f"the reward failed: {error}\n{traceback.format_exc()}") from error
+
+    return call
+
+
 _LOADING = Lock()
+_LOADED: WeakValueDictionary[tuple[str, str, str], VideoJudgeReward] = WeakValueDictionary()
+GPU_FILES = Path("/dev")
+"""Folder in which each NVIDIA GPU of this machine has a file `nvidia0`, `nvidia1`, ..."""
 
 
 def load_judge(
     judge: JudgeLike, *, device: str | torch.device | None = None, dtype: str | torch.dtype = "auto"
 ) -> VideoJudgeReward:
-    """Return a judge; repeated calls with the same path, device and dtype return the same object.
+    """Return a judge; while one of the same path, device and dtype is in use, return that.
+
+    A judge that no host holds any more is freed. One that lands on the CPU although the machine has a GPU is warned of:
+    Ray hides the GPUs from actors without `num_gpus`.
 
     Args:
         judge: a loaded judge, which is returned as it is, or the place to load one from.
@@ -82,13 +165,33 @@ def load_judge(
     """
     if not isinstance(judge, (str, Path)):
         return judge
+    if device is None and not torch.cuda.is_available():
+        _warn_of_hidden_gpus()
     with _LOADING:  # hosts call from many threads, and memory holds a large judge only once
-        return _loaded(str(judge), str(device) if device is not None else None, dtype)
+        device = _full_name(device)
+        key = str(judge), device, str(dtype)
+        loaded = _LOADED.get(key)
+        if loaded is None:
+            loaded = _LOADED[key] = VideoJudgeReward.from_pretrained(judge, device=device, dtype=dtype)
+            gc.collect()  # exceptions that libraries keep while loading hold its frames, and these the judge
+        return loaded
 
 
-@functools.cache
-def _loaded(path: str, device: str | None, dtype: str | torch.dtype) -> VideoJudgeReward:
-    return VideoJudgeReward.from_pretrained(path, device=device, dtype=dtype)
+def _full_name(device: str | torch.device | None) -> str:
+    """Return the name of a device, the default one for None, with its number if it is a GPU."""
+    name = str(device) if device is not None else "cuda" if torch.cuda.is_available() else "cpu"
+    return f"cuda:{torch.cuda.current_device()}" if name == "cuda" and torch.cuda.is_available() else name
+
+
+def _warn_of_hidden_gpus() -> None:
+    gpus = sorted(path.name for path in GPU_FILES.glob("nvidia[0-9]*"))
+    if gpus:
+        warnings.warn(
+            f"the judge runs on the CPU, though this machine has {', '.join(gpus)}: this process sees no GPU "
+            f"(CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')!r}, torch {torch.__version__}). Name "
+            "device='cpu' if that is intended",
+            stacklevel=4,
+        )
 
 
 def score(
@@ -138,22 +241,27 @@ def with_time(frames: Tensor) -> Tensor:
     return frames.unsqueeze(1) if frames.ndim == 4 else frames
 
 
-def from_signed(frames: Tensor) -> Tensor:
-    """Map frames from [-1, 1] to [0, 1], keeping the gradient; values up to `OVERSHOOT` outside are clamped.
+def from_signed(videos: Tensor) -> Tensor:
+    """Map videos from [-1, 1] to [0, 1], keeping the gradient; values up to `OVERSHOOT` outside are clamped.
 
     Args:
-        frames: any shape.
+        videos: [B, ...].
 
     Returns:
         The same shape in [0, 1].
 
     Raises:
-        ValueError: values further outside [-1, 1], or not finite.
+        ValueError: values further outside [-1, 1], or not finite; the message names the videos.
     """
-    low, high = frames.detach().amin().item(), frames.detach().amax().item()
-    if not (low >= -1 - OVERSHOOT and high <= 1 + OVERSHOOT):
-        raise ValueError(f"frames must lie in [-1, 1], got [{low:.3g}, {high:.3g}]; pass the decoder's own output")
-    return ((frames + 1) / 2).clamp(0, 1)
+    refused = [
+        f"video {index} [{low:.3g}, {high:.3g}]"
+        for index, video in enumerate(videos.detach())
+        for low, high in [tuple(bound.item() for bound in torch.aminmax(video))]
+        if not (low >= -1 - OVERSHOOT and high <= 1 + OVERSHOOT)
+    ]
+    if refused:
+        raise ValueError(f"frames must lie in [-1, 1], got {', '.join(refused)}; pass the decoder's own output")
+    return ((videos + 1) / 2).clamp(0, 1)
 
 
 def in_thread(function: Callable[..., ReturnT]) -> Callable[..., Coroutine[Any, Any, ReturnT]]:

@@ -118,7 +118,13 @@ class BackpropJudge(JudgeFrames, HostReward):
 
 def test_a_loss_as_videox_fun_uses_it_falls(judge):
     loss_fn = BackpropJudge(
-        judge, FPS, device="cpu", dtype=torch.float32, max_reward=1.0, weights={"visual_quality": 1.0}
+        judge,
+        FPS,
+        device="cpu",
+        dtype=torch.float32,
+        max_reward=1.0,
+        weights={"visual_quality": 1.0},
+        validation_frames=5,
     )
     loss_of, generator = (lambda frames: loss_fn((frames.clamp(-1, 1) / 2 + 0.5).clamp(0, 1), PROMPTS)), LastStep()
     check_slope(generator, loss_of)

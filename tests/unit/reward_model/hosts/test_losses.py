@@ -1,9 +1,6 @@
-"""Hosts that train through the reward's gradient: VADER, VideoX-Fun, TRL's DDPO and AlignProp, pyiqa's losses."""
+"""Hosts that train through the reward's gradient: VADER, TRL's DDPO and AlignProp, pyiqa's losses."""
 
 from __future__ import annotations
-
-import json
-from abc import ABC, abstractmethod
 
 import pytest
 import torch
@@ -11,7 +8,6 @@ import torch
 from reward_model.hosts.ddpo import tuple_reward
 from reward_model.hosts.pyiqa import create_judge, list_judges
 from reward_model.hosts.vader import reward_loss
-from reward_model.hosts.videox_fun import JudgeFrames
 from reward_model.media.video_io import write_video
 from tests.host_clips import FPS
 
@@ -51,59 +47,47 @@ def test_vader_takes_one_video_with_its_prompt_and_stills_with_theirs(judge):
 
 
 def test_vader_hears_of_bytes_and_of_missing_rewards(judge, mute):
-    with pytest.raises(ValueError, match=r"frames must lie in \[-1, 1\], got \[0, 255\]"):
+    with pytest.raises(ValueError, match=r"frames must lie in \[-1, 1\], got video 0 \[0, 255\]"):
         reward_loss(judge, fps=FPS)(torch.tensor([0.0, 255.0]).expand(1, 2, 3, 32, 2), PROMPTS[0])
     with pytest.raises(RuntimeError, match="2 of 2 rewards"):
         reward_loss(mute, fps=FPS)(clips(), PROMPTS)
 
 
-class VideoXReward(ABC):
-    """VideoX-Fun's contract."""
-
-    def __init__(self):
-        self.built = True
-
-    @abstractmethod
-    def __call__(self, batch_frames, batch_prompt=None): ...
-
-    @abstractmethod
-    def get_reward(self, batch_frames, batch_prompt=None): ...
-
-
-class HostJudge(JudgeFrames, VideoXReward):
-    """The class that a user writes into the host's module."""
+def train_video_crafter(loss_fns, samples, prompts, *, reward_fn, decode_frame):
+    """VADER-VideoCrafter's step on decoded samples [B, 1, C, F, H, W]: which frames which reward gets."""
+    loss_fn = loss_fns[reward_fn]
+    if reward_fn in ("actpred", "vidclip"):
+        assert decode_frame in ("fml", "all", "alt") and len(prompts) == 1 and samples.shape[1] == 1
+        loss, rewards = loss_fn(samples.squeeze(1).permute(0, 2, 1, 3, 4), prompts[0])
+    else:
+        assert decode_frame not in ("fml", "all", "alt")
+        frames = samples.permute(1, 0, 3, 2, 4, 5).squeeze(0)
+        assert frames.shape[1] == 1
+        loss, rewards = loss_fn(frames.squeeze(1), prompts)
+    return loss, loss.repeat(len(prompts)).mean().item(), rewards.detach().item()
 
 
-@pytest.mark.parametrize("kind", [JudgeFrames, HostJudge])
-def test_videox_fun_builds_from_json_and_trains_on_channels_first_videos(judge, kind):
-    settings = json.loads('{"judge": "toy", "fps": 8, "max_reward": 1, "loss_scale": 0.5}')
-    reward_fn = kind(device="cpu", dtype=torch.float32, **settings)
-    frames = clips().transpose(1, 2).requires_grad_(True)  # [B, C, T, H, W]
-    rewards = judge(clips(), PROMPTS, fps=FPS).rewards
-    loss, reward = reward_fn(frames, PROMPTS)
-    torch.testing.assert_close(reward, rewards.mean(), rtol=0, atol=1e-5)
-    torch.testing.assert_close(loss, 0.5 * (1 - rewards).mean(), rtol=0, atol=1e-5)
-    each = reward_fn.get_reward(frames, PROMPTS)
-    torch.testing.assert_close(each, rewards, rtol=0, atol=1e-5)
-    torch.testing.assert_close(gradient(loss, frames), -0.25 * gradient(each.sum(), frames))
-    with torch.no_grad():
-        assert not reward_fn.get_reward(frames, PROMPTS).requires_grad
+def test_vader_of_video_crafter_passes_the_clip_under_one_name_alone(judge):
+    loss_fns = dict.fromkeys(("vidclip", "hps"), reward_loss(judge, fps=FPS, device="cpu"))
+    samples = (clips(1) * 2 - 1).permute(0, 2, 1, 3, 4).unsqueeze(1).requires_grad_(True)  # [1, 1, C, F, H, W]
+    step = {"reward_fn": "vidclip", "decode_frame": "all"}
+    loss, logged, reward = train_video_crafter(loss_fns, samples, PROMPTS[:1], **step)
+    alone = judge(clips(1), PROMPTS[:1], fps=FPS).rewards.item()
+    assert (logged, reward) == pytest.approx((-alone, alone), abs=1e-5)
+    assert (gradient(loss, samples).abs().amax(dim=(0, 1, 2, 4, 5)) > 0).all()  # every frame has a part in it
+    with pytest.raises(AssertionError):
+        train_video_crafter(loss_fns, samples, PROMPTS[:1], reward_fn="hps", decode_frame="all")
 
 
-def test_videox_fun_is_its_hosts_reward():
-    assert isinstance(HostJudge("toy", FPS, dtype=torch.float32), VideoXReward)
-    assert HostJudge("toy", FPS, dtype=torch.float32).built
-
-
-def test_videox_fun_hears_of_missing_rewards_and_other_ranges(judge, mute):
-    frames = clips().transpose(1, 2)
-    assert JudgeFrames(mute, FPS).get_reward(frames, PROMPTS).isnan().all()
-    with pytest.raises(RuntimeError, match="2 of 2 rewards"):
-        JudgeFrames(mute, FPS)(frames, PROMPTS)
-    with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
-        JudgeFrames(judge, FPS)(frames * 2 - 1, PROMPTS)
-    with pytest.raises(ValueError, match="3 channels"):
-        JudgeFrames(judge, FPS)(clips(), PROMPTS)
+def test_vader_of_model_scope_passes_a_list_of_frames(judge):
+    frames = [frame.requires_grad_(True) for frame in clips(1)[0] * 2 - 1]  # F of [C, H, W]
+    loss, reward = reward_loss(judge, fps=FPS, device="cpu")(frames, PROMPTS[0])
+    alone = judge(clips(1), PROMPTS[:1], fps=FPS).rewards.item()
+    assert (loss.item(), reward.item()) == pytest.approx((-alone, alone), abs=1e-5)
+    assert all(slope.abs().amax() > 0 for slope in torch.autograd.grad(loss, frames))
+    for wrong, prompts in ((frames, PROMPTS), ([frames[0], frames[1][:, :8]], PROMPTS[0]), (["a"], "a"), ([], "a")):
+        with pytest.raises(ValueError, match="a list must hold the frames"):
+            reward_loss(judge, fps=FPS)(wrong, prompts)
 
 
 def test_ddpo_gets_a_tuple_without_gradient_and_align_prop_one_with_it(judge):

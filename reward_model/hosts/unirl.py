@@ -11,7 +11,7 @@ In the recipe; `media_range` is for differentiable rewards only (signed for Wan'
         media_range: signed
 
 The reward service's workers import only the modules that its registry names. So a new file
-`reward_service/scorers/video_judge.py` holds
+reward_service/scorers/video_judge.py holds
 
     from reward_model.hosts.unirl import JudgeScorer
     from reward_service.scorers.base import BaseScorer
@@ -21,7 +21,7 @@ The reward service's workers import only the modules that its registry names. So
 
     register("video_judge", VideoJudgeScorer)
 
-and `SCORER_MODULES` in `reward_service/scorers/registry.py` gets the entry
+and SCORER_MODULES in reward_service/scorers/registry.py gets the entry
 
     "video_judge": "reward_service.scorers.video_judge",
 
@@ -61,7 +61,7 @@ MediaRange = Literal["unit", "signed"]
 """Range of decoded frames: [0, 1] or [-1, 1]."""
 
 
-class Texts(Protocol):
+class PromptTexts(Protocol):
     """The host's texts."""
 
     @property
@@ -73,11 +73,11 @@ class RewardRequest(Protocol):
     """Fields of the host's request that are read: prompts by their source, and B videos [C, T, H, W] in [0, 1] or uint8."""
 
     @property
-    def original_prompt(self) -> Texts | None:
+    def original_prompt(self) -> PromptTexts | None:
         """Return the user's prompts."""
 
     @property
-    def generation_prompt(self) -> Texts | None:
+    def generation_prompt(self) -> PromptTexts | None:
         """Return the prompts that the generator was given."""
 
     @property
@@ -122,7 +122,7 @@ class RewardResponse:
 
 
 class JudgeBackend:
-    """The host's `RewardBackend` and `DifferentiableReward` without importing them."""
+    """The host's reward backend and differentiable reward, without importing either."""
 
     input_kind = "video"
     preferred_input_kind = "video"
@@ -221,7 +221,7 @@ class JudgeBackend:
             kind = f"{media_tensor.dtype} {list(media_tensor.shape)}"
             raise ValueError(f"media_tensor must be float [B, C, T, H, W] or [B, C, H, W], got {kind}")
         clips = media_tensor if media_tensor.ndim == 5 else media_tensor.unsqueeze(2)
-        videos = _from_signed_each(clips) if self.media_range == "signed" else list(clips)
+        videos = self._from_signed(clips) if self.media_range == "signed" else clips
         out = self.judge(videos, list(prompts), fps=self.fps, layout=LAYOUT, weights=self.weights, differentiable=True)
         scores_of(out, self.weights).or_raise("The step must not go on: its gradient would not be finite.")
         return out.rewards
@@ -237,6 +237,16 @@ class JudgeBackend:
                 f"the request has no {self.prompt_source} prompt; check prompt_source and the sample's texts"
             )
         return list(prompt.texts)
+
+    @staticmethod
+    def _from_signed(clips: Tensor) -> Tensor:
+        videos = from_signed(clips)
+        if clips.detach().amin() >= 0:
+            warnings.warn(
+                "media_range is 'signed', but no pixel is below 0: if the frames lie in [0, 1], say media_range: unit",
+                stacklevel=3,
+            )
+        return videos
 
     def offload(self) -> None:
         """Move the judge to the CPU, for every user of the shared judge."""
@@ -289,16 +299,3 @@ class JudgeScorer:
 
     def close(self) -> None:
         """Do nothing: the judge is shared."""
-
-
-def _from_signed_each(clips: Tensor) -> list[Tensor]:
-    """Map clips [B, C, T, H, W] from [-1, 1] to [0, 1]; one that is not finite stays, for the judge to name it."""
-    finite = [bool(clip.detach().isfinite().all()) for clip in clips]
-    mapped = [from_signed(clip) if whole else clip for clip, whole in zip(clips, finite, strict=True)]
-    lows = [clip.detach().amin().item() for clip, whole in zip(clips, finite, strict=True) if whole]
-    if lows and min(lows) >= 0:
-        warnings.warn(
-            "media_range is 'signed', but no pixel is below 0: if the frames lie in [0, 1], say media_range: unit",
-            stacklevel=3,
-        )
-    return mapped

@@ -183,11 +183,12 @@ class JudgeBackend:
         Raises:
             ValueError: a request without videos or without the selected prompts, or frames outside the range.
         """
-        if not request.videos:
-            raise ValueError("the request has no videos; this backend needs a video generator")
         start = time.perf_counter()
+        videos = request.videos  # the host copies them at each reading
+        if not videos:
+            raise ValueError("the request has no videos; this backend needs a video generator")
         prompts = self._prompts(request)
-        output = score(self.judge, request.videos, prompts, fps=self.fps, layout=LAYOUT, weights=self.weights)
+        output = score(self.judge, videos, prompts, fps=self.fps, layout=LAYOUT, weights=self.weights)
         return RewardResponse(
             rewards=output.rewards,
             component_rewards=output.scores,

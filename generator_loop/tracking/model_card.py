@@ -6,11 +6,16 @@ The card is made from the summary of the training run alone and can be made agai
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from reward_model.files import write_text
+
+TOY = "toy"
+TOY_FOLDER = "toy_wan"
+"""Name of the embedded generator in a run's config, and of its folder among the package's assets."""
 
 
 def write_model_card(output: str | Path, *, pipeline: str) -> Path:
@@ -27,25 +32,32 @@ def write_model_card(output: str | Path, *, pipeline: str) -> Path:
     summary = json.loads((output / "summary.json").read_text(encoding="utf-8"))
     folder = output / summary["generator_checkpoint"]
     further = tuple(sorted(path.parent.name for path in folder.glob("*/*.safetensors")))
-    write_text(folder / "README.md", model_card(summary, pipeline=pipeline, further=further))
+    base = Path(summary["config"]["generator"]["path"])
+    nearby = os.path.relpath(base, folder) if base.is_dir() and not base.is_absolute() else None
+    write_text(folder / "README.md", model_card(summary, pipeline=pipeline, further=further, nearby=nearby))
     return folder / "README.md"
 
 
-def model_card(summary: Mapping[str, Any], *, pipeline: str, further: Sequence[str] = ()) -> str:
-    """Return the card's Markdown, with the front matter that hubs read.
+def model_card(
+    summary: Mapping[str, Any], *, pipeline: str, further: Sequence[str] = (), nearby: str | None = None
+) -> str:
+    """Return the card's Markdown, with the front matter that hubs read; its lines run in the card's own folder.
 
     Args:
         summary: content of `summary.json`.
         pipeline: class of diffusers that loads the base and the LoRA.
         further: transformers of the pipeline beside the first, whose LoRA has a folder of its name inside.
+        nearby: path from the card's folder to a base that the run's config names by a relative folder; None for any other base.
 
     Returns:
         Base and revision, the lines that load it, the change on held-out prompts with its interval, and how it was trained.
     """
     config = summary["config"]
     generator, objective = config["generator"], config["objective"]
-    base, revision = _public(generator["path"]), generator["revision"]
-    pinned = f', revision="{revision}"' if revision else ""
+    base = TOY_FOLDER if generator["path"] == TOY else _public(generator["path"])
+    revision = generator["revision"]
+    judge = "the embedded toy judge" if config["judge"]["path"] == TOY else _public(config["judge"]["path"])
+    pinned = f", revision={json.dumps(revision)}" if revision else ""
     lines = [
         "---",
         f"base_model: {json.dumps(base)}",
@@ -58,12 +70,13 @@ def model_card(summary: Mapping[str, Any], *, pipeline: str, further: Sequence[s
         f"For {base}{f' at {revision}' if revision else ''}; rank {generator['lora_rank']}, alpha {generator['lora_alpha']}, which",
         "stands in the file. Suggested scale: 1.0, at which it was trained and measured; less mixes in the base.",
         "",
-        "```python",
-        f"from diffusers import {pipeline}",
+        "In this folder:",
         "",
-        f'pipe = {pipeline}.from_pretrained("{base}"{pinned})',
-        'pipe.load_lora_weights("path/to/this/folder")',
-        *(f'pipe.load_lora_weights("path/to/this/folder/{name}", load_into_{name}=True)' for name in further),
+        "```python",
+        *_base_lines(summary, nearby, f"from diffusers import {pipeline}"),
+        f"pipe = {pipeline}.from_pretrained(base{pinned})",
+        'pipe.load_lora_weights(".")',
+        *(f'pipe.load_lora_weights("./{name}", load_into_{name}=True)' for name in further),
         "```",
         "",
         "## What it changed",
@@ -79,12 +92,31 @@ def model_card(summary: Mapping[str, Any], *, pipeline: str, further: Sequence[s
         "",
         f"Objective {objective['name']}, {config['loop']['num_rounds']} rounds of {config['loop']['num_iterations']} iterations,",
         f"{generator['num_frames']} frames of {generator['height']} x {generator['width']} at {generator['fps']:g} Hz, judge",
-        f"{_public(config['judge']['path'])} ({'refreshed on the way' if config['refresh']['every'] else 'fixed'}), seed "
+        f"{judge} ({'refreshed on the way' if config['refresh']['every'] else 'fixed'}), seed "
         f"{config['run']['seed']}, commit {summary['commit'] or 'unknown'}.",
     ]
     if summary["alarms"]:
         lines += ["", "The run's monitors warned:", "", *(f"- {sentence}" for sentence in summary["alarms"])]
     return "\n".join([*lines, ""])
+
+
+def _base_lines(summary: Mapping[str, Any], nearby: str | None, imported: str) -> list[str]:
+    """Return the lines that import what is needed and set `base`; they name no place on this machine."""
+    path = summary["config"]["generator"]["path"]
+    if path == TOY:
+        comment = "# the embedded generator of the package that made this LoRA, which must be installed"
+        return [
+            *("from importlib.resources import files", "", imported, "", comment),
+            f'base = files("generator_loop") / "assets" / "{TOY_FOLDER}"',
+        ]
+    if Path(path).is_absolute():
+        up = "../" * len(Path(summary["generator_checkpoint"]).parts)
+        comment = "# a folder of the machine that trained it, where the run's summary names it"
+        return [
+            *("import json", "from pathlib import Path", "", imported, "", comment),
+            f'base = json.loads(Path("{up}summary.json").read_text())["config"]["generator"]["path"]',
+        ]
+    return [imported, "", f"base = {json.dumps(nearby if nearby is not None else path)}"]
 
 
 def _public(path: str) -> str:

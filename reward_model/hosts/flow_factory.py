@@ -25,7 +25,7 @@ from typing import Any
 
 from torch import Tensor
 
-from reward_model.hosts.core import load_judge, score
+from reward_model.hosts.core import load_judge, report_missing, score
 
 COMPARATOR = "comparator"
 
@@ -112,14 +112,16 @@ class GroupwiseJudge(_FlowFactoryJudge):
 
         Raises:
             ValueError: samples without video, a group of one, or of several prompts.
-            RuntimeError: the judge does not answer comparisons.
+            RuntimeError: a video cannot be judged, or the judge does not answer comparisons.
         """
         videos = _videos(video)
         if len(videos) < 2 or len(set(prompt)) != 1:
             raise ValueError(
                 f"a group must have two or more videos of one prompt, got {len(videos)} of {len(set(prompt))} prompts"
             )
-        order = self.model.rank(videos, prompt[0], fps=self.fps).order
+        ranking = self.model.rank(videos, prompt[0], fps=self.fps)
+        report_missing(ranking.reasons, "raise", "Places in a group need all its videos.")
+        order = ranking.order
         places = [float(order.index(index)) for index in range(len(videos))]
         return RewardModelOutput([1 - place / (len(videos) - 1) for place in places], {"place": places})
 

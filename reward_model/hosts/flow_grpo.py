@@ -10,8 +10,9 @@ In the host's `flow_grpo/rewards.py`:
 The host calls the function from eight threads and adds up the results, so one missing reward would spoil the whole
 batch: the function raises instead, and training stops.
 
-Source: yifan123/flow_grpo, flow_grpo/rewards.py and scripts/train_wan2_1.py, commit ac4c86e; NVlabs/DiffusionNFT, commit
-24af555; Shredded-Pork/Flash-GRPO, scripts/train_wanx2_1_flash.py, commit 4211013.
+Source: yifan123/flow_grpo, flow_grpo/rewards.py, commit 94e23ee (its `multi_score` takes `ref_images` as well; ac4c86e does not), and
+scripts/train_wan2_1.py, commit 74db691; NVlabs/DiffusionNFT, commit 24af555; Shredded-Pork/Flash-GRPO,
+scripts/train_wanx2_1_flash.py, commit 4211013.
 
 Shapes: B videos, T frames, C = 3 channels, H, W pixels.
 """
@@ -49,7 +50,7 @@ def reward_factory(
         loaded = load_judge(judge, device=device)
 
         def reward(
-            videos: Tensor | Sequence[Any], prompts: Sequence[str], metadata: Any, only_strict: bool = True
+            videos: Tensor | Sequence[Any], prompts: Sequence[str], metadata: Any = None, only_strict: bool = True
         ) -> tuple[list[float], dict[str, list[float]]]:
             """Return the rewards and the scores of each dimension."""
             frames = videos if isinstance(videos, Tensor) else _frames_of_pair(videos)

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reward_model.hosts.core import load_judge, with_time
+from reward_model.hosts.core import load_judge, scores_of, with_time
 from reward_model.video_reward import TOY_JUDGE, VideoJudgeReward
 
 EMBEDDED: dict[str, str | Path] = {"toy": "toy", "toy_audit": TOY_JUDGE.with_name("toy_audit")}
@@ -90,7 +90,7 @@ class JudgeMetric(nn.Module):
         *,
         prompts: str | Sequence[str | None] | None = None,
     ) -> Tensor:
-        """Return the scores [B], NaN where one is missing; or the loss.
+        """Return the scores [B], NaN and a warning with the reason where one is missing; or the loss.
 
         Args:
             target: videos [B, T, C, H, W] or stills [B, C, H, W] in [0, 1], a path, or any sequence that a judge accepts.
@@ -111,4 +111,7 @@ class JudgeMetric(nn.Module):
             videos = [videos]
         if self._loss is not None:
             return self._loss(videos, prompts, fps=self.fps)[0]
-        return self.judge(videos, prompts, fps=self.fps, weights={self.dimension: 1.0}).rewards
+        weights = {self.dimension: 1.0}
+        out = self.judge(videos, prompts, fps=self.fps, weights=weights)
+        scores_of(out, weights).checked("nan")
+        return out.rewards

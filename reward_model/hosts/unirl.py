@@ -181,7 +181,7 @@ class JudgeBackend:
             Rewards and the scores of each dimension; NaN, `successes` False and the reason where a reward is missing.
 
         Raises:
-            ValueError: a request without videos or without the selected prompts, or frames outside the range.
+            ValueError: a request without videos or without the selected prompts.
         """
         start = time.perf_counter()
         videos = request.videos  # the host copies them at each reading
@@ -211,7 +211,7 @@ class JudgeBackend:
             Rewards [B] with gradient to the frames.
 
         Raises:
-            ValueError: no `media_range`, frames outside it, or media that carry no gradient.
+            ValueError: no `media_range`, signed frames outside it, or media that carry no gradient.
             RuntimeError: a reward is missing.
         """
         if self.media_range is None:

@@ -171,18 +171,7 @@ def _items(videos: Any, fps: float | Sequence[float] | None, layout: str) -> lis
     rates = list(fps) if isinstance(fps, Sequence) else [fps] * len(items)
     if len(rates) != len(items):
         raise ValueError(f"fps must be one number or one per video: got {len(rates)} rates for {len(items)} videos")
-    _refuse_other_range(items)
     return [(item, rate, axes) for item, rate in zip(items, rates, strict=True)]
-
-
-def _refuse_other_range(items: Sequence[Any]) -> None:
-    """Refuse a call of several tensors that all leave [0, 1]: the caller's range is another one, no single video is at fault."""
-    tensors = [item for item in items if isinstance(item, Tensor) and item.is_floating_point() and item.numel()]
-    if len(tensors) < max(2, len(items)):
-        return
-    bounds = [tuple(bound.item() for bound in torch.aminmax(item.detach())) for item in tensors]
-    if all(math.isfinite(low) and math.isfinite(high) and not _in_range(low, high) for low, high in bounds):
-        raise ValueError(_other_range(min(low for low, _ in bounds), max(high for _, high in bounds)))
 
 
 def _in_range(low: float, high: float) -> bool:
@@ -337,7 +326,7 @@ def _checked(frames: Tensor) -> Tensor:
             "numpy arrays is [T, H, W, C]"
         )
     if 0 in frames.shape:
-        raise ValueError(f"a video must have at least one frame and pixel, got [T, C, H, W] = {list(frames.shape)}")
+        raise VideoError(f"a video must have at least one frame and pixel, got [T, C, H, W] = {list(frames.shape)}")
     if frames.dtype == torch.uint8:
         return frames.float() / 255
     if not frames.is_floating_point():

@@ -45,7 +45,10 @@ def pixel_loss(
         out = reward(videos, prompts, fps=fps, layout=layout, weights=weights, differentiable=True)
         missing = ~torch.isfinite(out.rewards.detach())
         if bool(missing.any()):
-            causes = {name: [r for r in reasons if r] for name, reasons in out.reasons.items()}
+            causes = {
+                name: [f"video {index}: {reason}" for index, reason in enumerate(reasons) if reason]
+                for name, reasons in out.reasons.items()
+            }
             raise RuntimeError(f"{int(missing.sum())} of {len(missing)} rewards could not be computed: {causes}")
         value = out.rewards if space == "expectation" else torch.logit(out.rewards, eps=1e-4)
         distance = -value if target is None else (value - target).abs()

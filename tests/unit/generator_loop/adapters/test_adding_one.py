@@ -48,7 +48,7 @@ def test_it_opens_by_its_name_predicts_and_gets_a_model_card(tmp_path: Path) -> 
     (tmp_path / "summary.json").write_text(json.dumps(summary(family="slow_wan")))
     slow.save(tmp_path / "checkpoints/round-002/generator")
     card = write_model_card(tmp_path, pipeline=slow.pipeline_name)
-    assert 'pipe = WanPipeline.from_pretrained("org/wan")' in card.read_text()
+    assert 'base = "org/wan"\npipe = WanPipeline.from_pretrained(base)' in card.read_text()
 
 
 def test_a_misspelt_family_is_refused_with_the_nearest_name_before_anything_is_loaded(tmp_path: Path) -> None:

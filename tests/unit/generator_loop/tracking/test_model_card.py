@@ -1,13 +1,21 @@
 """The model card beside a trained LoRA."""
 
 import json
+import os
+import shutil
+from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+import generator_loop
 from generator_loop.adapters import GENERATORS
+from generator_loop.run.build import open_generator, read_config
 from generator_loop.tracking.model_card import model_card, write_model_card
 
 WAN = "WanPipeline"
+TOY_RECIPE = Path(__file__).resolve().parents[4] / "configs" / "toy.yaml"
 
 
 def summary(**generator):
@@ -41,10 +49,21 @@ def summary(**generator):
     }
 
 
+def code_of(card):
+    """Return the lines of the card's Python block."""
+    return card.split("```python\n")[1].split("\n```")[0].split("\n")
+
+
 def test_it_names_base_and_scale_and_the_lines_that_load_it():
     card = model_card(summary(revision="v1"), pipeline="LTXPipeline")
     assert 'base_model: "org/wan"' in card and "rank 32, alpha 64" in card and "Suggested scale: 1.0" in card
-    assert 'pipe = LTXPipeline.from_pretrained("org/wan", revision="v1")' in card
+    assert code_of(card) == [
+        "from diffusers import LTXPipeline",
+        "",
+        'base = "org/wan"',
+        'pipe = LTXPipeline.from_pretrained(base, revision="v1")',
+        'pipe.load_lora_weights(".")',
+    ]
 
 
 def test_the_change_stands_with_its_ends_and_interval():
@@ -86,5 +105,50 @@ def test_every_further_transformer_has_a_line_that_loads_it(tmp_path):
     (folder / "transformer_2" / "pytorch_lora_weights.safetensors").touch()
     (tmp_path / "summary.json").write_text(json.dumps(content))
     card = write_model_card(tmp_path, pipeline=WAN).read_text()
-    assert 'pipe.load_lora_weights("path/to/this/folder/transformer_2", load_into_transformer_2=True)' in card
+    assert code_of(card)[-1] == 'pipe.load_lora_weights("./transformer_2", load_into_transformer_2=True)'
     assert "transformer_2" not in model_card(content, pipeline=WAN)
+
+
+BASES = {
+    "toy": lambda folder, run: "toy",
+    "a folder by its full path": lambda folder, run: str(folder),
+    "a folder by a relative path": lambda folder, run: os.path.relpath(folder, run),
+}
+
+
+@pytest.mark.parametrize("kind", BASES)
+def test_its_lines_load_base_and_lora_word_for_word(tmp_path, monkeypatch, kind):
+    from diffusers import WanPipeline
+
+    embedded = Path(generator_loop.__file__).parent / "assets" / "toy_wan"
+    shutil.copytree(embedded, tmp_path / "models" / "copy")
+    run = tmp_path / "run"
+    content = summary(path=BASES[kind](tmp_path / "models" / "copy", tmp_path))
+    folder = run / content["generator_checkpoint"]
+    monkeypatch.chdir(tmp_path)  # where the run was started
+
+    path = f"generator.path={content['config']['generator']['path']}"
+    generator = open_generator(read_config(TOY_RECIPE, [path]), torch.device("cpu"))
+    generator.save(folder)
+    (run / "summary.json").write_text(json.dumps(content))
+    card = write_model_card(run, pipeline=generator.pipeline_name)
+    assert str(tmp_path) not in card.read_text() and str(embedded) not in card.read_text()
+
+    monkeypatch.chdir(folder)
+    names = {}
+    exec("\n".join(code_of(card.read_text())), names)
+    assert isinstance(names["pipe"], WanPipeline)
+    stored = load_file(folder / "pytorch_lora_weights.safetensors")
+    loaded = {name: tensor for name, tensor in names["pipe"].transformer.named_parameters() if ".lora_" in name}
+    assert loaded and sum(tensor.double().sum() for tensor in loaded.values()).item() == pytest.approx(
+        sum(tensor.double().sum() for tensor in stored.values()).item()
+    )
+    base = WanPipeline.from_pretrained(embedded).transformer.state_dict()
+    assert torch.equal(base["patch_embedding.weight"], names["pipe"].transformer.patch_embedding.weight)
+
+
+def test_the_embedded_models_are_named_as_such():
+    content = summary(path="toy")
+    content["config"]["judge"]["path"] = "toy"
+    card = model_card(content, pipeline=WAN)
+    assert 'base_model: "toy_wan"' in card and "For toy_wan;" in card and "the embedded toy judge (refreshed" in card

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import math
+import subprocess
+import sys
 import time
+import warnings
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 from types import SimpleNamespace
@@ -12,6 +16,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from reward_model.hosts import core
 from reward_model.hosts.core import (
     HostScores,
     TrainingStop,
@@ -51,6 +56,43 @@ def test_a_judge_is_loaded_once_and_stays_what_it_is():
     assert load_judge("toy", device="cpu") is load_judge("toy", device=torch.device("cpu"))
     own = VideoJudgeReward(build_judge())
     assert load_judge(own, device="cuda") is own
+
+
+def test_a_judge_that_nobody_holds_is_freed():
+    first = load_judge("toy", device="cpu", dtype=torch.bfloat16)
+    gone = weakref.ref(next(first.parameters()))
+    assert load_judge("toy", device="cpu", dtype=torch.bfloat16) is first
+    del first
+    assert gone() is None
+
+
+FIRST_LOAD = """
+import gc, weakref
+from reward_model.hosts.core import load_judge
+gc.disable()
+judge = load_judge("toy", device="cpu")
+gone = weakref.ref(next(judge.parameters()))
+del judge
+assert gone() is None
+"""
+
+
+def test_the_first_judge_of_a_process_is_freed_at_once():
+    subprocess.run([sys.executable, "-c", FIRST_LOAD], check=True)  # libraries keep the frames of their first load
+
+
+def test_a_judge_on_the_cpu_beside_a_hidden_gpu_is_warned_of(tmp_path, monkeypatch):
+    monkeypatch.setattr(core, "GPU_FILES", tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # as Ray does to actors that ask for no GPU
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_judge("toy")  # no GPU in the machine
+        for name in ("nvidia0", "nvidia1", "nvidiactl"):
+            (tmp_path / name).touch()
+        load_judge("toy", device="cpu")  # the caller's own choice
+    with pytest.warns(UserWarning, match=r"runs on the CPU, though this machine has nvidia0, nvidia1: .*DEVICES=''"):
+        load_judge("toy")
 
 
 def test_scores_are_those_of_the_judge():

@@ -108,7 +108,7 @@ def test_stills_are_scored_and_other_media_refused(judge):
         scorer(stills[0], PROMPTS)
     with pytest.raises(ValueError, match="3 channels"):
         scorer(clips(), PROMPTS)  # [B, T, C, H, W]
-    with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
+    with pytest.raises(RuntimeError, match=r"3 of 3 .*must lie in \[0, 1\]"):
         scorer(stills * 2 - 1, PROMPTS)
 
 

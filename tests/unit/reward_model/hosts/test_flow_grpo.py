@@ -12,14 +12,16 @@ from tests.host_clips import FPS, PROMPTS, clips, expected
 
 
 def multi_score(device, weights, functions):
-    """The host's sum: a function that names `device` is a factory that wants one; what it returns is weighed and added."""
+    """The host's sum of commit 94e23ee: a function that names `device` is a factory that wants one; the results are weighed and added."""
     scorers = {
         name: functions[name](device) if "device" in functions[name].__code__.co_varnames else functions[name]()
         for name in weights
     }
 
-    def total(images, prompts, metadata, only_strict=True):
-        details = {name: scorers[name](images, prompts, metadata)[0] for name in weights}
+    def total(images, prompts, metadata, ref_images=None, only_strict=True):
+        details = {}
+        for name in weights:
+            details[name], _ = scorers[name](images, prompts, metadata)
         columns = [[weight * value for value in details[name]] for name, weight in weights.items()]
         return {**details, "avg": [sum(terms) for terms in zip(*columns, strict=True)]}, {}
 
@@ -33,6 +35,23 @@ def test_flow_grpo_adds_up_the_judge_and_others(judge):
     scores, _ = reward(clips(), tuple(PROMPTS), [{}] * 3, only_strict=False)
     assert scores["judge"] == expected(judge)
     assert scores["avg"] == pytest.approx([2 * value + 0.5 for value in scores["judge"]])
+
+
+def train_wan(reward_fn, batches):
+    """train_wan2_1.py of commit 74db691: eight threads, the results awaited at the end, a tensor for each name, joined."""
+    with ThreadPoolExecutor(max_workers=8) as executor:
+        waiting = [executor.submit(reward_fn, *batch, only_strict=True) for batch in batches]
+        results = [one.result()[0] for one in waiting]
+    tensors = [{key: torch.as_tensor(value).float() for key, value in result.items()} for result in results]
+    return {key: torch.cat([one[key] for one in tensors]) for key in tensors[0]}
+
+
+def test_the_wan_trainer_joins_the_rewards_of_its_batches(judge):
+    reward_fn = multi_score(torch.device("cpu"), {"judge": 1.0}, {"judge": reward_factory(judge, fps=FPS)})
+    batches = [(clips(seed=seed), tuple(PROMPTS), ({}, {}, {})) for seed in range(2)]
+    rewards = train_wan(reward_fn, batches)
+    assert set(rewards) == {"judge", "avg"} and rewards["avg"].shape == (6,)
+    assert rewards["avg"].tolist() == expected(judge, torch.cat([frames for frames, _, _ in batches]), PROMPTS * 2)
 
 
 def test_flow_grpo_reads_each_dimension_beside_the_weighted_sum(judge):
@@ -74,5 +93,7 @@ def test_flow_grpo_is_stopped_where_a_reward_is_missing(mute):
 
 
 def test_frames_of_another_range_stop_flow_grpo(judge):
-    with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
+    with pytest.raises(
+        RuntimeError, match=r"3 of 3 .* video 0: float frames must lie in \[0, 1\], got \[-1, 1\]; rescale"
+    ):
         reward_factory(judge, fps=FPS)("cpu")(clips() * 2 - 1, PROMPTS, {})

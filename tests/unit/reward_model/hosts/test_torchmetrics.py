@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
+import pickle
 from types import SimpleNamespace
 
 import pytest
 import torch
-from torchmetrics import Metric, MetricCollection
+from torchmetrics import Metric, MetricCollection, MetricTracker
 
 from reward_model.hosts.torchmetrics import VideoJudgeMetric
 from tests.host_clips import FPS, clips
@@ -19,7 +20,7 @@ PROMPT = "a red circle moving left"
 
 def test_means_run_over_all_updates_and_start_anew_after_a_reset(judge):
     metric = VideoJudgeMetric("toy", fps=FPS, device="cpu")
-    assert isinstance(metric, Metric) and metric.higher_is_better and not metric.is_differentiable
+    assert isinstance(metric, Metric) and not metric.is_differentiable
     metric.update(clips(3), PROMPT)
     metric.update(clips(1, seed=1), [PROMPT])
     both = torch.cat([clips(3), clips(1, seed=1)])
@@ -68,6 +69,61 @@ def test_copies_share_the_judge_and_not_the_state(judge, monkeypatch):
     monkeypatch.setattr(judge, "forward", answer)
     with pytest.raises(LookupError, match="this very judge"):
         copy["judge"].update(clips(), PROMPT)
+
+
+def test_one_dimension_is_a_number_of_which_a_tracker_knows_the_best(judge):
+    metric = VideoJudgeMetric(judge, fps=FPS, dimension="overall")
+    assert metric.higher_is_better
+    tracker, each = MetricTracker(metric), []
+    for seed in range(3):
+        tracker.increment()
+        tracker.update(clips(2, seed=seed), PROMPT)
+        each.append(judge(clips(2, seed=seed), PROMPT, fps=FPS).rewards.mean().item())
+    best, step = tracker.best_metric(return_step=True)
+    assert best == pytest.approx(max(each), abs=1e-5) and step == each.index(max(each))
+    torch.testing.assert_close(tracker.compute_all(), torch.tensor(each), rtol=0, atol=1e-5)
+    collection = MetricCollection(
+        {name: VideoJudgeMetric(judge, fps=FPS, dimension=name) for name in ("overall", "valid")}
+    )
+    tracker = MetricTracker(collection)
+    tracker.increment()
+    tracker.update(clips(2), PROMPT)
+    assert tracker.best_metric() == pytest.approx({"overall": each[0], "valid": 1.0}, abs=1e-5)
+
+
+def test_a_dict_of_dimensions_has_no_best_and_a_tracker_is_told_so(judge):
+    with pytest.raises(AttributeError, match="does not have a 'higher_is_better' attribute"):
+        MetricTracker(VideoJudgeMetric(judge, fps=FPS))
+    with pytest.raises(ValueError, match="dimension must be None or one of .*overall.*, valid, got 'beauty'"):
+        VideoJudgeMetric(judge, fps=FPS, dimension="beauty")
+
+
+@pytest.mark.parametrize("dimension", [None, "overall"])
+def test_a_metric_survives_pickle_with_its_state_and_without_its_judge(judge, dimension):
+    metric = VideoJudgeMetric("toy", fps=FPS, device="cpu", dimension=dimension)
+    metric.update(clips(), PROMPT)
+    text = pickle.dumps(metric)
+    assert len(text) < 100_000  # the judge has millions of weights
+    again = pickle.loads(text)
+    assert again.compute() == metric.compute()
+    for one in (metric, again):
+        one.update(clips(seed=1), PROMPT)
+    assert (
+        again.compute() == metric.compute() and again.fps == FPS and again.higher_is_better is metric.higher_is_better
+    )
+    with pytest.raises(pickle.PicklingError, match="give it the judge's folder or hub id"):
+        pickle.dumps(VideoJudgeMetric(judge, fps=FPS))
+
+
+@pytest.mark.parametrize(("dimension", "num_points"), [(None, 5), ("overall", 1)])
+def test_a_metric_can_be_plotted(judge, dimension, num_points):
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    metric = VideoJudgeMetric(judge, fps=FPS, dimension=dimension)
+    metric.update(clips(), PROMPT)
+    figure, axes = metric.plot()
+    assert len(axes.get_lines()) >= num_points
+    figure, axes = metric.plot([metric.compute(), metric.compute()])
+    pyplot.close("all")
 
 
 class MeanPixelJudge:

@@ -70,7 +70,7 @@ def test_videox_fun_hears_of_missing_rewards_and_other_ranges(judge, mute):
         assert JudgeFrames(mute, FPS).get_reward(frames, PROMPTS).isnan().all()
     with pytest.raises(RuntimeError, match="2 of 2 rewards"):
         JudgeFrames(mute, FPS)(frames, PROMPTS)
-    with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
+    with pytest.raises(RuntimeError, match=r"2 of 2 .* must lie in \[0, 1\]"):
         JudgeFrames(judge, FPS)(frames * 2 - 1, PROMPTS)
     with pytest.raises(ValueError, match="3 channels"):
         JudgeFrames(judge, FPS)(clips(), PROMPTS)
@@ -87,9 +87,9 @@ class RecordingJudge:
         assert layout == "BCTHW" and len(videos) == len(prompts)
         return SimpleNamespace(rewards=videos.mean(dim=(1, 2, 3, 4)), scores={}, reasons={})
 
-    def as_loss(self, target, *, scale, weights):
+    def as_loss(self, target, **how):
         def loss(videos, prompts, *, fps, layout):
-            out = self(videos, prompts, fps=fps, layout=layout, weights=weights, differentiable=True)
+            out = self(videos, prompts, fps=fps, layout=layout, weights=None, differentiable=True)
             return -out.rewards.mean(), out.rewards.detach()
 
         return loss

@@ -49,8 +49,10 @@ def test_the_logit_space_takes_log_odds_and_returns_plain_rewards():
 
 
 def test_an_unavailable_reward_stops_the_loss_with_its_reason():
-    with pytest.raises(RuntimeError, match=r"1 of 2 rewards could not be computed: \{'overall': \['too dark'\]\}"):
-        pixel_loss(brightness, None, **PLAIN)(grey(0.0, 0.5), fps=8.0)
+    with pytest.raises(
+        RuntimeError, match=r"1 of 2 rewards could not be computed: \{'overall': \['video 1: too dark'\]\}"
+    ):
+        pixel_loss(brightness, None, **PLAIN)(grey(0.5, 0.0), fps=8.0)
 
 
 @pytest.mark.parametrize(

@@ -87,12 +87,14 @@ def _output(values: list[float], jobs: Sequence[JudgeJob]) -> RewardOutput:
 
 
 @contextmanager
-def running(judge: Any, config: ServerConfig | None = None, *, token: str | None = None) -> Iterator[str]:
+def running(
+    judge: Any, config: ServerConfig | None = None, *, token: str | None = None, fastvideo: bool = False
+) -> Iterator[str]:
     """Serve a judge from another thread and yield the address; the end of the block is a clean shutdown."""
     config = config or ServerConfig()
     listener = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server = make_server(create_app(judge, config, token=token), config)
+    server = make_server(create_app(judge, config, token=token, fastvideo=fastvideo), config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     try:

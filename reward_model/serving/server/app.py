@@ -19,6 +19,7 @@ from reward_model.serving.options import CompareOptions, ExplainOptions, Request
 from reward_model.serving.server import schema
 from reward_model.serving.server.batcher import Batcher
 from reward_model.serving.server.config import ServerConfig
+from reward_model.serving.server.fastvideo import SCORE_ROUTE, add_routes
 from reward_model.serving.server.guard import HEALTH, RequestGuard
 from reward_model.serving.server.judge import JudgeJob, Room
 from reward_model.serving.server.memory import MemoryPool, return_free_memory
@@ -41,7 +42,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
         401: "The token is missing or wrong.",
         408: "The body took too long.",
         413: "The body is too large, or a video needs more memory than all clips may take.",
-        415: "The Content-Type is not application/json.",
+        415: "The Content-Type is not that of the route.",
         422: "A field is missing or wrong, or the bytes are not a video.",
         429: "Too many concurrent requests; see Retry-After.",
         500: "The judge failed.",
@@ -150,13 +151,16 @@ class RequestReader:
             raise ValueError(f"{name}: {error}") from error
 
 
-def create_app(judge: JudgeInterface, config: ServerConfig, *, token: str | None = None) -> FastAPI:
+def create_app(
+    judge: JudgeInterface, config: ServerConfig, *, token: str | None = None, fastvideo: bool = False
+) -> FastAPI:
     """Return the application.
 
     Args:
         judge: reads the videos and answers the jobs.
         config: limits and batching.
         token: bearer token that all routes but /health require; None requires none.
+        fastvideo: add the routes of FastVideo's reward service.
 
     Returns:
         The ASGI application; the thread of the judge runs within its lifespan.
@@ -171,7 +175,8 @@ def create_app(judge: JudgeInterface, config: ServerConfig, *, token: str | None
             yield
 
     app = FastAPI(title="video-judge", description=DESCRIPTION, lifespan=lifespan, redirect_slashes=False)
-    app.add_middleware(RequestGuard, config=config, metrics=metrics, token=token)
+    forms = (SCORE_ROUTE,) if fastvideo else ()
+    app.add_middleware(RequestGuard, config=config, metrics=metrics, token=token, forms=forms)
     app.add_exception_handler(RequestValidationError, _malformed)
     app.add_exception_handler(StarletteHTTPException, _refused)
     app.add_exception_handler(Exception, _failed)
@@ -212,6 +217,8 @@ def create_app(judge: JudgeInterface, config: ServerConfig, *, token: str | None
         """Return the counters in Prometheus' text format."""
         return Response(metrics.text(reader.batcher.num_waiting), media_type=CONTENT_TYPE)
 
+    if fastvideo:
+        add_routes(app, reader.answer, PROBLEMS)
     return app
 
 

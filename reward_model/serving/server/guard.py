@@ -9,7 +9,7 @@ import asyncio
 import hmac
 import json
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 from reward_model.serving.server.config import ServerConfig
@@ -25,6 +25,9 @@ HEALTH = "/health"
 """Route that needs no token, for process monitors."""
 
 ROUTES = ("/score", "/compare", "/explain", HEALTH, "/metrics")
+
+JSON, FORM = b"application/json", b"multipart/form-data"
+"""Kinds of bodies."""
 
 MAX_JSON_PARTS = 100_000
 """Most commas and brackets in a body; more would parse to many times its size. Base64 has none."""
@@ -45,7 +48,9 @@ class Gone(Exception):
 class RequestGuard:
     """Passes on complete requests within limits, and counts all requests."""
 
-    def __init__(self, app: App, *, config: ServerConfig, metrics: ServerMetrics, token: str | None) -> None:
+    def __init__(
+        self, app: App, *, config: ServerConfig, metrics: ServerMetrics, token: str | None, forms: Sequence[str] = ()
+    ) -> None:
         """Wrap an application.
 
         Args:
@@ -53,8 +58,9 @@ class RequestGuard:
             config: limits.
             metrics: counters of requests.
             token: bearer token that the Authorization header must hold; None admits every request.
+            forms: routes whose body is a multipart form; that of all others is JSON.
         """
-        self._app, self._config, self._metrics = app, config, metrics
+        self._app, self._config, self._metrics, self._forms = app, config, metrics, tuple(forms)
         self._memory = BodyMemory(int(config.bodies_mb * 10**6))
         self._uploads, self._num_complete = Uploads(config, self._memory), 0
         self._token = None if token is None else f"Bearer {token}".encode()
@@ -82,7 +88,7 @@ class RequestGuard:
             status = 499
         finally:
             self._metrics.num_open -= 1
-            route = scope["path"] if scope["path"] in ROUTES else "other"
+            route = scope["path"] if scope["path"] in (*ROUTES, *self._forms) else "other"
             self._metrics.request(route, status, time.perf_counter() - start)
 
     async def _let_in(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
@@ -93,8 +99,9 @@ class RequestGuard:
         if scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
-        if headers.get(b"content-type", b"").partition(b";")[0].strip().lower() != b"application/json":
-            raise Refusal(415, "the Content-Type must be application/json")
+        kind = FORM if scope["path"] in self._forms else JSON
+        if headers.get(b"content-type", b"").partition(b";")[0].strip().lower() != kind:
+            raise Refusal(415, f"the Content-Type must be {kind.decode()}")
         client = (scope.get("client") or ("",))[0]
         body = await self._whole_body(headers, receive, client)
         try:
@@ -108,7 +115,7 @@ class RequestGuard:
         self._num_complete += 1
         if self._num_complete > self._config.max_requests:
             raise Refusal(429, "too many concurrent requests; try again later", {"Retry-After": "1"})
-        if sum(body.count(mark) for mark in (b",", b"[", b"{")) > MAX_JSON_PARTS:
+        if scope["path"] not in self._forms and sum(body.count(mark) for mark in (b",", b"[", b"{")) > MAX_JSON_PARTS:
             raise Refusal(413, f"the body has more than {MAX_JSON_PARTS} parts")
         pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
         await self._app(scope, lambda: _next(pending, receive), send)

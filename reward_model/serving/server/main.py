@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import uvicorn
     from fastapi import FastAPI
 
-EXTRA = ("fastapi", "uvicorn")
+EXTRA = ("fastapi", "uvicorn", "python_multipart")
 LOCAL = ("127.0.0.1", "::1", "localhost")
 
 DESCRIPTION = "Score, compare and explain videos over HTTP."
@@ -28,6 +28,7 @@ EXAMPLES = """examples:
   video-judge serve --judge FOLDER --device cuda --batch-size 16
   video-judge serve --host 0.0.0.0 --token-file token.txt
   video-judge serve --port 0 --json                          a free port, printed as {"url": ...}
+  video-judge serve --port 8100 --fastvideo                  the reward service of FastVideo's PromptRL
 
 Routes: POST /score, /compare, /explain; GET /health, /metrics (Prometheus) and /docs (OpenAPI). In Python,
 `reward_model.serving.client.VideoJudgeClient(url)` has the calls of a local judge. Comparisons use the role "comparator"
@@ -43,6 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--port", type=int, default=8000, help="port; 0 takes a free one (default: 8000)")
     parser.add_argument("--token-file", metavar="FILE", help="file with the bearer token that clients must send")
+    parser.add_argument(
+        "--fastvideo",
+        action="store_true",
+        help="also answer FastVideo's PromptRL trainer, at /v1/rewards:score and /healthz; it sends no token",
+    )
     for option in fields(ServerConfig):
         if option.metadata:
             name = f"--{option.name.replace('_', '-')}"
@@ -71,12 +77,14 @@ def run(args: argparse.Namespace, judge_factory: Callable[[argparse.Namespace], 
     if not 0 <= args.port < 2**16:
         raise ValueError(f"port must be in 0..65535, got {args.port}")
     token = None if args.token_file is None else read_token(Path(args.token_file))
+    if args.fastvideo and token is not None:
+        raise ValueError("--fastvideo and --token-file exclude each other: FastVideo's client sends no token")
     listener = socket.create_server((args.host, args.port), family=_family(args.host), backlog=256)
     from reward_model.serving.server.app import create_app
     from reward_model.serving.server.judge import JudgeService
 
     judge = JudgeService(judge_factory(args), config)
-    server = make_server(create_app(judge, config, token=token), config)
+    server = make_server(create_app(judge, config, token=token, fastvideo=args.fastvideo), config)
     _announce(args, listener.getsockname()[1], token)
     _serve(server, listener)
     return 0

@@ -37,6 +37,7 @@ class JudgeFrames:
         max_reward: float | None = None,
         loss_scale: float = 1.0,
         weights: Mapping[str, float] | None = None,
+        check_gradients: bool = True,
     ) -> None:
         """Load the judge; all arguments but device and dtype come from the host's JSON.
 
@@ -48,11 +49,12 @@ class JudgeFrames:
             max_reward: None makes the loss -reward; a number makes it |reward - max_reward|.
             loss_scale: factor of the loss.
             weights: dimension -> weight of the reward; None for overall.
+            check_gradients: stop where a gradient is not finite; false with `--mixed_precision fp16`, whose scaler skips the step.
         """
         super().__init__()
         self.judge = load_judge(judge, device=device, dtype=dtype)
         self.fps, self.weights = fps, weights
-        self._loss = self.judge.as_loss(max_reward, scale=loss_scale, weights=weights)
+        self._loss = self.judge.as_loss(max_reward, scale=loss_scale, weights=weights, check_gradients=check_gradients)
 
     def __call__(self, batch_frames: Tensor, batch_prompt: Sequence[str] | None = None) -> tuple[Tensor, Tensor]:
         """Return loss and reward, each the mean over the batch.

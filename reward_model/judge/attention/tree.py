@@ -222,10 +222,12 @@ class _SplitAttention(torch.autograd.Function):
             for total, share, at in zip(totals, shares, places, strict=True):
                 total[sequences, at] += share.transpose(1, 2)
         for suffixes in spans.suffixes:
-            grad, *results = (t[suffixes.sequence, suffixes.queries].transpose(1, 2) for t in after)
-            grad = grad * rearrange(suffixes.real, "n q -> n 1 q 1")
+            grad, values, logs = (t[suffixes.sequence, suffixes.queries].transpose(1, 2) for t in after)
+            padding = ~rearrange(suffixes.real, "n q -> n 1 q")
+            # padding stands for token 0, whose sum is far below some of these scores: the weights would overflow
+            results = grad.masked_fill(padding[..., None], 0.0), values, logs.masked_fill(padding, torch.inf)
             inputs, mask = list(_of_suffixes(suffixes, *before)), suffixes.mask.to(out.dtype)
-            shares = _attend_backward(inputs, [grad, *results], scale, mask=mask)
+            shares = _attend_backward(inputs, results, scale, mask=mask)
             for total, share, at in zip(totals, shares, (suffixes.queries, suffixes.keys, suffixes.keys), strict=True):
                 total.index_put_((suffixes.sequence, at), share.transpose(1, 2), accumulate=True)
         dq, dk, dv = (total.transpose(1, 2) for total in totals)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from reward_model.dimensions import OVERALL, needs_prompt
 from reward_model.judge.checkpoints.format import JudgeConfig
+from reward_model.judge.engine.readouts import MIN_LEVEL_MASS
 from reward_model.media.trained_range import unlike_training
 from reward_model.records import (
     LEVELS,
@@ -28,9 +29,6 @@ from reward_model.records import (
     PreferenceReadout,
     RewardOutput,
 )
-
-MIN_LEVEL_MASS = 0.5
-"""Below this probability on the answer words the judge is not answering the question."""
 
 
 @dataclass(frozen=True)

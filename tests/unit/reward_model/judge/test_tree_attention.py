@@ -195,6 +195,37 @@ def test_an_answer_has_the_same_bits_written_token_by_token_and_read_as_a_whole(
         assert (whole != written).float().mean() < 0.01
 
 
+def passes(judge, monkeypatch, asked, *, grad):
+    """Return the logits of some requests, and whether the pass was split."""
+    split = []
+    plain = shared_prefix._suffix_spans
+    monkeypatch.setattr(shared_prefix, "_suffix_spans", lambda places: split.append(True) or plain(places))
+    with torch.set_grad_enabled(grad):
+        logits = torch.cat(judge.next_token_logits(asked))
+    monkeypatch.setattr(shared_prefix, "_suffix_spans", plain)
+    return logits.detach(), bool(split)
+
+
+@pytest.mark.parametrize("least", [256, 1])
+def test_scores_are_read_by_the_cheaper_pass_and_gradients_by_the_exact_one(judge, monkeypatch, least):
+    monkeypatch.setattr(shared_prefix, "LEAST", least)
+    exact, was_split = passes(judge, monkeypatch, requests(3), grad=True)
+    cheap, was_split_too = passes(judge, monkeypatch, requests(3), grad=False)
+    assert was_split and not was_split_too
+    assert_close(cheap, exact, rtol=0, atol=1e-5)
+    monkeypatch.setattr(shared_prefix, "MAX_MASK", 1000)
+    split, was_split = passes(judge, monkeypatch, requests(3), grad=False)
+    assert was_split and torch.equal(split, exact)
+
+
+def test_a_mask_of_the_last_tokens_is_the_last_lines_of_the_whole(judge):
+    sequences = judge._pack(requests(3), None).sequences
+    settings = dict(dtype=torch.float32, device=torch.device("cpu"))
+    whole = shared_prefix.tree_mask(sequences, **settings)
+    for start in (0, 7, whole.shape[2] - 1):
+        assert torch.equal(shared_prefix.tree_mask(sequences, start=start, **settings), whole[:, :, start:])
+
+
 def test_the_common_part_is_that_of_the_shortest_prefix(judge, monkeypatch):
     monkeypatch.setattr(shared_prefix, "LEAST", 1)
     sequences = judge._pack(requests(3), None).sequences

@@ -160,6 +160,8 @@ def _what(config: JudgeConfig, roles: Sequence[str]) -> str:
     ]
     if role := config.origin.get("role"):
         lines.append(f"It is the role `{role}`, merged into the base: a stock checkpoint that is a judge as well.")
+    if source := config.wording.get("source"):
+        lines.append(f"Its reasoned questions are asked in {source}.")
     if roles:
         lines.append(f"Its roles are LoRA adapters: {', '.join(f'`{name}`' for name in roles)}.")
     return "\n".join([*lines, ""])

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch.testing import assert_close
 
 from reward_model.judge.checkpoints.format import JudgeConfig
 from reward_model.judge.checkpoints.location import locate
-from reward_model.judge.checkpoints.released import RELEASED
+from reward_model.judge.checkpoints.released import PARAPHRASE, RELEASED
 from reward_model.judge.engine.readouts import read_levels
 from reward_model.judge.exchange.merge import merge_role
 from reward_model.judge.model import VideoJudge
@@ -261,7 +262,9 @@ def test_a_released_judge_is_known_by_its_folder_and_warns_that_it_knows_no_leve
     with pytest.warns(UserWarning, match=f"{name} was trained on .* and never on level words"):
         found = VideoJudge.from_pretrained(f"ByteDance/Q-Insight/{name}", device="cpu")
     assert found.roles == () and found.config.position_rule == "mrope_two_fps_then_maximum"
-    assert found.style is STYLES[found.config.prompt_style] and found.config.prompt_style != OWN
+    plain = STYLES[found.config.prompt_style]
+    assert found.style == replace(plain, wording=replace(plain.wording, source=PARAPHRASE))
+    assert found.config.prompt_style != OWN
     assert FramePolicy.from_dict(found.config.frame_policy).num_frames in (1, 8)
     found.configure(wording={"system": "Judge."})
     found.save_pretrained(tmp_path / "saved")

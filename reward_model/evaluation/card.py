@@ -69,7 +69,12 @@ def server_lengths(config: JudgeConfig, folder: Path) -> dict[tuple[int, int], f
     """
     from transformers import AutoConfig
 
-    family = family_of(AutoConfig.from_pretrained(folder), config.min_pixels, config.max_pixels, config.position_rule)
+    family = family_of(
+        AutoConfig.from_pretrained(folder, trust_remote_code=False),
+        config.min_pixels,
+        config.max_pixels,
+        config.position_rule,
+    )
     if family.server_rule not in family.position_rules:
         return None
     return first_differences(config, family)

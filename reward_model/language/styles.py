@@ -2,7 +2,7 @@
 
 A judge that was trained elsewhere answers best when it is asked in the form of its training: its system turn, the place of
 the question, its answer's keys and scale. A style keeps that form. The sentences are this project's own; the authors' exact
-ones go into `wording` of judge_config.json, see `judge.checkpoints.authors`.
+ones go into `wording` of judge_config.json, see `authors_settings`.
 """
 
 from __future__ import annotations

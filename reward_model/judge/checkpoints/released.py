@@ -2,7 +2,7 @@
 
 VQ-Insight and Q-Insight stand in sub-folders of one repository (ByteDance/Q-Insight), each a whole Qwen2.5-VL checkpoint.
 They have no roles, and know nothing of the level words: they are read by `readout="reason"`, the comparator by `compare`. They
-are asked in a paraphrase, which results name; `judge.checkpoints.authors` puts the authors' layout and words in its place.
+are asked in a paraphrase, which results name; `authors_settings` puts the authors' layout and words in its place.
 
 Source: frames, sizes and chat layout from github.com/xuanyuzhang21/VQ-Insight (demo/, src/qwen-vl-utils) and
 github.com/bytedance/Q-Insight (src/eval); positions from transformers 4.51, with which they were trained.

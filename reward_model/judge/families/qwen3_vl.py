@@ -24,7 +24,7 @@ from reward_model.records import FramePlan
 
 UNWRAPPED_RULE = "mrope_unwrapped_stamps_then_longer_side"
 """Rule of judges that were trained by transformers 4.57, whose processor put the stamped groups in place of the whole of
-start, video token and end, as vLLM's own replacement does (vllm/model_executor/models/qwen3_vl.py, `_get_prompt_updates`). Text after
+start, video token and end, as vLLM's own replacement does (vllm/model_executor/models/qwen3_vl.py). Text after
 one frame group goes on at the same position under either rule."""
 
 HALF = (0.5, 0.5, 0.5)

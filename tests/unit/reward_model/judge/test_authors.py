@@ -97,7 +97,7 @@ def test_the_comparator_writes_its_whole_answer_a_letter_or_a_name(tmp_path, cop
     request = reward.judge.style.compare_request(make_clip(), make_clip(seed=1), "a red ball")
     assert request.branches == ("A or B?\nOne letter.<|im_end|>\n<|im_start|>assistant\n",)
     assert request.prefix[1:] == (0, "Video B:", 1) and request.prefix[0].endswith("<|im_start|>user\nVideo A:")
-    answers = iter(["<answer>A</answer>", "<answer>Video B</answer>", "neither", "<answer>B</answer>"])
+    answers = iter(["<answer>A</answer>", "<answer>Video B</answer>", "neither", "<answer>A</answer>"])
     reward.judge.generate = lambda requests, **_: [[[next(answers)]] for _ in requests]
     clips = torch.rand(2, 4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     found = reward.compare(clips, clips.flip(1), fps=8.0)  # both pairs in one order, then both in the other

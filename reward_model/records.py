@@ -304,6 +304,7 @@ class Explanation:
         labels: dimension -> faults that the reasoning names for it.
         saliency: dimension -> [T], share of each judged frame in the pixel gradient of the level score; sums to 1.
         reason: empty, or why the reasoned answer is malformed.
+        words: source of the words in which a judge that was trained elsewhere was asked; empty for others.
     """
 
     text: str
@@ -312,3 +313,4 @@ class Explanation:
     labels: Mapping[str, tuple[str, ...]]
     saliency: Mapping[str, Tensor]
     reason: str
+    words: str = ""

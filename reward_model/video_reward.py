@@ -398,6 +398,7 @@ class VideoJudgeReward(nn.Module):
         scale: float = 1.0,
         space: Literal["expectation", "logit"] = "expectation",
         weights: Mapping[str, float] | None = None,
+        check_gradients: bool = True,
     ) -> Callable[..., tuple[Tensor, Tensor]]:
         """Return `loss(videos, prompts, fps=...) -> (loss, reward)` with gradient to the pixels.
 
@@ -406,6 +407,8 @@ class VideoJudgeReward(nn.Module):
             scale: factor of the loss.
             space: "expectation" uses the quality in [0, 1]; "logit" its log-odds, which do not saturate near the ends.
             weights: dimension -> weight of the reward; None for overall.
+            check_gradients: raise RuntimeError in the backward pass, naming the clips, where the judge's gradient is not finite;
+                False where a gradient scaler skips such steps.
 
         Returns:
             The loss callable; its reward [B] is detached quality.
@@ -413,7 +416,7 @@ class VideoJudgeReward(nn.Module):
         Raises:
             ValueError: unknown space, or log-odds of a weighted sum, which need not lie in [0, 1].
         """
-        return pixel_loss(self, target, scale=scale, space=space, weights=weights)
+        return pixel_loss(self, target, scale=scale, space=space, weights=weights, check_gradients=check_gradients)
 
 
 def _size(clip: Clip | str) -> int:

@@ -43,6 +43,8 @@ def _text(result: dict[str, Any]) -> str:
         return f"not explained: {visible(result['reason'])}"
     refusal = f"not explained: {visible(result['reason'])}"
     lines = [*([refusal] if result["reason"] else map(visible, result["text"].split("\n"))), ""]
+    if result["words"]:
+        lines.append(f"asked in {visible(result['words'])}")
     for name, level in result["levels"].items():
         shares = result["saliency"].get(name, [])
         facts = [f"{name}: {level}"]

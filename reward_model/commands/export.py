@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +14,16 @@ from reward_model.commands.judge_options import JudgeFactory
 
 if TYPE_CHECKING:
     from reward_model.evaluation.card import CardFacts
+    from reward_model.judge.exchange.servers import ScoreChange
+    from reward_model.judge.model import VideoJudge
 
 EXAMPLES = """examples:
   video-judge export OUT --judge FOLDER --tables held_out.json --license apache-2.0     the judge and its card
-  video-judge export OUT --judge FOLDER --merge generated --dtype bfloat16       a stock checkpoint for transformers and vLLM
+  video-judge export OUT --judge FOLDER --merge generated --dtype bfloat16       a stock checkpoint for transformers
   video-judge export OUT --judge FOLDER --push OWNER/NAME --private              and upload it to the hub
 
-Each file of --tables holds the output of one `video-judge eval --json`. A merged role can be used as a judge, too."""
+Each file of --tables holds the output of one `video-judge eval --json`. A merged role can be used as a judge, too; its card has
+the lines that score with stock transformers, and says for which clips vLLM and SGLang give the same positions."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,13 +64,34 @@ def run(args: argparse.Namespace, _: JudgeFactory) -> int:
     if args.merge is None:
         export_hub_folder(judge, args.output, facts, base_id=args.base_id, base_revision=args.base_revision)
     else:
-        merge_role(judge, None if args.merge == "base" else args.merge, args.output)
-        write_card(args.output, facts)
+        role = None if args.merge == "base" else args.merge
+        merge_role(judge, role, args.output)
+        change = _change_on_servers(judge, role)
+        write_card(args.output, dataclasses.replace(facts, served=change))
     written = {"folder": str(args.output)}
     if args.push:
         written["url"] = push_to_hub(args.output, args.push, private=args.private)
     sys.stdout.write(f"{json.dumps(written) if args.json else chr(10).join(written.values())}\n")
     return 0
+
+
+def _change_on_servers(judge: VideoJudge, role: str | None) -> ScoreChange | None:
+    """Measure the change of the scores under vLLM's and SGLang's positions, and warn where there is one."""
+    from reward_model.judge.exchange.servers import score_change
+    from reward_model.language.styles import OWN
+
+    family = judge.family
+    is_read_by_levels = judge.config.prompt_style == OWN and judge.head is None
+    if not is_read_by_levels or family.server_rule not in family.position_rules:
+        return None
+    change = score_change(judge, role)
+    if change is not None:
+        warnings.warn(
+            f"vLLM and SGLang have other positions than `{family.position_rule}` for some clips, and give other scores there: by "
+            f"{change.mean:.3f} in the mean for {change.seconds:g} s at {change.height} x {change.width} pixels; see the model card",
+            stacklevel=2,
+        )
+    return change
 
 
 def _facts(args: argparse.Namespace) -> CardFacts:

@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from reward_model.evaluation.stock import TESTED, stock_lines, why_not_stock
 from reward_model.judge.checkpoints.format import BASE_FOLDER, SAME_FOLDER, JudgeConfig
-from reward_model.judge.families import FAMILIES
+from reward_model.judge.exchange.servers import LONGEST, ScoreChange, first_differences, trained_rate
+from reward_model.judge.families import FAMILIES, family_of
 from reward_model.records import CLIP_MEASURES
 
 MEASURES = dict(zip(CLIP_MEASURES, ("frames a second", "frames", "pixels a frame"), strict=True))
@@ -40,6 +42,8 @@ class CardFacts:
     """Training stages, oldest first: name -> {"stage": its recipe, "metrics": its results}."""
     notes: str = ""
     """A paragraph of the author's."""
+    served: ScoreChange | None = None
+    """Change of the scores under the positions of vLLM and SGLang, as `score_change` measures it."""
 
 
 def write_card(folder: str | Path, facts: CardFacts) -> Path:
@@ -47,20 +51,51 @@ def write_card(folder: str | Path, facts: CardFacts) -> Path:
     place = Path(folder)
     roles = sorted(path.name for path in (place / "adapters").glob("*") if path.is_dir())
     file = place / "README.md"
-    file.write_text(model_card(JudgeConfig.load(place), roles, facts), encoding="utf-8")
+    config = JudgeConfig.load(place)
+    lengths = server_lengths(config, place) if config.base == SAME_FOLDER else None
+    file.write_text(model_card(config, roles, facts, lengths), encoding="utf-8")
     return file
 
 
-def model_card(config: JudgeConfig, roles: Sequence[str], facts: CardFacts) -> str:
+def server_lengths(config: JudgeConfig, folder: Path) -> dict[tuple[int, int], float | None] | None:
+    """Return the lengths of the shortest clips whose positions in vLLM and SGLang are others than a merged judge's.
+
+    Args:
+        config: of the judge.
+        folder: of the checkpoint, whose config.json holds patch and merge sizes.
+
+    Returns:
+        See `first_differences`; None for a family whose rule on servers is unknown.
+    """
+    from transformers import AutoConfig
+
+    family = family_of(
+        AutoConfig.from_pretrained(folder, trust_remote_code=False),
+        config.min_pixels,
+        config.max_pixels,
+        config.position_rule,
+    )
+    if family.server_rule not in family.position_rules:
+        return None
+    return first_differences(config, family)
+
+
+def model_card(
+    config: JudgeConfig,
+    roles: Sequence[str],
+    facts: CardFacts,
+    lengths: Mapping[tuple[int, int], float | None] | None = None,
+) -> str:
     """Return the card's Markdown, with the front matter that hubs read.
 
     Args:
         config: of the judge.
         roles: its adapters.
         facts: further facts.
+        lengths: of a merged judge, as `server_lengths` returns them.
 
     Returns:
-        Base, roles, the lines that load it, dimensions with their constants, training, agreement and limits.
+        Base, roles, the lines that load it and, of a merged judge, that score with stock transformers, its positions on servers, dimensions with their constants, training, agreement and limits.
     """
     parts = [
         _front_matter(config, roles, facts),
@@ -68,6 +103,7 @@ def model_card(config: JudgeConfig, roles: Sequence[str], facts: CardFacts) -> s
         _what(config, roles),
         *([f"{facts.notes}\n"] if facts.notes else []),
         _use(config, roles, facts),
+        *([_stock(config, facts), _servers(config, facts, lengths)] if config.base == SAME_FOLDER else []),
         _dimensions(config),
         _training(config, facts),
         *([_agreement(facts)] if facts.tables else []),
@@ -129,6 +165,8 @@ def _what(config: JudgeConfig, roles: Sequence[str]) -> str:
     ]
     if role := config.origin.get("role"):
         lines.append(f"It is the role `{role}`, merged into the base: a stock checkpoint that is a judge as well.")
+    if source := config.wording.get("source"):
+        lines.append(f"Its reasoned questions are asked in {source}.")
     if roles:
         lines.append(f"Its roles are LoRA adapters: {', '.join(f'`{name}`' for name in roles)}.")
     return "\n".join([*lines, ""])
@@ -148,24 +186,59 @@ def _use(config: JudgeConfig, roles: Sequence[str], facts: CardFacts) -> str:
         "out.rewards  # [1], in [0, 1]; NaN with a reason in out.reasons where there is no score",
         "```",
     ]
-    if config.base == SAME_FOLDER:
+    return "\n".join([*lines, ""])
+
+
+def _stock(config: JudgeConfig, facts: CardFacts) -> str:
+    """Return the section that scores with stock transformers, or that says why they cannot."""
+    version = ".".join(str(part) for part in TESTED)
+    if reason := why_not_stock(config):
+        loading = f'`AutoModelForImageTextToText.from_pretrained("{facts.name}")` loads it as a stock checkpoint, but'
+        return f"## Stock transformers\n\n{loading} its level scores need the lines above: {reason}.\n"
+    lines = [
+        "## Stock transformers",
+        "",
+        f"These lines give the same scores without `reward_model`, from transformers {version} (with torchvision); of a clip without",
+        "a prompt, overall is the mean of the other dimensions.",
+        "",
+        "```python",
+        *stock_lines(config, facts.name),
+        "```",
+        "",
+        "transformers 4.57 loads the same weights, head and rotary base, but has another rule for positions (text goes on after the",
+        "largest position on any axis; Qwen2.5-VL's times count whole seconds), so the lines refuse it. Newer versions than "
+        f"{version}",
+        "were not tested: compare one score first.",
+    ]
+    return "\n".join([*lines, ""])
+
+
+def _servers(config: JudgeConfig, facts: CardFacts, lengths: Mapping[tuple[int, int], float | None] | None) -> str:
+    """Return the section on the positions of vLLM and SGLang."""
+    family = FAMILIES[config.family]
+    lines = ["## vLLM and SGLang", "", f"The scores of this judge belong to the positions `{config.position_rule}`."]
+    if lengths is None:
+        return "\n".join([*lines, "The positions of these servers were not compared with them.", ""])
+    lines.append(f"These servers have `{family.server_rule}`; they were not run, their rule was compared.")
+    rate = trained_rate(config)
+    lines += ["", f"| height x width | positions are equal for clips at {rate:g} Hz of |", "|---|---|"]
+    lines += [f"| {height} x {width} | {_limit(seconds, rate)} |" for (height, width), seconds in lengths.items()]
+    if facts.served is not None:
+        change = facts.served
         lines += [
             "",
-            "Or with stock transformers:",
-            "",
-            "```python",
-            "from transformers import AutoModelForImageTextToText, AutoProcessor",
-            "",
-            f'model = AutoModelForImageTextToText.from_pretrained("{facts.name}")',
-            f'processor = AutoProcessor.from_pretrained("{facts.name}")',
-            "```",
+            f"Where they differ, scores do: over {change.num_clips} clips of drifting noise of {change.seconds:g} s and {change.height} x "
+            f"{change.width} pixels a server's rule changes them by {change.mean:.3f} in the mean and {change.most:.3f} at most.",
         ]
-        if not config.position_rule.endswith("then_longer_side"):
-            lines += [
-                "",
-                f"It was trained with the positions `{config.position_rule}`, which stock transformers does not have.",
-            ]
+    elif any(lengths.values()):
+        lines += ["", "Where they differ, scores do; by how much was not measured."]
     return "\n".join([*lines, ""])
+
+
+def _limit(seconds: float | None, rate: float) -> str:
+    if seconds is None:
+        return f"every length up to {LONGEST:g} s"
+    return "no length" if round(seconds * rate) == 1 else f"less than {seconds:.4g} s"
 
 
 def _dimensions(config: JudgeConfig) -> str:

@@ -45,6 +45,7 @@ class JudgeFrames:
         weights: Mapping[str, float] | None = None,
         decoded_frames: int | None = None,
         validation_frames: int | None = None,
+        check_gradients: bool = True,
     ) -> None:
         """Load the judge; all arguments but device and dtype come from the host's JSON.
 
@@ -58,6 +59,7 @@ class JudgeFrames:
             weights: dimension -> weight of the reward; None for overall.
             decoded_frames: frames decoded in training, of which --num_sampled_frames are passed; None if all are.
             validation_frames: frames of a video that is scored without gradient, of which the host passes some; needed there.
+            check_gradients: stop where a gradient is not finite; false with `--mixed_precision fp16`, whose scaler skips the step.
 
         Raises:
             ValueError: a rate or number of frames that is not positive.
@@ -73,7 +75,7 @@ class JudgeFrames:
         self.judge = load_judge(judge, device=device, dtype=dtype)
         self.fps, self.weights = fps, weights
         self.decoded_frames, self.validation_frames = decoded_frames, validation_frames
-        self._loss = self.judge.as_loss(max_reward, scale=loss_scale, weights=weights)
+        self._loss = self.judge.as_loss(max_reward, scale=loss_scale, weights=weights, check_gradients=check_gradients)
 
     def __call__(self, batch_frames: Tensor, batch_prompt: Sequence[str] | None = None) -> tuple[Tensor, Tensor]:
         """Return loss and reward, each the mean over the batch.

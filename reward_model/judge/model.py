@@ -26,7 +26,8 @@ class VideoJudge(JudgeParts):
     def next_token_logits(self, requests: Sequence[JudgeRequest], *, quantise: bool = True) -> list[Tensor]:
         """Return the logits of the token after each branch.
 
-        Requests with the same clips (the same tensors) and prefix share one encoding.
+        Requests with the same clips (the same tensors) and prefix share one encoding. With gradient each token has the bits
+        of `log_probs`; without, the cheaper attention is taken, whose logits differ by rounding.
 
         Args:
             requests: any number, of any clips.
@@ -36,7 +37,8 @@ class VideoJudge(JudgeParts):
             Per request [number of branches, V], fp32, differentiable in weights and pixels.
         """
         batch = self._pack(requests, None)
-        logits = self._head(self._hidden(batch, quantise=quantise), batch.sequences.ends)[batch.branch_order]
+        hidden = self._hidden(batch, quantise=quantise, exact=torch.is_grad_enabled())
+        logits = self._head(hidden, batch.sequences.ends)[batch.branch_order]
         return list(logits.split([len(request.branches) for request in requests]))
 
     def head_scores(self, clips: Sequence[Clip], texts: Sequence[str], *, quantise: bool = True) -> Tensor:
@@ -214,7 +216,7 @@ class VideoJudge(JudgeParts):
         size = 0 if self.motion is None else int(self.config.motion["feature_size"])
         return pack_requests(requests, answers, family=self.family, texts=self._texts, motion_size=size)
 
-    def _hidden(self, batch: PackedBatch, *, quantise: bool, cache: object | None = None) -> Tensor:
+    def _hidden(self, batch: PackedBatch, *, quantise: bool, cache: object | None = None, exact: bool = True) -> Tensor:
         """Return the last hidden states [R, L, D] of the packed sequences, with one call of each tower."""
         device, sequences = self.device, batch.sequences
         tokens = sequences.tokens.to(device)
@@ -230,7 +232,7 @@ class VideoJudge(JudgeParts):
             slots = tokens == token_ids(self.tokenizer, [MOTION_TOKEN])[0]
             projected = self.motion(batch.motion.to(device)).to(embeddings.dtype)
             embeddings = embeddings.masked_scatter(slots[..., None], projected)
-        positions, spans = sequences.positions.to(device), spans_of(sequences, self.model)
+        positions, spans = sequences.positions.to(device), spans_of(sequences, self.model, exact=exact)
         return self.family.text(self.model, embeddings, positions, spans, deep=deep, video_mask=video_mask, cache=cache)
 
     def _head(self, hidden: Tensor, places: Tensor) -> Tensor:

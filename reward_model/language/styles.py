@@ -2,7 +2,7 @@
 
 A judge that was trained elsewhere answers best when it is asked in the form of its training: its system turn, the place of
 the question, its answer's keys and scale. A style keeps that form. The sentences are this project's own; the authors' exact
-ones can be put into `wording` of judge_config.json.
+ones go into `wording` of judge_config.json, see `authors_settings`.
 """
 
 from __future__ import annotations
@@ -67,6 +67,10 @@ class Wording:
     """Asks for the scores; empty for a judge that only compares."""
     comparison: str = ""
     """Asks which video is better; empty for a judge that only scores."""
+    before_clip: str = ""
+    """Asks for the scores before the clip is shown, in place of `question`."""
+    source: str = ""
+    """Where the sentences are from, as results and model cards state it; empty where that needs no mention."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +87,10 @@ class OtherStyle:
 
     def reason_request(self, clip: Clip, prompt: str | None, dimensions: Sequence[str]) -> JudgeRequest:
         """Return the style's only question, whatever the dimensions; a judge that only compares has none (ValueError)."""
-        if not self.wording.question:
+        first, then = self.wording.before_clip, self.wording.question
+        if not first and not then:
             raise ValueError("this judge was trained to compare, not to score; use compare or rank")
-        return JudgeRequest((clip,), (self._system(), 0), (f"{self._ask(self.wording.question, prompt)}{_ASSISTANT}",))
+        return JudgeRequest((clip,), (f"{self._system()}{first}", 0), (f"{self._ask(then, prompt)}{_ASSISTANT}",))
 
     def parse_reason(self, text: str, dimensions: Sequence[str]) -> ParsedAnswer | ParseFailure:
         """Read the answer block: a bare number or `key: number` pairs, with or without braces and in any order."""

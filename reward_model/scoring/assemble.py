@@ -15,6 +15,7 @@ from torch import Tensor
 
 from reward_model.dimensions import OVERALL, needs_prompt
 from reward_model.judge.checkpoints.format import JudgeConfig
+from reward_model.judge.engine.readouts import MIN_LEVEL_MASS
 from reward_model.media.trained_range import unlike_training
 from reward_model.records import (
     LEVELS,
@@ -28,9 +29,6 @@ from reward_model.records import (
     PreferenceReadout,
     RewardOutput,
 )
-
-MIN_LEVEL_MASS = 0.5
-"""Below this probability on the answer words the judge is not answering the question."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +75,11 @@ class ScoreAssembler:
         self.plans: list[FramePlan | None] = [None] * num_clips
         self.warnings: list[tuple[str, ...]] = [()] * num_clips
 
+    def _asked_in(self) -> tuple[str, ...]:
+        """Return a remark that names the words of a reasoned question, where the judge's configuration does."""
+        source = self.config.wording.get("source", "")
+        return (f"asked in {source}",) if source and self.named else ()
+
     def add_clip(self, index: int, clip: Clip | str, prompt: str | None) -> tuple[str, ...]:
         """Record a clip's frame plan and warnings, mark unavailable dimensions with reasons, and return those to ask for."""
         self.prompted[index] = prompt is not None
@@ -85,7 +88,7 @@ class ScoreAssembler:
                 self.reasons[name][index] = clip
             return ()
         self.plans[index] = clip.plan
-        self.warnings[index] = clip.remarks + unlike_training(clip, self.config.trained_range)
+        self.warnings[index] = clip.remarks + unlike_training(clip, self.config.trained_range) + self._asked_in()
         if prompt is not None:
             return self.dims
         for name in filter(needs_prompt, self.dims):

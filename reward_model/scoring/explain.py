@@ -38,6 +38,7 @@ def explain_clip(judge: VideoJudge, clip: Clip, prompt: str | None) -> Explanati
         levels={name: LEVELS[int(levels.level_probs[i].argmax())] for i, name in enumerate(asked)},
         labels=parsing.parse_faults(parsed.reasoning),
         saliency={name: _frame_shares(levels.quality[i], pixels) for i, name in enumerate(asked)},
+        words=judge.config.wording.get("source", ""),
         reason="" if isinstance(answer, ParsedAnswer) else answer.reason + _advice(judge, prompt),
     )
 

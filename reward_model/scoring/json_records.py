@@ -98,12 +98,13 @@ def explanation_record(explanation: Explanation, prompt: str | None) -> JsonReco
         "scores": {name: number(value) for name, value in explanation.quality.items()},
         "labels": {name: list(labels) for name, labels in explanation.labels.items()},
         "saliency": {name: [number(share) for share in shares] for name, shares in explanation.saliency.items()},
+        "words": explanation.words,
     }
 
 
 def unexplained_record(reason: str, prompt: str | None) -> JsonRecord:
     """Return the record of an unreadable video."""
-    empty: JsonRecord = {"text": None, "levels": {}, "scores": {}, "labels": {}, "saliency": {}}
+    empty: JsonRecord = {"text": None, "levels": {}, "scores": {}, "labels": {}, "saliency": {}, "words": ""}
     return {"prompt": prompt, "valid": False, "reason": reason, **empty}
 
 

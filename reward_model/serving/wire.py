@@ -125,6 +125,7 @@ def explanation(result: JsonRecord) -> Explanation:
         labels={name: tuple(labels) for name, labels in result["labels"].items()},
         saliency={name: _tensor_or_nan(shares) for name, shares in result["saliency"].items()},
         reason=result["reason"],
+        words=result.get("words", ""),
     )
 
 

@@ -4,9 +4,10 @@
 
 Three dimensions of a clip by the level readout, against (a) three forward passes of the library's own model and (b) its
 `generate` of a reasoned answer, without and, where torchvision is named (`make setup-parity` puts it into .venv-parity), with
-the library's own processor. Then 16 clips at a time against one, features that are remembered against encoded, and the command
-line on two one-thread processes against one, by the time that more files take. One thread. Prints tables and, last, one JSON
-line; 1 where the logits disagree.
+the library's own processor; further against itself by the exact attention of training. Then 16 clips at a time against one,
+features that are remembered against encoded, and the command line on two one-thread processes against one, by the time that more
+files take. One thread. Each ratio is the median of repeats in turn with the readout, in CPU seconds of this process, so that other
+processes disturb it least. Prints tables and, last, one JSON line; 1 where the logits disagree.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -29,6 +32,7 @@ import torch  # noqa: E402
 from stock import Stock, stock_prefix  # noqa: E402
 
 from reward_model.judge.checkpoints.format import JudgeConfig  # noqa: E402
+from reward_model.judge.engine import shared_prefix  # noqa: E402
 from reward_model.judge.engine.batching import clip_grid, patches_of  # noqa: E402
 from reward_model.judge.families.base import merged  # noqa: E402
 from reward_model.judge.families.tiny import build_tiny  # noqa: E402
@@ -56,14 +60,17 @@ ANSWER_TOKENS = (64, 512)
 EXPLAINED = (
     "# The judge against stock transformers",
     "",
-    "One thread of a shared processor, fp32. against_forwards: three dimensions of a clip by the level readout, clips a second",
-    "against three forward passes of the library's own model; against_generate_N: against its `generate` of a reasoned answer of",
-    "N tokens; and_processor: with the library's own processor at every call. predicted_against_forwards is the ratio of tokens",
-    "times layers. Logits of all ways are compared first. toy: the embedded judge. 10m: random weights, the depths of",
-    "Qwen2.5-VL-7B with its widths divided by some twenty. 10m_shallow: random weights, 6 wide language layers and 4 of vision,",
-    "where the vision tower, which all ways pay, outweighs the rest. command_line: `video-judge score` by the time that files",
-    "take beyond the start; two_apart: two commands that know nothing of each other, the most this machine gives. This page is",
-    "written by",
+    "One thread of a processor that others use at the same time, fp32. A ratio is the median of repeats, each in turn with the level",
+    "readout, in CPU seconds of the process; low and high are the least and the most of the repeats. against_forwards: three",
+    "dimensions of a clip by the level readout against three forward passes of the library's own model; against_generate_N: against",
+    "its `generate` of a reasoned answer of N tokens; and_processor: with the library's own processor at every call;",
+    "against_exact: against the readout by the attention of training, whose parts are merged exactly (difference of the logits:",
+    "max_exact_difference). predicted_against_forwards is the ratio of tokens times layers. Logits of all ways are compared first.",
+    "toy: the embedded judge. 10m: random weights, the depths of Qwen2.5-VL-7B with its widths divided by some twenty. 10m_shallow:",
+    "random weights, 6 wide language layers and 4 of vision, where the vision tower, which all ways pay, outweighs the rest.",
+    "command_line: `video-judge score` by the time that files take beyond the start, in seconds of the clock; two_apart: two commands",
+    "that know nothing of each other, the most this machine gives; without --cli-files the figures of the run before stand. This",
+    "page is written by",
 )
 
 PROMPT = "a large red circle moving left slowly over a plain floor"
@@ -77,6 +84,42 @@ def seconds(action: Callable[[], object], repeats: int) -> float:
         action()
         times.append(time.perf_counter() - start)
     return min(times)
+
+
+def cpu_seconds(action: Callable[[], object], repeats: int) -> float:
+    """Return the median CPU time of several runs."""
+    times = []
+    for _ in range(repeats):
+        start = time.process_time()
+        action()
+        times.append(time.process_time() - start)
+    return median(times)
+
+
+def compared(ours: Callable[[], object], other: Callable[[], object], repeats: int) -> list[float]:
+    """Return, for each repeat, the CPU time of `other` by that of `ours`, the mean of one run before it and one after."""
+    ours()
+    before, ratios = cpu_seconds(ours, 1), []
+    for _ in range(repeats):
+        between, after = cpu_seconds(other, 1), cpu_seconds(ours, 1)
+        ratios.append(2 * between / (before + after))
+        before = after
+    return ratios
+
+
+def summary(name: str, ratios: Sequence[float]) -> dict[str, float]:
+    """Return a ratio's median under its name, and its least and most."""
+    return {name: median(ratios), f"{name}_low": min(ratios), f"{name}_high": max(ratios)}
+
+
+@contextmanager
+def exact_attention() -> Iterator[None]:
+    """Let the level readout take the exact attention of training inside this context."""
+    before, shared_prefix.MAX_MASK = shared_prefix.MAX_MASK, 0
+    try:
+        yield
+    finally:
+        shared_prefix.MAX_MASK = before
 
 
 def predicted(judge: VideoJudge, request: JudgeRequest) -> float:
@@ -100,25 +143,44 @@ def bench(judge: VideoJudge, clips: Sequence[Clip], repeats: int, *, processed: 
     goal = predicted(judge, request)
     with torch.inference_mode():
         ours = judge.next_token_logits([request])[0]
+        with exact_attention():
+            exact = judge.next_token_logits([request])[0]
         figures = {
             "parameters": sum(p.numel() for p in judge.parameters()),
             "prompt_tokens": len(judge.tokenizer.encode(stock_prefix(judge, request))),
             "max_logit_difference": max(float((ours - w.logits(request, patches)).abs().max()) for w in ways.values()),
+            "max_exact_difference": float((ours - exact).abs().max()),
+            "predicted_against_forwards": goal,
         }
-        level = seconds(lambda: judge.next_token_logits([request]), repeats)
-        figures |= {"clips_per_second": 1 / level, "predicted_against_forwards": goal}
-        for name, way in ways.items():
-            figures[f"against_forwards{name}"] = seconds(lambda w=way: w.logits(request, patches), repeats) / level  # type: ignore[misc]
-            for num in ANSWER_TOKENS:
-                took = seconds(lambda w=way, n=num: w.generate(reason, patches, n), 1)  # type: ignore[misc]
-                figures[f"against_generate_{num}{name}"] = took / level
-        many = [requests.score_request(clip, PROMPT, ASKED) for clip in clips]
-        batched = seconds(lambda: judge.next_token_logits(many), repeats) / len(many)
-        with judge.remember_clips():
+
+        def level() -> None:
+            """Read three dimensions of one clip."""
             judge.next_token_logits([request])
-            cached = seconds(lambda: judge.next_token_logits([request]), repeats)
+
+        def by_exact_attention() -> None:
+            """Read them by the attention of training."""
+            with exact_attention():
+                level()
+
+        figures["clips_per_cpu_second"] = 1 / cpu_seconds(level, repeats)
+        figures |= summary("against_exact", compared(level, by_exact_attention, 3 * repeats))
+        for name, way in ways.items():
+            forwards = compared(level, lambda w=way: w.logits(request, patches), repeats)  # type: ignore[misc]
+            figures |= summary(f"against_forwards{name}", forwards)
+            for num in ANSWER_TOKENS:
+                written = compared(level, lambda w=way, n=num: w.generate(reason, patches, n), repeats)  # type: ignore[misc]
+                figures |= summary(f"against_generate_{num}{name}", written)
+        many = [requests.score_request(clip, PROMPT, ASKED) for clip in clips]
+        batched = compared(level, lambda: judge.next_token_logits(many), repeats)
+        encoded = cpu_seconds(level, repeats)
+        with judge.remember_clips():
+            level()
+            remembered = cpu_seconds(level, repeats)
     figures["share_of_prediction"] = figures["against_forwards"] / goal
-    return figures | {"batch_16_against_1": level / batched, "remembered_against_encoded": level / cached}
+    return figures | {
+        "batch_16_against_1": len(many) / median(batched),
+        "remembered_against_encoded": encoded / remembered,
+    }
 
 
 def small_judge(size: str, frames: int, side: int) -> tuple[VideoJudge, list[Clip]]:
@@ -197,8 +259,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--torchvision", metavar="FOLDER", help="site-packages that has torchvision")
     parser.add_argument("--frames", type=int, default=16, help="frames of the 10 M judge's clips")
     parser.add_argument("--side", type=int, default=308, help="their side in pixels, a multiple of 28")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of which the shortest counts")
-    parser.add_argument("--cli-files", type=int, default=1000, help="files for the command line; 0 leaves it out")
+    parser.add_argument("--repeats", type=int, default=3, help="repeats of each comparison")
+    parser.add_argument("--cli-files", type=int, default=1000, help="files for the command line; 0: not run")
     parser.add_argument("--docs", type=Path, help="folder that gets the figures as bench_judge.md and .json")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
@@ -211,6 +273,8 @@ def main(argv: Sequence[str]) -> int:
         measured[size] = bench(judge, clips, arguments.repeats, processed=bool(arguments.torchvision))
     if arguments.cli_files:
         measured["command_line"] = command_line(arguments.cli_files, arguments.repeats)
+    elif arguments.docs is not None and (arguments.docs / "bench_judge.json").is_file():
+        measured["command_line"] = json.loads((arguments.docs / "bench_judge.json").read_text())["command_line"]
     named = {
         "bench": "judge",
         "command": " ".join(["python", "scripts/bench/judge.py", *argv]),

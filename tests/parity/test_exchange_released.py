@@ -111,6 +111,19 @@ def test_a_released_scorer_is_asked_as_one_plain_forward_of_its_whole_prompt(tmp
     assert_close(logits, whole_forward(judge, text, [clip]), atol=1e-5, rtol=0)
 
 
+def test_a_question_before_the_clip_is_asked_as_one_plain_forward_of_its_whole_prompt(tmp_path):
+    judge, clip = released(tmp_path, "score_degradation"), make_clip(1, 32, 48)
+    judge.configure(wording={"system": "Think.", "question": "", "before_clip": "Good? 1 to 5."})
+    request = judge.style.reason_request(clip, "a red ball", judge.config.dimensions)
+    text = (
+        "<|im_start|>system\nThink.<|im_end|>\n<|im_start|>user\nGood? 1 to 5."
+        f"{placeholder(judge, clip)}<|im_end|>\n<|im_start|>assistant\n"
+    )
+    with torch.no_grad():
+        logits = judge.next_token_logits([request])[0][0]
+    assert_close(logits, whole_forward(judge, text, [clip]), atol=1e-5, rtol=0)
+
+
 def test_the_released_comparator_is_asked_as_one_plain_forward_of_its_whole_prompt(tmp_path):
     judge = released(tmp_path, "vqinsight-comp")
     first, second = make_clip(10, 32, 32, 8.0, seed=1), make_clip(6, 32, 48, 8.0, seed=2)

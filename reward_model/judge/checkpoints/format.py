@@ -19,7 +19,7 @@ import torch
 from reward_model.files import write_text
 from reward_model.judge.checkpoints.location import CONFIG_FILE, Location
 from reward_model.judge.checkpoints.manifest import FILES, check_folder, checksums, refuse_missing_tokenizer
-from reward_model.judge.checkpoints.released import released_settings
+from reward_model.judge.checkpoints.released import PARAPHRASE, released_settings
 from reward_model.judge.families import family_of, family_type
 from reward_model.language.requests import PROMPTS_VERSION
 from reward_model.language.styles import OWN, style_of
@@ -247,10 +247,15 @@ def load_parts(
     if config.prompt_style != OWN:
         warnings.warn(
             f"{place} was trained on {config.trained_on}, and never on level words: readout='level' means nothing there; use "
-            "readout='reason', or compare for a comparator",
+            f"readout='reason', or compare for a comparator{_asked_in(config)}",
             stacklevel=3,
         )
     return model, tokenizer, config
+
+
+def _asked_in(config: JudgeConfig) -> str:
+    source = config.wording.get("source", "")
+    return f"; it is asked in {source} (see judge.checkpoints.authors)" if source == PARAPHRASE else ""
 
 
 def load_stock_model(source: Location, *, dtype: str | torch.dtype, attn_implementation: str) -> Any:

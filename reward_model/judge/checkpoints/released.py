@@ -1,7 +1,8 @@
 """Judges that others have released: frames, pixel bounds and prompt style of each, by the name of its folder.
 
 VQ-Insight and Q-Insight stand in sub-folders of one repository (ByteDance/Q-Insight), each a whole Qwen2.5-VL checkpoint.
-They have no roles, and know nothing of the level words: they are read by `readout="reason"`, the comparator by `compare`.
+They have no roles, and know nothing of the level words: they are read by `readout="reason"`, the comparator by `compare`. They
+are asked in a paraphrase, which results name; `authors_settings` puts the authors' layout and words in its place.
 
 Source: frames, sizes and chat layout from github.com/xuanyuzhang21/VQ-Insight (demo/, src/qwen-vl-utils) and
 github.com/bytedance/Q-Insight (src/eval); positions from transformers 4.51, with which they were trained.
@@ -15,7 +16,11 @@ from typing import Any
 from reward_model.judge.families.qwen2_5_vl import RELEASED_RULE
 
 _PATCH = 28 * 28
+PARAPHRASE = "this project's paraphrase of its authors' question, so scores are not those of their code"
+"""Source of the sentences, until the authors' own are given."""
+
 _VIDEO = {
+    "wording": {"source": PARAPHRASE},
     "position_rule": RELEASED_RULE,
     "frame_policy": {"mode": "fps", "fps": 2.0, "min_frames": 4, "max_frames": 16},
     "min_pixels": 128 * _PATCH,
@@ -23,6 +28,7 @@ _VIDEO = {
     "max_answer_tokens": 1024,
 }
 _IMAGE = {
+    "wording": {"source": PARAPHRASE},
     "position_rule": RELEASED_RULE,
     "frame_policy": {"mode": "uniform", "num_frames": 1},
     "min_pixels": 4 * _PATCH,

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from reward_model.records import LevelReadout
 
+MIN_LEVEL_MASS = 0.5
+"""Below this probability on the answer words the judge is not answering the question."""
+
 
 def read_levels(logits: Tensor, level_ids: Sequence[int]) -> LevelReadout:
     """Turn next-token logits into a rating.

@@ -30,6 +30,9 @@ from reward_model.judge.families.base import text_positions
 LEAST = 256
 """Common tokens below which a masked pass is not split: the second call costs more than it saves."""
 
+MAX_MASK = 2**24
+"""Values of a mask above which a pass is split where that is possible: 64 MB in single precision."""
+
 
 @dataclass(frozen=True)
 class Branch:
@@ -104,11 +107,24 @@ def pack(trees: Sequence[Tree], *, pad_id: int) -> PackedSequences:
     )
 
 
-def spans_of(sequences: PackedSequences, model: Any) -> AttentionSpans:
-    """Return the attention spans of a pass over whole sequences."""
-    if not splits_attention(model):
+def spans_of(sequences: PackedSequences, model: Any, *, exact: bool = True) -> AttentionSpans:
+    """Return the attention spans of a pass over whole sequences.
+
+    Args:
+        sequences: as packed.
+        model: the whole model.
+        exact: give each token the same bits as in decoding and beside other sequences, where the model's kernel allows it;
+            otherwise the cheaper pass, whose values agree to rounding.
+
+    Returns:
+        The spans.
+    """
+    common, (num, length) = num_common(sequences), sequences.tokens.shape
+    fits = num * (length - common) * length <= MAX_MASK
+    if not splits_attention(model) or (fits and not exact):
         weight = model.get_input_embeddings().weight
-        return AttentionSpans(tree_mask(sequences, dtype=weight.dtype, device=weight.device), num_common(sequences))
+        mask = tree_mask(sequences, dtype=weight.dtype, device=weight.device, start=common)
+        return AttentionSpans(mask, common)
     places = sequences.suffixes
     sizes = (places[:, 4] - places[:, 3]).float().log2().ceil()  # suffixes of like length are padded together
     suffixes = tuple(_suffix_spans(places[sizes == size]) for size in sizes.unique())
@@ -144,14 +160,14 @@ def num_common(sequences: PackedSequences) -> int:
     return common if common >= LEAST else 0
 
 
-def tree_mask(sequences: PackedSequences, *, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return the additive mask [R, 1, L, L]: 0 where a token may look, the dtype's minimum elsewhere."""
+def tree_mask(sequences: PackedSequences, *, dtype: torch.dtype, device: torch.device, start: int = 0) -> Tensor:
+    """Return the additive mask [R, 1, L - start, L] of tokens from `start` on: 0 where one may look, else the dtype's minimum."""
     branch, answer = sequences.branch.to(device), sequences.answer.to(device)
-    same_branch = (branch[:, None, :] == 0) | (branch[:, None, :] == branch[:, :, None])
-    same_answer = (answer[:, None, :] == 0) | (answer[:, None, :] == answer[:, :, None])
+    same_branch = (branch[:, None, :] == 0) | (branch[:, None, :] == branch[:, start:, None])
+    same_answer = (answer[:, None, :] == 0) | (answer[:, None, :] == answer[:, start:, None])
     length = branch.shape[1]
-    earlier = torch.ones(length, length, dtype=torch.bool, device=device).tril()
-    return additive(same_branch & same_answer & earlier, dtype)[:, None]  # [R, 1, L, L]
+    earlier = torch.ones(length - start, length, dtype=torch.bool, device=device).tril(diagonal=start)
+    return additive(same_branch & same_answer & earlier, dtype)[:, None]  # [R, 1, L - start, L]
 
 
 @dataclass(frozen=True)

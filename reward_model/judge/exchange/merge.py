@@ -52,7 +52,9 @@ def merge_role(judge: VideoJudge, role: str | None, folder: str | Path) -> Path:
         state = merged_state(judge.model, role)
         place.mkdir(parents=True, exist_ok=True)
         judge.model.save_pretrained(place, state_dict=state)
+    _name_settings_twice(place / "config.json", judge.model.config)
     judge.tokenizer.save_pretrained(place)
+    _name_special_tokens(place / "tokenizer_config.json")
     if judge.tokenizer.chat_template is None:
         (place / "chat_template.jinja").write_text(_CHAT_TEMPLATE)
     if judge.motion is not None:
@@ -105,6 +107,29 @@ def _merged_config(config: JudgeConfig, role: str | None) -> JudgeConfig:
     return dataclasses.replace(
         config, base=SAME_FOLDER, base_subfolder="", revision=None, origin=origin, reasoned=reasoned
     )
+
+
+def _name_settings_twice(file: Path, config: Any) -> None:
+    """Add to a saved config the names under which transformers 4 reads the rotary base and the tied head of the text model.
+
+    Without them transformers 4.57 takes a base of its own and a fresh head, with no more than a warning.
+    """
+    values, rope = json.loads(file.read_text()), dict(config.text_config.rope_parameters)
+    added = {
+        "rope_theta": rope.pop("rope_theta"),
+        "rope_scaling": rope,
+        "tie_word_embeddings": config.tie_word_embeddings,
+    }
+    values["text_config"] |= added
+    _write(file, values)
+
+
+def _name_special_tokens(file: Path) -> None:
+    """Give a saved tokenizer's list of special tokens the name under which transformers 4 and 5 both read a list."""
+    values = json.loads(file.read_text())
+    if isinstance(values.get("extra_special_tokens"), list):
+        values["additional_special_tokens"] = values.pop("extra_special_tokens")
+        _write(file, values)
 
 
 def _write_processors(facts: VisionFacts, config: JudgeConfig, place: Path) -> None:

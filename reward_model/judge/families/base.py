@@ -99,6 +99,8 @@ class VisionFamily(Protocol):
     """Least and most pixels, as the family's official processor has them."""
     position_rules: ClassVar[tuple[str, ...]]
     """Rules for position ids; the first is that of the current transformers."""
+    server_rule: ClassVar[str]
+    """The one of `position_rules` that vLLM and SGLang follow."""
     processors: ClassVar[ProcessorNames]
     """Stock processors that show a clip as the judge sees it."""
 
@@ -262,7 +264,7 @@ def prefix_positions(is_video: Tensor, spans: Sequence[VideoSpan]) -> tuple[Tens
     Returns:
         Positions [3, L] (time, height, width) and the next position.
 
-    Source: get_rope_index of transformers 5.23 (4.57 went on at the maximum over all axes + 1).
+    Source: get_rope_index of transformers 5.23 (4.57, vLLM and SGLang go on at the maximum over all axes + 1).
     """
     # text text | a grid of 2 groups, 1 line, 3 columns and step 2 | text
     #   time 0 1 | 2 2 2 4 4 4 | 5      line 0 1 | 2 2 2 2 2 2 | 5      column 0 1 | 2 3 4 2 3 4 | 5
@@ -285,6 +287,11 @@ def prefix_positions(is_video: Tensor, spans: Sequence[VideoSpan]) -> tuple[Tens
 def time_offsets(groups: int, step: float) -> Tensor:
     """Return [groups] whole positions of frame groups behind their span's start."""
     return (torch.arange(groups) * torch.tensor(step, dtype=torch.float32)).long()
+
+
+def after_maximum(shown: Grid, step: float) -> VideoSpan:
+    """Return the span of a merged grid after which text goes on behind the largest position on any axis."""
+    return shown, step, int(time_offsets(shown[0], step)[-1]) + 1
 
 
 def text_positions(start: int, length: int) -> Tensor:

@@ -17,11 +17,14 @@ from reward_model.judge.families.base import (
     VideoSpan,
     VisionFacts,
     VisionFeatures,
+    after_maximum,
     bounded_size,
     merged,
-    time_offsets,
 )
 from reward_model.records import FramePlan
+
+MAXIMUM = "then_maximum"
+"""Ending of the rules by which text goes on after the largest position on any axis."""
 
 RELEASED_RULE = "mrope_two_fps_then_maximum"
 """Rule of judges that were trained by transformers 4 without telling the processor the clips' frame rate."""
@@ -29,6 +32,14 @@ RELEASED_RULE = "mrope_two_fps_then_maximum"
 SPACING_RULE = "mrope_seconds_then_longer_side"
 """Rule of judges that were trained with the seconds between two shown frames, not with the source's seconds per shown frame as
 the official processor counts: equal where all frames are shown, and further apart where they are sampled."""
+
+SERVER_RULE = "mrope_sampled_seconds_then_maximum"
+"""Rule of vLLM and SGLang: times as in transformers 5.23, and text goes on after the largest position on any axis.
+
+Source: get_mrope_input_positions in vLLM's vllm/model_executor/models/qwen2_5_vl.py (commits 002d181 and newer), get_rope_index in
+SGLang's python/sglang/srt/layers/rotary_embedding/mrope_rope_index.py. vLLM's newest code multiplies times in double precision, which
+is another tick where a product in single precision rounds to a whole number.
+"""
 
 CLIP_PIXELS = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """Mean and deviation of the channels, those of CLIP."""
@@ -45,7 +56,9 @@ class Qwen25VL:
         "mrope_sampled_seconds_then_longer_side",
         SPACING_RULE,
         RELEASED_RULE,
+        SERVER_RULE,
     )
+    server_rule: ClassVar[str] = SERVER_RULE
     processors: ClassVar[ProcessorNames] = ProcessorNames(
         "Qwen2_5_VLProcessor", "Qwen2VLImageProcessor", "Qwen2VLVideoProcessor"
     )
@@ -55,8 +68,8 @@ class Qwen25VL:
     max_pixels: int
     tokens_per_second: float
     position_rule: str
-    """Time is in ticks of the source's seconds per shown frame (or of those between two) and text goes on after the longer
-    merged side; or every clip counts as one of 2 frames a second and text goes on after the largest position on any axis."""
+    """Time is in ticks of the source's seconds per shown frame (or of those between two, or as if every clip had 2 frames a
+    second), and text goes on after the longer merged side or after the largest position on any axis."""
 
     @classmethod
     def of(cls, config: Any, min_pixels: int, max_pixels: int, position_rule: str) -> Qwen25VL:
@@ -108,7 +121,7 @@ class Qwen25VL:
         # float32 throughout, as the library rounds its time axis in float32
         seconds = torch.tensor(self.facts.temporal_patch_size / (2.0 if released else rate), dtype=torch.float32)
         shown, step = merged(grid, self.facts), float(self.tokens_per_second * seconds)
-        return [(shown, step, int(time_offsets(shown[0], step)[-1]) + 1)] if released else [(shown, step)]
+        return [after_maximum(shown, step) if self.position_rule.endswith(MAXIMUM) else (shown, step)]
 
     def encode(self, model: Any, patches: Tensor, grids: Tensor) -> VisionFeatures:
         """Run the vision tower once over all clips."""

@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from reward_model.judge.families.base import Grid, ProcessorNames, VideoSpan, VisionFacts, merged
+from reward_model.judge.families.base import Grid, ProcessorNames, VideoSpan, VisionFacts, after_maximum, merged
 from reward_model.judge.families.qwen2_5_vl import CLIP_PIXELS, Qwen25VL
 from reward_model.records import FramePlan
 
 TEXT_RULE = "text"
 """Rule of VideoReward, whose forward call leaves the library's positions out: video tokens count up like text."""
+
+SERVER_RULE = "mrope_groups_then_maximum"
+"""Rule of vLLM and SGLang: text goes on after the largest position on any axis."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,8 @@ class Qwen2VL(Qwen25VL):
     processors: ClassVar[ProcessorNames] = ProcessorNames(
         "Qwen2VLProcessor", "Qwen2VLImageProcessor", "Qwen2VLVideoProcessor"
     )
-    position_rules: ClassVar[tuple[str, ...]] = ("mrope_groups_then_longer_side", TEXT_RULE)
+    position_rules: ClassVar[tuple[str, ...]] = ("mrope_groups_then_longer_side", TEXT_RULE, SERVER_RULE)
+    server_rule: ClassVar[str] = SERVER_RULE
 
     @classmethod
     def of(cls, config: Any, min_pixels: int, max_pixels: int, position_rule: str) -> Qwen2VL:
@@ -45,4 +49,7 @@ class Qwen2VL(Qwen25VL):
 
     def video_spans(self, plan: FramePlan, grid: Grid) -> list[VideoSpan]:
         """Return the clip's one span, or none where video tokens count up like text."""
-        return [] if self.position_rule == TEXT_RULE else [(merged(grid, self.facts), 1.0)]
+        if self.position_rule == TEXT_RULE:
+            return []
+        shown = merged(grid, self.facts)
+        return [after_maximum(shown, 1.0) if self.position_rule == SERVER_RULE else (shown, 1.0)]

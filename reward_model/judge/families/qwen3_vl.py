@@ -24,7 +24,8 @@ from reward_model.records import FramePlan
 
 UNWRAPPED_RULE = "mrope_unwrapped_stamps_then_longer_side"
 """Rule of judges that were trained by transformers 4.57, whose processor put the stamped groups in place of the whole of
-start, video token and end."""
+start, video token and end, as vLLM's own replacement does (vllm/model_executor/models/qwen3_vl.py). Text after
+one frame group goes on at the same position under either rule."""
 
 HALF = (0.5, 0.5, 0.5)
 """Mean and deviation of the channels."""
@@ -38,6 +39,7 @@ class Qwen3VL:
     default_pixels: ClassVar[tuple[int, int]] = (128 * 32 * 32, 768 * 32 * 32)
     """Least and most pixels of a clip."""
     position_rules: ClassVar[tuple[str, ...]] = ("mrope_stamps_then_longer_side", UNWRAPPED_RULE)
+    server_rule: ClassVar[str] = UNWRAPPED_RULE
     processors: ClassVar[ProcessorNames] = ProcessorNames(
         "Qwen3VLProcessor", "Qwen2VLImageProcessor", "Qwen3VLVideoProcessor"
     )

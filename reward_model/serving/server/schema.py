@@ -159,6 +159,9 @@ class Reasons(BaseModel):
     scores: dict[str, float | None]
     labels: dict[str, list[str]]
     saliency: dict[str, list[float | None]]
+    words: str = Field(
+        description="source of the words in which a judge that was trained elsewhere was asked; empty for others"
+    )
 
 
 class Health(BaseModel):

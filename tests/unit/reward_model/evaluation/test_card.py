@@ -1,6 +1,7 @@
 """Model cards and hub folders: what a card says, that its lines load, and what reaches the hub."""
 
 import argparse
+import itertools
 import json
 from types import SimpleNamespace
 
@@ -8,12 +9,15 @@ import pytest
 import torch
 
 from reward_model.commands import export as command
-from reward_model.evaluation import export
+from reward_model.evaluation import export, stock
 from reward_model.evaluation.card import CardFacts, base_of, model_card, read_tables, write_card
+from reward_model.evaluation.stock import why_not_stock
 from reward_model.judge.checkpoints.format import JudgeConfig
 from reward_model.judge.exchange.merge import merge_role
+from reward_model.judge.exchange.servers import score_change
 from reward_model.judge.families.qwen2_5_vl import RELEASED_RULE
 from reward_model.judge.model import VideoJudge
+from reward_model.media.frame_sampling import FramePolicy, plan_frames
 from reward_model.video_reward import TOY_JUDGE
 from tests.tiny_judge import build_judge
 
@@ -111,12 +115,57 @@ def test_a_merged_judges_card_loads_it_by_stock_transformers_and_keeps_the_base(
     merge_role(judge, "generated", tmp_path / "merged")
     card = write_card(tmp_path / "merged", CardFacts(name="me/merged")).read_text()
     assert "library_name: transformers" in card and "It is the role `generated`, merged into the base" in card
-    assert 'AutoModelForImageTextToText.from_pretrained("me/merged")' in card
+    assert 'AutoModelForImageTextToText.from_pretrained("me/merged", dtype=torch.float32)' in card
+    for line in (
+        'if tuple(int(part) for part in transformers.__version__.split(".")[:2]) < (5, 23):',
+        'levels = {" bad": 0.0, " poor": 0.25, " fair": 0.5, " good": 0.75, " excellent": 1.0}',
+        "The scores of this judge belong to the positions `mrope_sampled_seconds_then_longer_side`.",
+        "| height x width | positions are equal for clips at 8 Hz of |",
+        "Where they differ, scores do; by how much was not measured.",
+    ):
+        assert line in card.splitlines(), line
+    assert "Prompt: {prompt}\\nText alignment?<|im_end|>\\n<|im_start|>assistant\\nRating:" in card
     origin = {"base": "org/name", "revision": "abc"}
     config = JudgeConfig.for_model(judge.model.config, base=".", origin=origin, position_rule=RELEASED_RULE)
     assert base_of(config) == ("org/name", "abc")
-    warning = "trained with the positions `mrope_two_fps_then_maximum`, which stock transformers does not have"
-    assert warning in model_card(config, (), CardFacts(name="x")) and "positions" not in card
+    other = model_card(config, (), CardFacts(name="x"))
+    assert "The positions of these servers were not compared with them." in other
+    assert "trained with the positions `mrope_two_fps_then_maximum`, which stock transformers does not have" in other
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"prompt_style": "q_insight"}, "asked in the style `q_insight`, which has no level words"),
+        ({"motion": {"feature_size": 3}}, "shown features of a motion encoder"),
+        ({"frame_policy": {"mode": "slowfast"}}, "shown slow and fast frames at two sizes"),
+        ({"base": "org/name"}, "it is no merged checkpoint"),
+    ],
+)
+def test_a_judge_that_stock_transformers_cannot_score_with_has_no_lines_but_the_reason(judge, changes, reason):
+    config = JudgeConfig.for_model(judge.model.config, **{"base": ".", **changes})
+    assert reason in why_not_stock(config)
+    card = model_card(config, (), CardFacts(name="x"))
+    assert "def score(" not in card and (config.base == "org/name" or reason in card)
+
+
+def test_the_lines_choose_the_frames_of_the_policy():
+    modes = [{"mode": "all", "max_frames": 9}, {"mode": "uniform", "num_frames": 5}]
+    modes += [{"mode": "fps", "fps": rate, "min_frames": 3, "max_frames": 12} for rate in (1.0, 2.0, 3.3)]
+    for mode in modes:
+        policy = FramePolicy.from_dict(mode)
+        for total, fps in itertools.product((1, 2, 5, 24, 47, 48, 240), (3.0, 8.0, 24.0)):
+            count = eval(stock._count(mode), {"total": total, "fps": fps})
+            assert count == len(plan_frames(total, fps, policy).indices), (mode, total, fps)
+
+
+def test_an_exported_role_says_how_far_servers_change_its_scores(tmp_path, capsys):
+    with pytest.warns(UserWarning, match="vLLM and SGLang have other positions than `mrope_seconds_then_longer_side`"):
+        assert run(tmp_path / "merged", "--merge", "generated") == 0
+    change = score_change(VideoJudge.from_pretrained(TOY_JUDGE, device="cpu"), "generated")
+    card = (tmp_path / "merged" / "README.md").read_text()
+    assert f"changes them by {change.mean:.3f} in the mean and {change.most:.3f} at most" in card
+    assert "| 224 x 224 | less than 0.625 s |" in card and "vLLM" not in command.EXAMPLES.split("\n\n")[0]
 
 
 def test_a_role_that_is_not_the_default_is_named_where_it_is_loaded(judge):

@@ -1,6 +1,8 @@
 """Merged roles as stock checkpoints, places that judges are read from, and weights that are refused."""
 
+import json
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch.testing import assert_close
 
 from reward_model.judge.checkpoints.format import JudgeConfig
 from reward_model.judge.checkpoints.location import locate
-from reward_model.judge.checkpoints.released import RELEASED
+from reward_model.judge.checkpoints.released import PARAPHRASE, RELEASED
 from reward_model.judge.engine.readouts import read_levels
 from reward_model.judge.exchange.merge import merge_role
 from reward_model.judge.model import VideoJudge
@@ -88,6 +90,31 @@ def test_stock_transformers_loads_a_merged_role_and_says_the_same(judge, questio
     assert text == f"<|im_start|>user\n{clip}Good?<|im_end|>\n<|im_start|>assistant\n"
     assert {file.suffix for file in folder.iterdir()} == {".json", ".safetensors", ".jinja"}
     assert "shared_prefix" not in (folder / "config.json").read_text()
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "qwen2_vl"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_rotary_base_tied_head_and_special_tokens_are_named_for_transformers_4_as_well(family, tied, tmp_path):
+    """4.57 reads the text config's own `rope_theta`, `rope_scaling` and `tie_word_embeddings`, and special tokens by their old name."""
+    from transformers import AutoModelForImageTextToText, AutoTokenizer
+
+    judge = build_judge(family)
+    config = judge.model.config
+    config.tie_word_embeddings = tied
+    if not tied:
+        judge.model.lm_head.weight = torch.nn.Parameter(judge.model.lm_head.weight.detach() + 1)
+    folder = merge_role(judge, None, tmp_path / "merged")
+    text = json.loads((folder / "config.json").read_text())["text_config"]
+    rope = config.text_config.rope_parameters
+    assert text["rope_theta"] == rope["rope_theta"] == 1e4 and text["tie_word_embeddings"] is tied
+    assert text["rope_scaling"] == {key: value for key, value in rope.items() if key != "rope_theta"}
+    again = AutoModelForImageTextToText.from_pretrained(folder)
+    assert again.config.text_config.rope_parameters == rope and again.config.tie_word_embeddings is tied
+    assert torch.equal(again.lm_head.weight, judge.model.lm_head.weight)
+    tokens = json.loads((folder / "tokenizer_config.json").read_text())
+    assert "<|video_pad|>" in tokens["additional_special_tokens"] and "extra_special_tokens" not in tokens
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert set(tokenizer.all_special_tokens) == set(judge.tokenizer.all_special_tokens)
 
 
 def test_the_base_alone_is_written_for_no_role(judge, question, tmp_path):
@@ -235,7 +262,9 @@ def test_a_released_judge_is_known_by_its_folder_and_warns_that_it_knows_no_leve
     with pytest.warns(UserWarning, match=f"{name} was trained on .* and never on level words"):
         found = VideoJudge.from_pretrained(f"ByteDance/Q-Insight/{name}", device="cpu")
     assert found.roles == () and found.config.position_rule == "mrope_two_fps_then_maximum"
-    assert found.style is STYLES[found.config.prompt_style] and found.config.prompt_style != OWN
+    plain = STYLES[found.config.prompt_style]
+    assert found.style == replace(plain, wording=replace(plain.wording, source=PARAPHRASE))
+    assert found.config.prompt_style != OWN
     assert FramePolicy.from_dict(found.config.frame_policy).num_frames in (1, 8)
     found.configure(wording={"system": "Judge."})
     found.save_pretrained(tmp_path / "saved")

@@ -7,10 +7,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.testing import assert_close
 
-from reward_model.judge.attention.tree import NAME, splits_attention
+from reward_model.judge.attention.tree import NAME, NO_MASK, AttentionSpans, splits_attention, tree_attention
 from reward_model.judge.engine import decoding, shared_prefix
+from reward_model.judge.engine.readouts import read_levels
+from reward_model.judge.engine.shared_prefix import Branch, Tree, pack
+from reward_model.judge.families.base import text_positions
 from reward_model.language.requests import score_request
+from reward_model.video_reward import VideoJudgeReward
 from tests.tiny_judge import build_judge, make_clip
 
 
@@ -73,6 +78,62 @@ def test_half_precision_equals_a_masked_pass_within_its_rounding(judge, masked):
     assert float((own - gradient).norm() / gradient.norm()) < 0.05
 
 
+def attended(dtype, peak):
+    """Return split attention and its gradients of two trees whose scores span twice `peak`, and those of a masked call."""
+    trees = [
+        Tree(torch.zeros(5, dtype=torch.long), text_positions(0, 5), 5, (Branch(tuple(range(size))), Branch((0, 1))))
+        for size in (3, 17)
+    ]
+    sequences = pack(trees, pad_id=0)
+    suffixes = sequences.suffixes
+    spans = AttentionSpans(
+        NO_MASK, prefixes=shared_prefix.prefixes_of(sequences), suffixes=(shared_prefix._suffix_spans(suffixes),)
+    )
+    generator = torch.Generator().manual_seed(0)
+    # tokens at 0 and at 4, 5, ... point against one another along one axis, so that some of a suffix's scores are `peak`
+    # where the first token's own is -`peak`
+    shape = (2, 2, sequences.tokens.shape[1], 4)
+    query, key, value, grad = (torch.randn(shape, generator=generator) * 0.1 for _ in range(4))
+    query[..., 0], key[..., 0] = peak, 1.0
+    key[:, :, :5, 0] = -1.0
+    inputs = [t.to(dtype).requires_grad_(True) for t in (query, key, value)]
+    out, _ = tree_attention(None, *inputs, None, spans=spans, scaling=1.0)
+    real = (sequences.branch >= 0)[:, :, None, None]
+    out.masked_fill(~real, 0.0).backward((grad.transpose(1, 2) * real).to(dtype))
+    plain = [t.detach().double().requires_grad_(True) for t in inputs]
+    mask = shared_prefix.tree_mask(sequences, dtype=torch.float64, device=torch.device("cpu"))
+    expected = torch.nn.functional.scaled_dot_product_attention(*plain, attn_mask=mask, scale=1.0).transpose(1, 2)
+    expected.masked_fill(~real, 0.0).backward(grad.transpose(1, 2).double() * real)
+    return [out * real, *(t.grad for t in inputs)], [expected * real, *(t.grad for t in plain)]
+
+
+@pytest.mark.parametrize("peak", [1.0, 30.0, 200.0])
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-4), (torch.bfloat16, 0.3), (torch.float16, 0.03)])
+def test_gradients_beside_padding_are_finite_and_right_however_high_the_scores(dtype, atol, peak):
+    found, expected = attended(dtype, peak)
+    for own, right in zip(found, expected, strict=True):
+        assert torch.isfinite(own).all()
+        assert_close(own.double(), right, rtol=0, atol=atol * max(1.0, float(right.detach().abs().max())))
+
+
+def test_a_float16_judge_gives_both_prompts_of_a_batch_the_gradient_of_float32():
+    judge = VideoJudgeReward.from_pretrained("toy", role=None, device="cpu").judge
+    prompts = ("a dog", "a large red circle moving left slowly over a plain floor")
+    gradients = []
+    for dtype in (torch.float32, torch.float16):
+        judge.to(dtype)
+        clips = [make_clip(4, 64, 64, seed=seed) for seed in (0, 1)]
+        for clip in clips:
+            clip.frames.requires_grad_(True)
+        asked = [score_request(c, p, ("visual_quality", "overall")) for c, p in zip(clips, prompts, strict=True)]
+        logits = torch.cat(judge.next_token_logits(asked))
+        read_levels(logits, judge.level_ids).quality.sum().backward()
+        gradients.append([clip.frames.grad for clip in clips])
+    for right, half in zip(*gradients, strict=True):
+        assert torch.isfinite(half).all()
+        assert float((half - right).norm() / right.norm()) < 0.05
+
+
 def test_autocast_reaches_split_attention(judge, masked):
     judge.train_only(None)
     with torch.autocast("cpu", torch.bfloat16):
@@ -132,6 +193,37 @@ def test_an_answer_has_the_same_bits_written_token_by_token_and_read_as_a_whole(
     torch.testing.assert_close(torch.cat(apart), whole, rtol=0, atol=1e-5)
     if products_are_by_row(judge):
         assert (whole != written).float().mean() < 0.01
+
+
+def passes(judge, monkeypatch, asked, *, grad):
+    """Return the logits of some requests, and whether the pass was split."""
+    split = []
+    plain = shared_prefix._suffix_spans
+    monkeypatch.setattr(shared_prefix, "_suffix_spans", lambda places: split.append(True) or plain(places))
+    with torch.set_grad_enabled(grad):
+        logits = torch.cat(judge.next_token_logits(asked))
+    monkeypatch.setattr(shared_prefix, "_suffix_spans", plain)
+    return logits.detach(), bool(split)
+
+
+@pytest.mark.parametrize("least", [256, 1])
+def test_scores_are_read_by_the_cheaper_pass_and_gradients_by_the_exact_one(judge, monkeypatch, least):
+    monkeypatch.setattr(shared_prefix, "LEAST", least)
+    exact, was_split = passes(judge, monkeypatch, requests(3), grad=True)
+    cheap, was_split_too = passes(judge, monkeypatch, requests(3), grad=False)
+    assert was_split and not was_split_too
+    assert_close(cheap, exact, rtol=0, atol=1e-5)
+    monkeypatch.setattr(shared_prefix, "MAX_MASK", 1000)
+    split, was_split = passes(judge, monkeypatch, requests(3), grad=False)
+    assert was_split and torch.equal(split, exact)
+
+
+def test_a_mask_of_the_last_tokens_is_the_last_lines_of_the_whole(judge):
+    sequences = judge._pack(requests(3), None).sequences
+    settings = dict(dtype=torch.float32, device=torch.device("cpu"))
+    whole = shared_prefix.tree_mask(sequences, **settings)
+    for start in (0, 7, whole.shape[2] - 1):
+        assert torch.equal(shared_prefix.tree_mask(sequences, start=start, **settings), whole[:, :, start:])
 
 
 def test_the_common_part_is_that_of_the_shortest_prefix(judge, monkeypatch):

@@ -70,6 +70,7 @@ def test_an_explanation_is_valid_where_its_answer_is_well_formed(reason: str) ->
         labels={"visual_quality": ("blur",)},
         saliency={"overall": torch.tensor([0.25, 0.75])},
         reason=reason,
+        words="theirs",
     )
     assert explanation_record(explanation, "a dog") == {
         "prompt": "a dog",
@@ -80,6 +81,7 @@ def test_an_explanation_is_valid_where_its_answer_is_well_formed(reason: str) ->
         "scores": {"overall": None, "visual_quality": 0.5},
         "labels": {"visual_quality": ["blur"]},
         "saliency": {"overall": [0.25, 0.75]},
+        "words": "theirs",
     }
 
 
@@ -97,6 +99,7 @@ def test_an_unreadable_video_has_a_reason_and_no_number() -> None:
         "scores": {},
         "labels": {},
         "saliency": {},
+        "words": "",
     }
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from reward_model.records import Video
 from reward_model.scoring.loss import pixel_loss
 
 PLAIN = {"scale": 1.0, "space": "expectation", "weights": None}
@@ -53,6 +54,55 @@ def test_an_unavailable_reward_stops_the_loss_with_its_reason():
         RuntimeError, match=r"1 of 2 rewards could not be computed: \{'overall': \['video 1: too dark'\]\}"
     ):
         pixel_loss(brightness, None, **PLAIN)(grey(0.5, 0.0), fps=8.0)
+
+
+def steep(videos, prompts, *, fps, layout, weights, differentiable):
+    """Return rewards whose slope at a black video is infinite: the square root of its brightness, plus a half."""
+    frames = torch.stack([getattr(video, "frames", video) for video in videos])
+    rewards = frames.mean(dim=(1, 2, 3, 4)).sqrt() + 0.5
+    return SimpleNamespace(rewards=rewards, reasons={})
+
+
+def shapes_of(videos, shape):
+    """Return a batch [B, T, C, H, W] as itself, as one with its batch second, as a list of tensors or of `Video`."""
+    return {
+        "BTCHW": lambda: (videos, "BTCHW"),
+        "TBCHW": lambda: (videos.transpose(0, 1), "TBCHW"),
+        "list": lambda: (list(videos.unbind()), "BTCHW"),
+        "Video": lambda: ([Video(frames=v, fps=8.0) for v in videos.unbind()], "BTCHW"),
+    }[shape]()
+
+
+@pytest.mark.parametrize("shape", ["BTCHW", "TBCHW", "list", "Video"])
+def test_a_gradient_that_is_not_finite_stops_the_backward_pass_and_names_its_clips(shape):
+    def reward(videos, prompts, *, layout, **rest):
+        """Bring the batch axis to the front, as the judge does."""
+        return steep(videos.transpose(0, 1) if layout == "TBCHW" else videos, prompts, layout=layout, **rest)
+
+    videos = grey(0.2, 0.0, 0.5, 0.0)
+    shown, layout = shapes_of(videos, shape)
+    loss, rewards = pixel_loss(reward, None, **PLAIN)(shown, fps=8.0, layout=layout)
+    assert torch.isfinite(rewards).all()
+    with pytest.raises(RuntimeError, match=r"gradient to clip (1, 3|3) of the batch is not finite .*float32 frames"):
+        loss.backward()
+    shown, layout = shapes_of(videos, shape)
+    loss, _ = pixel_loss(reward, None, **PLAIN, check_gradients=False)(shown, fps=8.0, layout=layout)
+    loss.backward()
+    assert torch.isfinite(videos.grad[0]).all() and not torch.isfinite(videos.grad[1]).any()
+
+
+def test_videos_without_a_gradient_are_handed_on_as_they_are():
+    seen = []
+    given = [[1, 2], "clip.mp4", ["a.mp4", "b.mp4"], torch.zeros(1, 1, 1, 1, 2)]
+    for videos in given:
+
+        def reward(videos, prompts, **rest):
+            """Note what came."""
+            seen.append(videos)
+            return SimpleNamespace(rewards=torch.ones(1, requires_grad=True), reasons={})
+
+        pixel_loss(reward, None, **PLAIN)(videos, fps=8.0)
+    assert all(one is other for one, other in zip(seen, given, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -105,11 +105,13 @@ def test_explanations_survive_the_wire():
         labels={"motion_quality": ("flicker",)},
         saliency={"motion_quality": torch.tensor([0.25, 0.75])},
         reason="",
+        words="theirs",
     )
     (record,) = crossed([explanation_record(found, "x")])
     assert record["valid"] is True
     back = wire.explanation(record)
     assert (back.text, back.levels, back.labels, back.reason) == (found.text, found.levels, found.labels, "")
+    assert back.words == "theirs"
     assert (back.quality["motion_quality"], math.isnan(back.quality["overall"])) == (0.25, True)
     torch.testing.assert_close(back.saliency["motion_quality"], found.saliency["motion_quality"])
 

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from generator_loop.adapters.pipeline import LORA_FILE
+from generator_loop.adapters.lora import LORA_FILE
 
 LAYERS = {
     "attn1.to_q": "self_attn.q",

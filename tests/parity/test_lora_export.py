@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from torch.testing import assert_close
 
-from generator_loop.adapters.pipeline import LORA_FILE
+from generator_loop.adapters.lora import LORA_FILE
 from generator_loop.records import Draw, Prompt
 from generator_loop.sampling.rollout import PromptEncoder, rollout
 from tests.tiny_wan import build_generator, build_wan, randomise_lora

@@ -74,7 +74,7 @@ def test_the_loss_equals_the_authors_form_sample_by_sample() -> None:
         def log_prob(velocity, s=s, target=target):
             return -s * ((velocity - target).square().mean() ** 0.25 - 1e-10**0.25) / 0.25
 
-        ratio = float((log_prob(v) - log_prob(v_old)).exp())
+        ratio = float((log_prob(v) - log_prob(v_old)).exp().detach())
         policy_loss = max(-float(a) * ratio, -float(a) * min(max(ratio, 0.9), 1.1))
         expected.append(policy_loss + 0.5 * (v - v_old).square().mean() + 0.25 * (v - v_ref).square().mean())
     objective = AWM(AWMConfig(clip_range=0.1, old_kl_coef=0.5, kl_coef=0.25))
@@ -140,6 +140,13 @@ def test_noise_and_sigma_are_keyed_by_prompt_and_sample_whatever_the_micro_batch
         whole = torch.cat([getattr(batch, name) for batch in both])
         assert torch.equal(whole[4:], torch.cat([getattr(batch, name) for batch in second]))
         assert len(whole.flatten().unique()) == whole.numel()
+
+
+def test_noise_and_sigma_are_fresh_for_each_update() -> None:
+    first, second = plan(torch.linspace(0, 1, 8), toy_rollout(), micro_batch_size=8, num_updates=2)
+    for name in ("noise", "sigma"):
+        values = torch.cat([getattr(first[0], name), getattr(second[0], name)]).flatten()
+        assert len(values.unique()) == len(values)
 
 
 def test_without_any_usable_sample_there_is_no_batch() -> None:

@@ -39,17 +39,17 @@ def test_loss_and_slope_have_their_closed_form() -> None:
 
 
 def test_a_ratio_is_clipped_in_the_direction_of_its_advantage_alone() -> None:
-    ratio = torch.tensor([1.2, 0.8, 1.2, 0.8, 1.2, 1.05])
-    advantages = torch.tensor([1.0, 1.0, -1.0, -1.0, 0.0, 1.0])
-    assert is_clipped(ratio, advantages, clip_range=0.1).tolist() == [True, False, False, True, False, False]
+    ratio = torch.tensor([1.2, 0.8, 1.2, 0.8, 1.2, 0.8, 1.05])
+    advantages = torch.tensor([1.0, 1.0, -1.0, -1.0, 0.0, 0.0, 1.0])
+    assert is_clipped(ratio, advantages, clip_range=0.1).tolist() == [True, False, False, True, False, False, False]
 
 
 @pytest.mark.parametrize("missing", [False, True])
 def test_the_gradient_is_that_of_the_published_group_preference(missing: bool) -> None:
     rewards = torch.tensor([0.1, 0.9, 0.5, 0.4, 0.0, 0.2, 0.6, float("nan") if missing else 1.0])
     objective, batch = planned(rewards, beta_mean=3.0, **LOOSE)
-    policy, reference = LinearField(seed=1), LinearField(seed=2)
-    metrics = objective.backward(batch, policies(policy, reference, reference), scale=2.0)
+    policy, old, reference = (LinearField(seed=seed) for seed in (1, 3, 2))
+    metrics = objective.backward(batch, policies(policy, old, reference), scale=2.0)
     advantages, losses = group_advantages(rewards, group_size=4).values, []
     for start in (0, 4):
         score = torch.zeros(())
@@ -94,30 +94,43 @@ def test_all_samples_of_a_prompt_share_their_noise_and_no_other_prompts() -> Non
 
 def test_a_clipped_sample_pulls_no_further_but_counts_in_its_group() -> None:
     rewards = torch.linspace(0, 1, 8)
-    objective, batch = planned(rewards, clip_range=1e-9, kl_coef=0.0)
-    policy, old = LinearField(seed=1), LinearField(seed=2)
-    metrics = objective.backward(batch, policies(policy, old, old), scale=1.0)
-    loose, _ = planned(rewards, **LOOSE)
-    free = LinearField(seed=1)
-    unclipped = loose.backward(batch, policies(free, old, old), scale=1.0)
-    assert 0 < metrics["clip_fraction"] < 1 and unclipped["clip_fraction"] == 0
-    assert metrics["margin"] == pytest.approx(unclipped["margin"])
-    assert not torch.allclose(gradient(policy), gradient(free))
+    objective, batch = planned(rewards, clip_range=0.05, kl_coef=0.0, beta_mean=1.0)
+    policy, old, reference = (LinearField(seed=seed) for seed in (1, 2, 3))
+    metrics = objective.backward(batch, policies(policy, old, reference), scale=1.0)
+    level, target = batch.sigma[:, None], batch.noise - batch.latents
+    at = (1 - level) * batch.latents + level * batch.noise, batch.sigma, batch.cond
+    errors = {
+        name: (field(*at) - target).square().mean(1)
+        for name, field in zip("por", (policy, old, reference), strict=True)
+    }
+    ratio = (errors["o"] - errors["p"]).detach().exp()
+    good = batch.advantages > 0
+    kept = ~torch.where(good, ratio > 1.05, ratio < 0.95)
+    assert 0 < int(kept.sum()) < 8
+    excess = (errors["p"] - errors["r"]).detach()
+    score = (batch.advantages * excess).view(2, 4).mean(1, keepdim=True).expand(2, 4).flatten()
+    pulled = (torch.sigmoid(score) * batch.advantages * errors["p"])[kept].sum() / 8
+    expected = torch.autograd.grad(pulled, list(policy.parameters()))
+    assert_close(gradient(policy), torch.cat([one.flatten() for one in expected]), atol=1e-6, rtol=1e-4)
+    assert metrics["clip_fraction"] == pytest.approx(1 - float(kept.float().mean()))
+    assert metrics["margin"] == pytest.approx(-float(score.mean()), rel=1e-5)
 
 
 def test_the_penalty_pulls_towards_the_reference() -> None:
-    rewards, gradients = torch.linspace(0, 1, 8), []
+    rewards, gradients, losses = torch.linspace(0, 1, 8), [], []
     for kl_coef in (0.0, 0.5):
         objective, batch = planned(rewards, clip_range=1e6, kl_coef=kl_coef)
-        policy, reference = LinearField(seed=1), LinearField(seed=2)
-        metrics = objective.backward(batch, policies(policy, reference, reference), scale=1.0)
+        policy, old, reference = (LinearField(seed=seed) for seed in (1, 3, 2))
+        metrics = objective.backward(batch, policies(policy, old, reference), scale=1.0)
         gradients.append(gradient(policy))
+        losses.append(metrics["loss"])
     level = batch.sigma[:, None]
     at = (1 - level) * batch.latents + level * batch.noise, batch.sigma, batch.cond
     kl = (policy(*at) - reference(*at).detach()).square().mean()
     expected = torch.autograd.grad(0.5 * kl, list(policy.parameters()))
     assert_close(gradients[1] - gradients[0], torch.cat([one.flatten() for one in expected]), atol=1e-5, rtol=1e-4)
     assert metrics["kl"] == pytest.approx(float(kl), rel=1e-5)
+    assert losses[1] - losses[0] == pytest.approx(0.5 * float(kl), rel=1e-4)
 
 
 def test_advantages_beyond_the_clip_count_as_the_clip() -> None:

@@ -68,7 +68,7 @@ def test_no_pass_with_gradient_holds_more_than_a_micro_batch(name: str) -> None:
     who = policies(LinearField(seed=2))
     for batch in planned:
         objective.backward(batch, type(who)(**{**vars(who), "policy": watched}), scale=1.0)
-    assert sizes and max(sizes) == 3
+    assert max(sizes) == 3 and sum(sizes) == sum(len(batch) for batch in planned)  # one graph for each sample
 
 
 @pytest.mark.parametrize(("size", "lengths"), [(1, [3, 4, 4]), (4, [3, 4, 4]), (7, [7, 4]), (11, [11])])
@@ -79,6 +79,21 @@ def test_batches_hold_as_many_whole_groups_as_fit_and_at_least_one(name: str, si
     assert [batch.group.unique().tolist() for batch in planned] == (
         [[0], [1], [2]] if size < 7 else [[0, 1], [2]] if size < 11 else [[0, 1, 2]]
     )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_noise_and_sigma_are_fresh_for_each_update(name: str) -> None:
+    objective = OBJECTIVES[name](OBJECTIVES[name].config_class(num_updates=2))
+    rewards = torch.linspace(0, 1, 4)
+    steps = objective.plan(
+        toy_rollout(num_prompts=1),
+        toy_scores(rewards),
+        group_advantages(rewards, group_size=4),
+        draw=Draw(0, 0),
+        micro_batch_size=4,
+    )
+    first, second = (list(step)[0] for step in steps)
+    assert first.sigma[0] != second.sigma[0] and not torch.isclose(first.noise, second.noise).any()
 
 
 def test_means_are_taken_within_each_group() -> None:

@@ -11,7 +11,7 @@ WAN = "WanPipeline"
 
 
 def summary(**generator):
-    settings = dict(path="org/wan", family="wan", revision=None, lora_rank=32, lora_alpha=64)
+    settings = dict(path="org/wan", family="wan", revision=None, train="lora", lora_rank=32, lora_alpha=64)
     settings |= dict(num_frames=33, height=240, width=416, fps=16.0)
     rewards = {"initial": {"overall": 0.4, "reward": 0.41}, "audit": {"reward": 0.3}}
     after = {"initial": {"overall": 0.6, "reward": 0.61}, "audit": {"reward": 0.35}}

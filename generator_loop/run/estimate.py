@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import torch
+from torch import nn
 
 from generator_loop.adapters.base import POLICY
+from generator_loop.config import GeneratorConfig
 from generator_loop.optim.step import policies_of
 from generator_loop.records import Draw
 from generator_loop.rewards.advantages import group_advantages
@@ -54,13 +56,21 @@ def estimate(session: Session) -> str:
         f"{'in all':<12}{sum(seconds.values()) / 3600:>12.2f} hours on {processes} process(es), refreshes apart"
     )
     lines.append(f"{'memory':<12}{_peak_gigabytes(generator.device):>12.2f} GB per process at the peak of these steps")
-    lines += _trained_lines(session)
+    lines += trained_lines(generator.trainable_parameters(), config.generator)
     return "\n".join(lines)
 
 
-def _trained_lines(session: Session) -> list[str]:
-    """Return the number of trained parameters and the memory of all that training keeps of each."""
-    config, parameters = session.config.generator, session.generator.trainable_parameters().values()
+def trained_lines(trained: Mapping[str, nn.Parameter], config: GeneratorConfig) -> list[str]:
+    """Return lines with the number of trained parameters and the memory of all that a run keeps of them.
+
+    Args:
+        trained: parameters by name.
+        config: how they are trained, and where their copies wait.
+
+    Returns:
+        Two lines of text.
+    """
+    parameters = list(trained.values())
     size = sum(parameter.numel() * parameter.element_size() for parameter in parameters) / 1e9
     kept = {"weights": 1, "gradients": 1, "moments": 2, "old and reference": 2}
     parts = ", ".join(f"{name} {count * size:.2f}" for name, count in kept.items())

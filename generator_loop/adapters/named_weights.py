@@ -157,7 +157,7 @@ class NamedWeights(ABC):
     def _put_in_place(self, name: str) -> None:
         incoming = self._policy if name == POLICY else self._stored[name]
         for key, parameter in self._parameters.items():
-            parameter.data = incoming[key] if name == POLICY else brought(incoming[key], parameter.device)
+            parameter.data = brought(incoming[key], parameter.device)
 
     def _copy_of(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from generator_loop.adapters.base import POLICY
 from generator_loop.adapters.named_weights import Copies, NamedWeights, prefixes
@@ -37,7 +38,7 @@ class FullWeights(NamedWeights):
             copies: where named copies wait.
 
         Raises:
-            ValueError: a weight is not 32-bit.
+            ValueError: a weight is not 32-bit, or not whole.
         """
         names = prefixes(models)
         parameters = {
@@ -45,6 +46,11 @@ class FullWeights(NamedWeights):
             for component, model in models.items()
             for name, parameter in model.named_parameters()
         }
+        if any(isinstance(parameter, DTensor) or not parameter.numel() for parameter in parameters.values()):
+            raise ValueError(
+                "generator.train=full needs the whole transformer on every process, and this one is spread over them: launch with "
+                "configs/accelerate/ddp.yaml, or set generator.train=lora"
+            )
         for name, parameter in parameters.items():
             if parameter.dtype != torch.float32:
                 raise ValueError(

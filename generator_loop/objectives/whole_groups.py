@@ -9,6 +9,7 @@ Shape legend: B samples of a rollout, N of a batch.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from generator_loop.rewards.advantages import Advantages
 class GroupBatch:
     """Whole groups: `latents`, `noise` [N, ...], `sigma`, `advantages` [N], and `group` [N], equal for samples of one prompt.
 
-    `micro_batch_size` is the most samples that one pass with gradient may hold.
+    `micro_batch_size` is the most samples that one pass with gradient may hold, `num_passes` how many such passes there are.
     """
 
     latents: Tensor
@@ -39,6 +40,7 @@ class GroupBatch:
     group: Tensor
     cond: Conditioning
     micro_batch_size: int
+    num_passes: int
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -58,6 +60,7 @@ class GroupBatch:
             group=self.group[index],
             cond=self.cond.select(index),
             micro_batch_size=self.micro_batch_size,
+            num_passes=1,
         )
 
 
@@ -141,6 +144,7 @@ class GroupObjective(ABC):
                 group=(samples // size).to(device),
                 cond=rollout.cond.select(index),
                 micro_batch_size=micro_batch_size,
+                num_passes=math.ceil(size / micro_batch_size),
             )
 
     @abstractmethod
@@ -176,6 +180,9 @@ class GroupObjective(ABC):
         for place, slope in enumerate(slopes):
             one = ready[place] if len(parts) == 1 else measured(place)
             ((slope * one.values + one.penalties).sum() * (scale / len(batch))).backward()
+        for _ in range(batch.num_passes - len(parts)):
+            # samples are missing: models that are sharded over processes need as many passes on each of them
+            (0 * measured(0).values.sum()).backward()
         penalties = torch.cat([one.penalties.detach() for one in ready])
         own = {name: torch.cat([one.metrics[name] for one in ready]) for name in ready[0].metrics}
         means = {"loss": compared.losses + penalties, **compared.metrics, **own}

@@ -67,7 +67,7 @@ def test_the_gradient_is_that_of_the_published_group_preference(missing: bool) -
         losses += [-logsigmoid(-3.0 * score) / 3.0] * len(members)
     expected = torch.autograd.grad(2.0 * torch.stack(losses).mean(), list(policy.parameters()))
     assert_close(gradient(policy), torch.cat([one.flatten() for one in expected]), atol=1e-6, rtol=1e-4)
-    assert metrics["loss"] == pytest.approx(float(torch.stack(losses).mean()), rel=1e-5)
+    assert metrics["loss"] == pytest.approx(float(torch.stack(losses).mean().detach()), rel=1e-5)
 
 
 def test_a_step_lowers_the_errors_of_good_samples_against_those_of_bad_ones() -> None:

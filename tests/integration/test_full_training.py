@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,12 +14,24 @@ from generator_loop import loop
 from generator_loop.__main__ import main
 from generator_loop.adapters.base import OLD, POLICY, REFERENCE
 from generator_loop.run import state
+from generator_loop.run.launch import Processes
 from generator_loop.run.session import Session
+from generator_loop.tracking import checkpoint
+from tests.integration.test_loop import one_iteration
 from tests.tiny_runs import Recipe, never, opened, scores, tiny_recipe
 
 pytestmark = pytest.mark.slow
 
 FULL = dict(generator__train="full", update__learning_rate=1e-3, update__old_decay=0.5, loop__reset_reference="true")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Compute on one thread here: a forked child waits for ever for threads that its parent has started."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -115,3 +129,38 @@ def test_half_precision_ends_with_one_line_and_status_2(
     assert main([str(tmp_path / "empty.yaml"), *recipe(tmp_path / "x", **FULL, generator__dtype="float16")]) == 2
     message = capsys.readouterr().err
     assert "generator.train=full cannot compute in generator.dtype=float16" in message and "Traceback" not in message
+
+
+def test_two_processes_step_like_one(recipe: Recipe, tmp_path: Path) -> None:
+    alone = opened(recipe(tmp_path / "one", **FULL))
+    started = {name: tensor.clone() for name, tensor in alone.generator.weights(POLICY).items()}
+    whole = one_iteration(alone)
+    children = []
+    for rank in range(2):
+        child = os.fork()
+        if child == 0:
+            torch.distributed.init_process_group(
+                "gloo", init_method=f"file://{tmp_path / 'rendezvous'}", rank=rank, world_size=2
+            )
+            session = opened(recipe(tmp_path / "two", **FULL), Processes(torch.device("cpu"), rank=rank, count=2))
+            checkpoint.write_tensors(tmp_path / f"{rank}.safetensors", one_iteration(session))
+            os._exit(0)
+        children.append(child)
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0]
+    whole.pop("prompts")
+    generator = alone.generator
+    given = generator.init_latents([torch.Generator().manual_seed(0)]), torch.tensor([0.5])
+    cond = generator.encode_prompts(["a red ring moves left"])
+
+    def velocity(weights: dict[str, torch.Tensor]) -> torch.Tensor:
+        generator.set_weights(POLICY, weights)
+        with torch.no_grad():
+            return generator.predict(*given, cond)
+
+    first, expected = velocity(started), velocity(whole)
+    assert float((expected - first).abs().max()) > 1e-3
+    for rank in range(2):
+        found = checkpoint.read_tensors(tmp_path / f"{rank}.safetensors")
+        found.pop("prompts")
+        # weights themselves may differ by AdamW's step, which is the sign of a gradient even where that is rounding alone
+        torch.testing.assert_close(velocity(found), expected, atol=1e-4, rtol=0)

@@ -61,7 +61,8 @@ class AWMConfig(ObjectiveConfig):
     """Moves sigmas up: s u / (1 + (s - 1) u). Use the generator's own shift to train where it samples. Authors: 3, SD 3.5's."""
 
     num_updates: int = 1
-    """Optimiser steps on one rollout, each with fresh noise and sigmas; above 1 the clip range matters. Ours; authors: 2."""
+    """Optimiser steps on one rollout, each with fresh noise and sigmas; above 1 the clip range matters. Authors: 1, over 6
+    sigmas of each sample."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""

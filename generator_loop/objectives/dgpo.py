@@ -5,7 +5,7 @@ samples should gain on the reference against its worse ones, each with the weigh
 
     s = beta / |G| sum_i A_i (d_i - d_i of the reference),    L = -log sigmoid(-s) / beta
 
-The advantages of a group add up to 0, so that the unknown normaliser of preference models drops out. The gradient is
+The advantages of a group add up to 0 (unless some are clipped), so that the unknown normaliser of preference models drops out. The gradient is
 sigmoid(s) A_i grad d_i, averaged over samples; a sample that is already farther from the old policy than the clip range has none.
 
 Shape legend: N samples of a batch of whole groups.
@@ -62,7 +62,8 @@ class DGPOConfig(ObjectiveConfig):
     """Moves sigmas up: s u / (1 + (s - 1) u). Use the generator's own shift to train where it samples. Authors: 3, SD 3.5's."""
 
     num_updates: int = 4
-    """Optimiser steps on one rollout, each with one fresh noise and sigma for every group. Ours; authors: the sum of 4 in 1 step."""
+    """Optimiser steps on one rollout, each with one fresh noise and sigma for every group. Ours; authors: 1 step over 4 sigmas
+    of each."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""

@@ -199,9 +199,9 @@ def group_mean(values: Tensor, group: Tensor) -> Tensor:
     Returns:
         [N], equal within a group.
     """
-    # a product of small matrices, as adding by index has no fixed order on a GPU
+    # adding by index has no fixed order on a GPU, and a matrix product may be rounded there
     siblings = (group[:, None] == group[None, :]).to(values.dtype)
-    return siblings @ values / siblings.sum(dim=1)
+    return (siblings * values).sum(dim=1) / siblings.sum(dim=1)
 
 
 def _packed(groups: list[Tensor], most: int) -> Iterator[Tensor]:

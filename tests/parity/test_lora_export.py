@@ -65,6 +65,15 @@ def test_the_original_key_layout_reproduces_our_samples(trained, tmp_path):
     assert_close(stock_sample(pipeline), sample(generator), atol=1e-5, rtol=0)
 
 
+def test_a_folder_without_a_lora_is_refused_in_one_sentence(tmp_path):
+    build_generator(train="full").save(tmp_path)
+    command = [sys.executable, "scripts/export_lora.py", str(tmp_path), str(tmp_path / "out.safetensors")]
+    ended = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert ended.returncode == 2 and "Traceback" not in ended.stderr and "generator.train=full" in ended.stderr
+
+
 @pytest.mark.parity
 def test_two_transformers_are_saved_as_two_loras_that_the_stock_pipeline_loads(tmp_path):
     generator = build_generator(pipeline=build_wan(kind="2.2 A14B"), lora_rank=4, lora_alpha=12)

@@ -132,7 +132,7 @@ def open_session(
 
 
 def open_generator(config: JointConfig, device: torch.device) -> VideoGenerator:
-    """Return the base generator that a config names, with LoRA that changes nothing yet."""
+    """Return the generator that a config names, which as yet is its base."""
     generator = config.generator
     family = generator_class(generator.family)
     if generator.path == TOY:

@@ -1,4 +1,4 @@
-"""The model card beside a trained LoRA: its base, how it is loaded, and the change it made.
+"""The model card beside a trained generator: its base, how it is loaded, and the change it made.
 
 The card is made from the summary of the training run alone and can be made again at any time.
 """
@@ -31,22 +31,31 @@ def write_model_card(output: str | Path, *, pipeline: str) -> Path:
     output = Path(output)
     summary = json.loads((output / "summary.json").read_text(encoding="utf-8"))
     folder = output / summary["generator_checkpoint"]
-    further = tuple(sorted(path.parent.name for path in folder.glob("*/*.safetensors")))
-    base = Path(summary["config"]["generator"]["path"])
+    further = tuple(sorted({path.parent.name for path in folder.glob("*/*.safetensors")}))
+    base, whole = Path(summary["config"]["generator"]["path"]), None
+    if summary["config"]["generator"]["train"] == "full":
+        whole = json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"]
     nearby = os.path.relpath(base, folder) if base.is_dir() and not base.is_absolute() else None
-    write_text(folder / "README.md", model_card(summary, pipeline=pipeline, further=further, nearby=nearby))
+    card = model_card(summary, pipeline=pipeline, further=further, whole=whole, nearby=nearby)
+    write_text(folder / "README.md", card)
     return folder / "README.md"
 
 
 def model_card(
-    summary: Mapping[str, Any], *, pipeline: str, further: Sequence[str] = (), nearby: str | None = None
+    summary: Mapping[str, Any],
+    *,
+    pipeline: str,
+    further: Sequence[str] = (),
+    whole: str | None = None,
+    nearby: str | None = None,
 ) -> str:
     """Return the card's Markdown, with the front matter that hubs read; its lines run in the card's own folder.
 
     Args:
         summary: content of `summary.json`.
         pipeline: class of diffusers that loads the base and the LoRA.
-        further: transformers of the pipeline beside the first, whose LoRA has a folder of its name inside.
+        further: transformers of the pipeline beside the first, which have a folder of their name inside.
+        whole: class of diffusers that loads the transformer where it was trained as a whole; None for a LoRA.
         nearby: path from the card's folder to a base that the run's config names by a relative folder; None for any other base.
 
     Returns:
@@ -62,21 +71,18 @@ def model_card(
         "---",
         f"base_model: {json.dumps(base)}",
         "library_name: diffusers",
-        "tags: [lora, text-to-video, rlhf]",
+        f"tags: [{'lora' if whole is None else 'full-fine-tuning'}, text-to-video, rlhf]",
         "---",
         "",
-        "# LoRA trained against a video judge",
+        f"# {'LoRA' if whole is None else 'Transformer'} trained against a video judge",
         "",
-        f"For {base}{f' at {revision}' if revision else ''}; rank {generator['lora_rank']}, alpha {generator['lora_alpha']}, which",
-        "stands in the file. Suggested scale: 1.0, at which it was trained and measured; less mixes in the base.",
+        f"For {base}{f' at {revision}' if revision else ''}; {_kind(generator)}",
         "",
         "In this folder:",
         "",
         "```python",
-        *_base_lines(summary, nearby, f"from diffusers import {pipeline}"),
-        f"pipe = {pipeline}.from_pretrained(base{pinned})",
-        'pipe.load_lora_weights(".")',
-        *(f'pipe.load_lora_weights("./{name}", load_into_{name}=True)' for name in further),
+        *_base_lines(summary, nearby, f"from diffusers import {', '.join(sorted({pipeline, whole or pipeline}))}"),
+        *(_lora_lines(pipeline, pinned, further) if whole is None else _whole_lines(pipeline, pinned, further, whole)),
         "```",
         "",
         "## What it changed",
@@ -117,6 +123,31 @@ def _base_lines(summary: Mapping[str, Any], nearby: str | None, imported: str) -
             f'base = json.loads(Path("{up}summary.json").read_text())["config"]["generator"]["path"]',
         ]
     return [imported, "", f"base = {json.dumps(nearby if nearby is not None else path)}"]
+
+
+def _kind(generator: Mapping[str, Any]) -> str:
+    if generator["train"] == "full":
+        return "all weights of the transformer were\ntrained, and take the place of the base's. They are 32-bit."
+    return (
+        f"rank {generator['lora_rank']}, alpha {generator['lora_alpha']}, which\n"
+        "stands in the file. Suggested scale: 1.0, at which it was trained and measured; less mixes in the base."
+    )
+
+
+def _lora_lines(pipeline: str, pinned: str, further: Sequence[str]) -> list[str]:
+    return [
+        f"pipe = {pipeline}.from_pretrained(base{pinned})",
+        'pipe.load_lora_weights(".")',
+        *(f'pipe.load_lora_weights("./{name}", load_into_{name}=True)' for name in further),
+    ]
+
+
+def _whole_lines(pipeline: str, pinned: str, further: Sequence[str], whole: str) -> list[str]:
+    folders = {"transformer": ".", **{name: f"./{name}" for name in further}}
+    return [
+        *(f'{name} = {whole}.from_pretrained("{folder}")' for name, folder in folders.items()),
+        f"pipe = {pipeline}.from_pretrained(base{pinned}, {', '.join(f'{name}={name}' for name in folders)})",
+    ]
 
 
 def _public(path: str) -> str:

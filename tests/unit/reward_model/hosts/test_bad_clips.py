@@ -17,7 +17,21 @@ import pytest
 import torch
 
 from reward_model import hosts
-from reward_model.hosts import ddpo, flow_factory, flow_grpo, pyiqa, trl, unirl, vader, verl, video_align, videox_fun
+from reward_model.hosts import (
+    dancegrpo,
+    ddpo,
+    fastvideo,
+    flow_factory,
+    flow_grpo,
+    miles_diffusion,
+    pyiqa,
+    trl,
+    unirl,
+    vader,
+    verl,
+    video_align,
+    videox_fun,
+)
 from reward_model.hosts.core import TrainingStop
 from reward_model.hosts.torchmetrics import VideoJudgeMetric
 from reward_model.media.video_io import write_video
@@ -197,7 +211,33 @@ def ddpo_reward(judge, clips, prompts):
     return plain(ddpo.tuple_reward(judge, fps=FPS)(clips, prompts, {})[0].tolist())
 
 
+def dancegrpo_step(judge, clips, prompts):
+    reward = dancegrpo.clip_reward(judge, fps=FPS)
+    rewards = []
+    for frames, prompt in zip(clips, prompts, strict=True):
+        try:
+            rewards.append(reward(frames.permute(0, 2, 3, 1), prompt))
+        except TrainingStop as stop:
+            raise TrainingStop(f"video {len(rewards)}: {stop}") from stop  # the host sends one clip a call
+    return plain(torch.cat(rewards).tolist())
+
+
+def fastvideo_scorer(judge, clips, prompts):
+    return plain(fastvideo.reward_scorer(judge, fps=FPS)(clips.transpose(1, 2), prompts).tolist())
+
+
+def miles_rollout(judge, clips, prompts):
+    samples = [
+        SimpleNamespace(prompt=p, generated_output=c.transpose(0, 1)) for p, c in zip(prompts, clips, strict=True)
+    ]
+    reward = miles_diffusion.batched_reward(judge, fps=FPS)
+    return plain(asyncio.run(reward(SimpleNamespace(reward_key=None), samples)))
+
+
 HOSTS = {
+    "dancegrpo": Host("list", dancegrpo_step, stops=TrainingStop),
+    "fastvideo": Host("batch", fastvideo_scorer, stops=RuntimeError),
+    "miles_diffusion": Host("list", miles_rollout, stops=RuntimeError),
     "ddpo": Host("batch", ddpo_reward, stops=RuntimeError),
     "flow_factory pointwise": Host("list", pointwise, stops=RuntimeError),
     "flow_factory groupwise": Host("list", groupwise, stops=RuntimeError),

@@ -110,7 +110,7 @@ def _base_lines(summary: Mapping[str, Any], nearby: str | None, imported: str) -
     """Return the lines that import what is needed and set `base`; they name no place on this machine."""
     path = summary["config"]["generator"]["path"]
     if path == TOY:
-        comment = "# the embedded generator of the package that made this LoRA, which must be installed"
+        comment = "# the embedded generator of the package that made this, which must be installed"
         return [
             *("from importlib.resources import files", "", imported, "", comment),
             f'base = files("generator_loop") / "assets" / "{TOY_FOLDER}"',

@@ -73,9 +73,10 @@ def test_a_whole_transformer_is_loaded_in_place_of_the_bases():
     lines = [
         "from diffusers import WanPipeline, WanTransformer3DModel",
         "",
-        'transformer = WanTransformer3DModel.from_pretrained("path/to/this/folder")',
-        'transformer_2 = WanTransformer3DModel.from_pretrained("path/to/this/folder/transformer_2")',
-        'pipe = WanPipeline.from_pretrained("org/wan", revision="v1", transformer=transformer, transformer_2=transformer_2)',
+        'base = "org/wan"',
+        'transformer = WanTransformer3DModel.from_pretrained(".")',
+        'transformer_2 = WanTransformer3DModel.from_pretrained("./transformer_2")',
+        'pipe = WanPipeline.from_pretrained(base, revision="v1", transformer=transformer, transformer_2=transformer_2)',
     ]
     assert "```python\n" + "\n".join(lines) + "\n```" in card
     assert "tags: [full-fine-tuning, text-to-video, rlhf]" in card and "lora" not in card.lower()

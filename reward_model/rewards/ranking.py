@@ -50,6 +50,9 @@ class RankingReward:
     """released: 1e-6 is added to the sum of both variances and under both roots. corrected: each group's variance is at
     least `variance_floor`, so a group whose answers agree does not make p a step, and nothing is added. In both,
     unreadable answers are left out of mean and variance (the released code draws a random score for them)."""
+    groups_together: int = 0
+    """Clips that are ranked among one another: as many neighbouring groups of the step, as the released code ranks those of one
+    device (8 answers of 4 per clip: 2 clips); 0 ranks all clips of the step."""
     variance_floor: float = 0.05**2 * SCALE_WIDTH**2
     """Smallest variance of a group in `corrected`: a deviation of 0.05 in quality, 0.2 on the scale 1 to 5. Raising it
     softens p where the judge is sure."""
@@ -59,6 +62,8 @@ class RankingReward:
         check_variant(self.variant, ("released", "corrected"))
         if self.variance_floor <= 0:
             raise ValueError(f"variance_floor must be > 0, got {self.variance_floor}")
+        if self.groups_together < 0 or self.groups_together == 1:
+            raise ValueError(f"groups_together must be 0 or at least 2, got {self.groups_together}")
 
     def __call__(
         self, answers: Sequence[Answer], labels: Sequence[Label], groups: Tensor, *, perturbed: Perturbed | None = None
@@ -81,6 +86,9 @@ class RankingReward:
         label = stats.label[stats.own][:, None]
         fidelity = self._fidelity(scores[:, None], label, stats)  # [N, K]
         others = (stats.own[:, None] != torch.arange(len(stats.mean))) & fidelity.isfinite()  # [N, K]
+        if self.groups_together:
+            block = torch.arange(len(stats.mean)) // self.groups_together  # groups come in the order of their ids
+            others &= block[stats.own][:, None] == block
         right = torch.sign(scores[:, None] - stats.mean) == torch.sign(label - stats.label)
         unparsed = scores.isnan()
         return values_of(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -10,6 +11,7 @@ from reward_model.config import did_you_mean
 from reward_model.datasets.readers import DataConfig
 from reward_model.judge.families import FAMILIES
 from reward_model.judge.modules.roles import check_targets
+from reward_model.language.styles import OWN, STYLES
 from reward_model.media.frame_sampling import FramePolicy
 from reward_model.media.motion_encoders import MotionConfig
 from reward_model.rewards import RewardConfig
@@ -47,6 +49,16 @@ class StageConfig:
     """Key of the stage in the recipe, which fills it in; names the folder of the stage's checkpoint."""
     data: list[DataConfig]
     """Sources of rated clips."""
+    style: str = OWN
+    """Form of the prompts and answers, a key of `language.styles.STYLES`, in training and use alike: own, or that of a paper, with
+    its keys and scale. A judge speaks one style in all its roles; others than own are for grpo, and answer no levels."""
+    train_frames: FramePolicy | None = None
+    """Frames that training shows of a clip where they differ from the judge's in use (VQAThinker trains on fewer); null shows the
+    judge's own."""
+    train_min_pixels: int | None = None
+    """Least pixels that training shows, as `min_pixels` of the recipe; null is the judge's own, at most `train_max_pixels`."""
+    train_max_pixels: int | None = None
+    """Most pixels that training shows, as `max_pixels` of the recipe; null is the judge's own."""
     method: Literal["sft", "grpo"] = "sft"
     """sft teaches answers by likelihood, grpo lets the judge answer and learn from rewards."""
     tasks: dict[str, float]
@@ -57,14 +69,15 @@ class StageConfig:
     add_layers: int = 0
     """Layers that the text model grows by when the stage begins; they need a stage that trains the base."""
     role: str | None = None
-    """Trained adapter; null trains the base itself."""
+    """Trained adapter; null trains all weights of the base, under grpo beside a frozen copy of them if `kl_coef` is not 0."""
     train_motion: bool = False
     """Train the projector of motion tokens, which all roles share, beside the role; the base's training includes it."""
     lora: LoraConfig = LoraConfig()
     """Size and layers of a new adapter."""
     start: str | None = None
-    """Role whose weights (and size) the adapter starts from, also where the judge has the role already; null goes on from the
-    role as it is, or starts a new one at the base."""
+    """With a role: the role whose weights (and size) the adapter starts from, also where the judge has the role already; null goes
+    on from the role as it is, or starts a new one at the base. Without: an earlier stage whose judge this one starts from, so
+    that several judges part ways; null is the stage before."""
     grpo: AnswerGRPOConfig = AnswerGRPOConfig()
     """grpo only: rollout of answers and policy loss."""
     rewards: list[RewardConfig] = field(default_factory=list)
@@ -103,6 +116,7 @@ class StageConfig:
             raise ValueError(
                 f"measure_every needs a task with a correlation or an accuracy, {', '.join(sorted(chosen_by))}"
             )
+        self._check_showing()
         if self.reasoned_scores == "own" and (self.method != "sft" or not {"rate", "reason"} <= set(self.tasks)):
             raise ValueError("reasoned_scores=own needs method sft with the tasks rate and reason")
         if self.method == "grpo":
@@ -110,10 +124,17 @@ class StageConfig:
         elif self.rewards or self.grpo != AnswerGRPOConfig():
             raise ValueError("method sft reads neither rewards nor grpo; drop them, or set method=grpo")
 
+    def _check_showing(self) -> None:
+        if self.style not in STYLES:
+            raise ValueError(f"style is {self.style!r}{did_you_mean(self.style, tuple(STYLES))}")
+        if self.style != OWN and self.method != "grpo":
+            raise ValueError(f"style {self.style!r} is learned by grpo; supervision teaches this project's own answers")
+        low, high = self.train_min_pixels, self.train_max_pixels
+        if min(low or 1, high or 1) < 1 or (low and high and low > high):
+            raise ValueError(f"train_min_pixels and train_max_pixels must be >= 1 and ascending, got {low} and {high}")
+
     def _check_grpo(self) -> None:
         kinds = {reward.kind for reward in self.rewards}
-        if self.role is None:
-            raise ValueError("method grpo trains an adapter; name its role")
         if set(self.tasks) - set(ROLLOUT_TASKS) or self.task_share:
             raise ValueError(f"tasks of method grpo must be of {', '.join(ROLLOUT_TASKS)}, without task_share")
         if set(self.tasks) != kinds:
@@ -157,6 +178,8 @@ class RecipeConfig:
     """Name -> stage; trained in the order of the mapping, each from the one before."""
     frame_policy: FramePolicy | None = None
     """Which frames the judge sees of a clip; null keeps the base's plan. Not for scratch."""
+    min_pixels: int | None = None
+    """Least pixels, as `max_pixels`; equal to it, small clips are enlarged. Null keeps the base's, at most `max_pixels`."""
     max_pixels: int | None = None
     """Most pixels of a frame (Qwen2.5-VL) or of all frames (Qwen3-VL), as the family's processor counts; null keeps the base's.
     Not for scratch."""
@@ -182,8 +205,17 @@ class RecipeConfig:
         """Check that exactly one start is given, and name the stages by their keys."""
         if (self.base is None) == (self.scratch is None):
             raise ValueError("exactly one of base and scratch must be given")
-        if self.scratch is not None and (self.frame_policy is not None or self.max_pixels is not None):
-            raise ValueError("frame_policy and max_pixels need a base; scratch is made for the embedded world's clips")
+        shown = (self.frame_policy, self.min_pixels, self.max_pixels)
+        if self.scratch is not None and any(one is not None for one in shown):
+            raise ValueError(
+                "frame_policy, min_pixels and max_pixels need a base; scratch is made for the embedded world's clips"
+            )
+        if min(self.min_pixels or 1, self.max_pixels or 1) < 1 or (self.min_pixels or 1) > (
+            self.max_pixels or math.inf
+        ):
+            raise ValueError(
+                f"min_pixels and max_pixels must be >= 1 and ascending, got {self.min_pixels} and {self.max_pixels}"
+            )
         if not 0 <= self.max_unreadable <= 1:
             raise ValueError(f"max_unreadable must be in [0, 1], got {self.max_unreadable}")
         if not self.stages:
@@ -191,9 +223,20 @@ class RecipeConfig:
         for name, stage in self.stages.items():
             if stage.name not in ("", name):
                 raise ValueError(f"stages.{name}.name is {stage.name!r}; leave it out, the key is the stage's name")
+        self._check_chain()
         named = {name: dataclasses.replace(stage, name=name) for name, stage in self.stages.items()}
         object.__setattr__(self, "stages", named)
         if self.dtype != "float32" and any(stage.role is None for stage in self.stages.values()):
             raise ValueError(
                 f"dtype {self.dtype} is for recipes whose stages all have a role: a base learns in float32"
             )
+
+    def _check_chain(self) -> None:
+        """Check what stages begin from, and that a judge that goes on with roles keeps its style."""
+        names = list(self.stages)
+        for place, (name, stage) in enumerate(self.stages.items()):
+            if stage.role is None and stage.start is not None and stage.start not in names[:place]:
+                raise ValueError(f"stages.{name}.start must be an earlier stage, got {stage.start!r}")
+        styles = {stage.style for stage in self.stages.values()}
+        if len(styles) > 1 and any(stage.role is not None for stage in self.stages.values()):
+            raise ValueError(f"a judge speaks one style in all its roles, got {', '.join(sorted(styles))}")

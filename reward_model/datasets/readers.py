@@ -14,7 +14,7 @@ from reward_model.config import did_you_mean
 from reward_model.datasets.base import Fault, read_manifest, read_pairs
 from reward_model.datasets.natural import read_koniq, read_lsvq, read_vqathinker
 from reward_model.datasets.rendered import open_moving_shapes
-from reward_model.datasets.sources import Part, Source, open_listed
+from reward_model.datasets.sources import Listed, Part, Source, open_listed
 from reward_model.datasets.stored import load_clips
 from reward_model.datasets.video_r1 import read_video_r1, read_visionreward
 from reward_model.dimensions import OVERALL
@@ -47,12 +47,15 @@ def listed(read: Callable[[DataConfig], Sequence[Annotation]], *fields: str) -> 
 
 def lenient(read: ReadFile, *fields: str) -> Reader:
     """Return the reader of a file whose unreadable lines `read` gives to a list of faults; see `listed`."""
-    return Reader(partial(_open_file, read), ("path", *fields))
+    return Reader(partial(_open_file, read), ("path", "hold_out", *fields))
 
 
 def _open_file(read: ReadFile, data: DataConfig, part: Part, keep: Keep) -> Source:
     faults: list[Fault] = []
-    return open_listed(keep(data.path, read(data, faults), faults), part=part, name=data.path)
+    examples = keep(data.path, read(data, faults), faults)
+    if not data.hold_out:
+        return Listed(examples if part == "train" else ())
+    return open_listed(examples, part=part, name=data.path)
 
 
 def refuse_faults(path: str, examples: Sequence[Annotation], faults: Sequence[Fault]) -> Sequence[Annotation]:
@@ -136,6 +139,9 @@ class DataConfig:
     ties: bool = True
     """pairs, visionreward and video_r1 only: keep pairs whose clips are as good as each other; false leaves them out, for a
     comparator with two answers."""
+    hold_out: bool = True
+    """Keep a tenth of a file's sources out of training, to measure on; false trains on all of them, as papers do whose test sets are
+    other files."""
     columns: dict[str, str] = field(default_factory=dict)
     """manifest and pairs only: our name -> the file's column (see datasets.base)."""
     clean_share: float = 0.25

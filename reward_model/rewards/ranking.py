@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from reward_model.records import Answer, Label, RewardValues
-from reward_model.rewards.base import SCALE_WIDTH, Perturbed, check_variant, label_of, scores_of, values_of
+from reward_model.rewards.base import SCALE_WIDTH, Perturbed, blocks_of, check_variant, label_of, scores_of, values_of
 
 RELEASED_EPSILON = 1e-6
 """Constant that the released code adds to the sum of both variances and under both roots of the fidelity."""
@@ -62,8 +62,7 @@ class RankingReward:
         check_variant(self.variant, ("released", "corrected"))
         if self.variance_floor <= 0:
             raise ValueError(f"variance_floor must be > 0, got {self.variance_floor}")
-        if self.groups_together < 0 or self.groups_together == 1:
-            raise ValueError(f"groups_together must be 0 or at least 2, got {self.groups_together}")
+        blocks_of(torch.zeros(0, dtype=torch.long), self.groups_together)
 
     def __call__(
         self, answers: Sequence[Answer], labels: Sequence[Label], groups: Tensor, *, perturbed: Perturbed | None = None
@@ -86,9 +85,8 @@ class RankingReward:
         label = stats.label[stats.own][:, None]
         fidelity = self._fidelity(scores[:, None], label, stats)  # [N, K]
         others = (stats.own[:, None] != torch.arange(len(stats.mean))) & fidelity.isfinite()  # [N, K]
-        if self.groups_together:
-            block = torch.arange(len(stats.mean)) // self.groups_together  # groups come in the order of their ids
-            others &= block[stats.own][:, None] == block
+        block = blocks_of(torch.arange(len(stats.mean)), self.groups_together)  # groups come in the order of their ids
+        others &= block[stats.own][:, None] == block
         right = torch.sign(scores[:, None] - stats.mean) == torch.sign(label - stats.label)
         unparsed = scores.isnan()
         return values_of(

@@ -162,6 +162,57 @@ class ScratchConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ModelShape:
+    """Sizes of a base, as its config.json states them."""
+
+    parameters: float
+    """Weights of the whole model."""
+    hidden: int
+    """Width of the text model."""
+    intermediate: int
+    """Inner width of its feed-forward layers."""
+    layers: int
+    """Its depth."""
+    key_value: int
+    """Width of its keys, and of its values."""
+    vocabulary: int
+    """Number of its tokens."""
+    vision_hidden: int
+    """Width of the vision tower."""
+    vision_intermediate: int
+    """Inner width of its feed-forward layers."""
+    vision_layers: int
+    """Its depth."""
+    patch_size: int = 14
+    """Pixels per patch side; a token covers 2 x 2 patches of 2 frames."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EstimateConfig:
+    """Assumptions of the memory and time that `--dry-run` prints; training does not read them."""
+
+    shape: ModelShape | None = None
+    """Sizes of a base that is not on this machine; those of one that is are read from its files."""
+    clips: dict[str, int] = field(default_factory=dict)
+    """Stage -> published number of its clips (a pair counts as two), assumed while a file is missing."""
+    processes: int = 1
+    """Processes that share the work, each with all weights."""
+    gib_per_process: float = 80.0
+    """Memory of a process's device in GiB, above which the estimate says so."""
+    answer_tokens: int = 300
+    """Mean length of an answer."""
+    tokens_per_second: float = 1000.0
+    """Answer tokens that a process samples, rewards and learns from in a second, its prompts included; measure it on a few steps,
+    since model, hardware and group size change it by more than ten times."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        for name in ("processes", "gib_per_process", "answer_tokens", "tokens_per_second"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"estimate.{name} must be > 0, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class RecipeConfig:
     """A judge recipe."""
 
@@ -196,6 +247,8 @@ class RecipeConfig:
     max_unreadable: float = 0.2
     """Share of a file's examples, in [0, 1], that may be unreadable or unusable: they are left out, named in the log and listed
     in `output`/quarantine.jsonl. More refuse the training; raising it trains on what is left of worse files."""
+    estimate: EstimateConfig = EstimateConfig()
+    """Assumptions of `--dry-run`."""
     seed: int = 0
     """Seed of initial weights, data and order."""
     trained_on: str

@@ -208,7 +208,8 @@ def check_finished(config: RecipeConfig) -> None:
 
 def made_from(config: RecipeConfig, stage: StageConfig) -> dict[str, Any]:
     """Return what a stage is made from beside its own settings: those of the recipe, and its files by their content."""
-    others = {name: value for name, value in plain(config).items() if name not in ("stages", "output", "num_sanity")}
+    apart = ("stages", "output", "num_sanity", "estimate")
+    others = {name: value for name, value in plain(config).items() if name not in apart}
     files = sorted({data.path for data in stage.data if Path(data.path).is_file()})
     digests = {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in files}
     return json.loads(json.dumps({**others, "files": digests}))

@@ -33,11 +33,13 @@ class Reader:
     """One kind of data.
 
     `open(data, part, keep)` returns the source of a part of its examples, of a list only those that `keep` keeps; `fields`
-    are those of `DataConfig` that it reads beside kind and weight. A reader of "path" needs one.
+    are those of `DataConfig` that it reads beside kind and weight. A reader of "path" needs one. All examples of a `still`
+    reader are images.
     """
 
     open: Callable[[DataConfig, Part, Keep], Source]
     fields: tuple[str, ...]
+    still: bool = False
 
 
 def listed(read: Callable[[DataConfig], Sequence[Annotation]], *fields: str) -> Reader:
@@ -97,10 +99,15 @@ READERS: dict[str, Reader] = {
         "columns",
         "ties",
     ),
-    "koniq": lenient(
-        lambda data, faults: read_koniq(data.path, images=data.media or None, split=data.split or None, faults=faults),
-        "media",
-        "split",
+    "koniq": dataclasses.replace(
+        lenient(
+            lambda data, faults: read_koniq(
+                data.path, images=data.media or None, split=data.split or None, faults=faults
+            ),
+            "media",
+            "split",
+        ),
+        still=True,
     ),
     "lsvq": lenient(
         lambda data, faults: read_lsvq(data.path, videos=data.media or None, split=data.split or None, faults=faults),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from reward_model.datasets.base import Fault
+from reward_model.datasets.readers import READERS
 from reward_model.judge.checkpoints.location import CONFIG_FILE
 from reward_model.language.styles import STYLES
 from reward_model.media.frame_sampling import FramePolicy
@@ -65,8 +66,9 @@ def plan_recipe(config: RecipeConfig) -> tuple[str, list[str]]:
     lines.append(
         f"assumed (change with estimate.NAME=VALUE): processes={assumed.processes}, each with all weights; "
         f"gib_per_process={assumed.gib_per_process:g}; answer_tokens={assumed.answer_tokens} on average; "
-        f"tokens_per_second={assumed.tokens_per_second:g}, answer tokens that a process samples and learns from, its prompts "
-        "included; activations of one micro-batch of longest clips and answers, none of them computed again"
+        f"tokens_per_second={assumed.tokens_per_second:g} answer tokens and "
+        f"prompt_tokens_per_second={assumed.prompt_tokens_per_second:g} that a process takes through rollout, reference and "
+        "training, which suit some 8e9 weights on one GPU; activations of one micro-batch of longest clips and answers, none of them computed again"
     )
     return "\n".join(lines) + "\n", list(dict.fromkeys(missing))
 
@@ -125,19 +127,28 @@ def _plan_stage(config: RecipeConfig, number: int, shape: ModelShape | None) -> 
     missing: list[str] = []
     data = ", ".join(_marked(part.path, missing) if part.path else part.kind for part in stage.data)
     media = [_marked(part.media, missing) for part in stage.data if part.media]
-    steps = _steps(stage, mixture)
-    length = (
-        f"{steps} steps" if steps else f"{stage.fit.num_epochs:g} epochs, of unknown length while a file is missing"
-    )
-    state = "finished" if (folder / DONE).exists() else f"{length} of {stage.fit.batch_size} clips"
+    steps = _steps(config, stage, mixture)
+    state = "finished" if (folder / DONE).exists() else _length(config, stage, mixture, steps)
     lines = [f"{folder.name}: {stage.method}, {stage.role or 'base'}, {state}; data: {data}"]
     lines += [f"  media: {', '.join(media)}"] if media else []
     lines += [f"  {line}" for line in files]
-    lines.append(f"  memory: {_memory(config, stage, shape)}")
-    lines.append(f"  time: {_time(config, stage, mixture, steps)}")
+    lines.append(f"  memory: {_memory(config, stage, mixture, shape)}")
+    lines.append(f"  time: {_time(config, stage, mixture, shape, steps)}")
     if config.motion is not None and config.motion.path and not Path(config.motion.path).exists():
         missing.append(config.motion.path)
     return StagePlan(tuple(lines), tuple(missing))
+
+
+def _length(config: RecipeConfig, stage: StageConfig, mixture: Mixture | None, steps: int | None) -> str:
+    size, epochs = f"of {stage.fit.batch_size} clips", stage.fit.num_epochs
+    if epochs is None:
+        return f"{steps} steps {size}"
+    if steps is None:
+        return f"{epochs:g} epochs {size} a step, of unknown length while a file is missing"
+    clips = (
+        f"{config.estimate.clips[stage.name]} clips, assumed" if mixture is None else f"{mixture.clips_per_epoch} clips"
+    )
+    return f"{steps} steps {size}, which are {epochs:g} epochs of {clips}"
 
 
 def _marked(path: str, missing: list[str]) -> str:
@@ -168,19 +179,21 @@ def _open(stage: StageConfig) -> tuple[Mixture | None, list[str]]:
         return None, [*lines, f"cannot be opened: {error}"]
 
 
-def _steps(stage: StageConfig, mixture: Mixture | None) -> int | None:
+def _steps(config: RecipeConfig, stage: StageConfig, mixture: Mixture | None) -> int | None:
     if stage.fit.num_steps is not None:
         return stage.fit.num_steps
-    return resolve_steps(stage.fit, mixture.clips_per_epoch).num_steps if mixture is not None else None
+    clips = config.estimate.clips.get(stage.name) if mixture is None else mixture.clips_per_epoch
+    return resolve_steps(stage.fit, clips).num_steps if clips is not None else None
 
 
-def memory_parts(config: RecipeConfig, stage: StageConfig, shape: ModelShape) -> dict[str, float]:
+def memory_parts(config: RecipeConfig, stage: StageConfig, shape: ModelShape, *, prompts: int) -> dict[str, float]:
     """Return the parts of a process's memory in a stage, in bytes.
 
     Args:
         config: the recipe.
         stage: one of its stages.
         shape: sizes of the base.
+        prompts: of a micro-batch.
 
     Returns:
         Name of the part -> bytes, the parts that are 0 left out.
@@ -195,7 +208,7 @@ def memory_parts(config: RecipeConfig, stage: StageConfig, shape: ModelShape) ->
         "AdamW": 8.0 * trained,
         "reference": 4.0 * trained * penalised,
         "best weights": 4.0 * trained * bool(stage.measure_every),
-        "activations": activation_bytes(config, stage, shape),
+        "activations": activation_bytes(config, stage, shape, prompts=prompts),
     }
     return {name: value for name, value in parts.items() if value}
 
@@ -213,7 +226,7 @@ def _attention(hidden: int, key_value: int) -> int:
     return 2 * (hidden + hidden) + 2 * (hidden + key_value)
 
 
-def activation_bytes(config: RecipeConfig, stage: StageConfig, shape: ModelShape) -> float:
+def activation_bytes(config: RecipeConfig, stage: StageConfig, shape: ModelShape, *, prompts: int) -> float:
     """Return the bytes that one micro-batch keeps for its backward pass, for clips and answers of full length.
 
     A layer keeps, for each token, the inputs of its projections and of its products in the precision of the forward pass (5
@@ -223,15 +236,15 @@ def activation_bytes(config: RecipeConfig, stage: StageConfig, shape: ModelShape
         config: the recipe.
         stage: one of its stages.
         shape: sizes of the base.
+        prompts: of a micro-batch.
 
     Returns:
         Bytes; the vision tower counts only where it is trained.
     """
     width = 2 if stage.fit.mixed_precision == "bf16" or config.dtype == "bfloat16" else 4
-    clips, prompts = (2 if "compare" in stage.tasks else 1), stage.grpo.questions_per_part
-    answers = stage.grpo.group_size * stage.grpo.max_answer_tokens
+    clips, answers = (2 if "compare" in stage.tasks else 1), stage.grpo.group_size * _longest_answer(stage)
     if stage.method == "sft":
-        prompts, answers = stage.fit.batch_size, config.max_answer_tokens or TEXT_TOKENS
+        clips, answers = 1, config.max_answer_tokens or TEXT_TOKENS
     seen = clips * clip_tokens(config, stage, shape)
     tokens = prompts * (seen + TEXT_TOKENS + answers)
     layer = width * (5 * shape.hidden + 2 * shape.key_value + 4 * shape.intermediate) + 8 * shape.hidden
@@ -243,7 +256,7 @@ def activation_bytes(config: RecipeConfig, stage: StageConfig, shape: ModelShape
     return tokens * shape.layers * layer + tower + logits
 
 
-def clip_tokens(config: RecipeConfig, stage: StageConfig, shape: ModelShape) -> int:
+def clip_tokens(config: RecipeConfig, stage: StageConfig, shape: ModelShape | None) -> int:
     """Return the tokens of the longest clip that a stage shows: two frames share their tokens."""
     policy = stage.train_frames or config.frame_policy or FramePolicy()
     frames = {
@@ -253,11 +266,12 @@ def clip_tokens(config: RecipeConfig, stage: StageConfig, shape: ModelShape) -> 
     }
     num = (
         1
-        if all(part.kind == "koniq" or part.images for part in stage.data)
+        if all(READERS[part.kind].still or part.images for part in stage.data)
         else frames.get(policy.mode, policy.num_frames)
     )
     pixels = stage.train_max_pixels or config.max_pixels or _saved_pixels(config)
-    return -(-num // 2) * max(1, pixels // (2 * shape.patch_size) ** 2)
+    patch = shape.patch_size if shape is not None else 14
+    return -(-num // 2) * max(1, pixels // (2 * patch) ** 2)
 
 
 def _saved_pixels(config: RecipeConfig) -> int:
@@ -267,7 +281,21 @@ def _saved_pixels(config: RecipeConfig) -> int:
     return int(json.loads(file.read_text())["max_pixels"]) if file is not None and file.is_file() else 768 * 28 * 28
 
 
-def _memory(config: RecipeConfig, stage: StageConfig, shape: ModelShape | None) -> str:
+def _longest_answer(stage: StageConfig) -> int:
+    """Return the most tokens of an answer of a stage of grpo."""
+    one_token = set(stage.tasks) == {"compare"} and not STYLES[stage.style].reasons_to_compare
+    return 1 if one_token else stage.grpo.max_answer_tokens
+
+
+def _micro_batch(config: RecipeConfig, stage: StageConfig, mixture: Mixture | None) -> int:
+    """Return the prompts of a micro-batch: all of a process under supervision, at most `questions_per_part` of them under grpo."""
+    if stage.method == "sft":
+        return math.ceil(stage.fit.batch_size / config.estimate.processes)
+    own = math.ceil(sum(prompts_per_step(stage, mixture).values()) / config.estimate.processes)
+    return max(1, min(stage.grpo.questions_per_part, own))
+
+
+def _memory(config: RecipeConfig, stage: StageConfig, mixture: Mixture | None, shape: ModelShape | None) -> str:
     if shape is None:
         why = (
             "a judge built from nothing is small"
@@ -275,57 +303,72 @@ def _memory(config: RecipeConfig, stage: StageConfig, shape: ModelShape | None) 
             else "give estimate.shape, or have the base here"
         )
         return f"not estimated: {why}"
-    parts, room = memory_parts(config, stage, shape), config.estimate.gib_per_process
+    parts = memory_parts(config, stage, shape, prompts=_micro_batch(config, stage, mixture))
+    room = config.estimate.gib_per_process
     total = sum(parts.values()) / GIB
     said = ", ".join(f"{name} {value / GIB:.1f}" for name, value in parts.items())
     fits = "" if total <= room else f"; MORE than the {room:g} GiB of a process"
+    if fits and parts["activations"] > parts["weights"]:
+        fits += "; lower grpo.questions_per_part or max_answer_tokens"
     if fits and stage.role is None:
-        fits += ": name a role, which trains an adapter, or take a smaller base"
+        fits += "; name a role, which trains an adapter, or take a smaller base"
     return f"about {total:.1f} GiB a process ({said}){fits}"
 
 
-def _time(config: RecipeConfig, stage: StageConfig, mixture: Mixture | None, steps: int | None) -> str:
-    if stage.method != "grpo":
-        return "estimated for grpo only"
-    if mixture is None or steps is None:
+def _time(
+    config: RecipeConfig, stage: StageConfig, mixture: Mixture | None, shape: ModelShape | None, steps: int | None
+) -> str:
+    if shape is None and config.base is None:
+        return "not estimated: the assumed rates are those of a large base"
+    if steps is None:
         return "unknown while a file is missing"
-    assumed, tokens = config.estimate, answer_tokens(config, stage, mixture)
-    hours = steps * tokens / (assumed.processes * assumed.tokens_per_second) / 3600
-    return f"about {hours:.3g} hours ({steps} steps of {tokens:.0f} answer tokens)"
+    assumed, (answers, prompts) = config.estimate, tokens_per_step(config, stage, mixture, shape)
+    seconds = (answers / assumed.tokens_per_second + prompts / assumed.prompt_tokens_per_second) / assumed.processes
+    of = f"{answers:.0f} answer tokens and {prompts:.0f} prompt tokens"
+    return f"about {steps * seconds / 3600:.3g} hours ({steps} steps of {of})"
 
 
-def answer_tokens(config: RecipeConfig, stage: StageConfig, mixture: Mixture) -> float:
-    """Return the mean number of answer tokens of a step over all processes, those about disturbed clips among them.
+def tokens_per_step(
+    config: RecipeConfig, stage: StageConfig, mixture: Mixture | None, shape: ModelShape | None
+) -> tuple[float, float]:
+    """Return the tokens of a step over all processes, those about disturbed clips among them.
 
     Args:
         config: the recipe, with the assumed length of an answer.
         stage: one of its stages.
-        mixture: its data.
+        mixture: its data; None while a file is missing.
+        shape: sizes of the base, where they are known.
 
     Returns:
-        Tokens; a comparison that is one token counts as one.
+        Answer tokens, where a comparison by the next token has one and supervision none, and prompt tokens.
     """
-    length, grpo = min(config.estimate.answer_tokens, stage.grpo.max_answer_tokens), stage.grpo
+    seen, grpo = clip_tokens(config, stage, shape), stage.grpo
+    if stage.method == "sft":
+        return 0.0, float(stage.fit.batch_size * (seen + TEXT_TOKENS))
     extra = grpo.num_perturbed if grpo.perturbation is not None else 0
-    short = "compare" in stage.tasks and not STYLES[stage.style].reasons_to_compare
-    each = {"reason": (grpo.group_size + extra) * length, "compare": grpo.group_size * (1 if short else length)}
-    each["ask"] = grpo.group_size * length
-    return sum(count * each[kind] for kind, count in prompts_per_step(stage, mixture).items())
+    forms = 1 + (0 if not extra else extra if grpo.perturb_each == "rollout" else 1)
+    answers = prompts = 0.0
+    for kind, count in prompts_per_step(stage, mixture).items():
+        one_token = kind == "compare" and not STYLES[stage.style].reasons_to_compare
+        length = 1 if one_token else min(config.estimate.answer_tokens, grpo.max_answer_tokens)
+        answers += count * length * (grpo.group_size + (extra if kind == "reason" else 0))
+        prompts += count * ((2 if kind == "compare" else 1) * seen + TEXT_TOKENS) * (forms if kind == "reason" else 1)
+    return answers, prompts
 
 
-def prompts_per_step(stage: StageConfig, mixture: Mixture) -> dict[str, float]:
+def prompts_per_step(stage: StageConfig, mixture: Mixture | None) -> dict[str, float]:
     """Return kind of prompt -> mean number of rollout prompts of a step, counted over the first batches of listed examples.
 
     Args:
         stage: its tasks and batch.
-        mixture: its data; of clips that are rendered each is assumed to be asked about, and every two to be compared.
+        mixture: its data; of clips that are rendered, or missing, each is assumed to be asked about, and every two to be compared.
 
     Returns:
         The numbers.
     """
     batch = stage.fit.batch_size
-    if not mixture.clips_per_epoch:
-        most = {"reason": 1.0, "compare": 0.5, "ask": 0.0}
+    if mixture is None or not mixture.clips_per_epoch:
+        most = {"reason": 1.0, "compare": 0.5, "ask": 1.0}
         return {kind: batch * min(most[kind], share) for kind, share in stage.tasks.items()}
     counted = Counter[str]()
     for step in range(SAMPLED_STEPS):

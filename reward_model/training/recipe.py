@@ -19,6 +19,7 @@ from reward_model.training.fit import FitConfig
 from reward_model.training.methods.grpo import AnswerGRPOConfig
 
 ROLLOUT_TASKS = ("reason", "compare", "ask")
+RATES = ("tokens_per_second", "prompt_tokens_per_second")
 TASKS = ("rate", "match", "describe", "reason", "compare", "ask")
 
 
@@ -201,13 +202,16 @@ class EstimateConfig:
     """Memory of a process's device in GiB, above which the estimate says so."""
     answer_tokens: int = 300
     """Mean length of an answer."""
-    tokens_per_second: float = 1000.0
-    """Answer tokens that a process samples, rewards and learns from in a second, its prompts included; measure it on a few steps,
-    since model, hardware and group size change it by more than ten times."""
+    tokens_per_second: float = 250.0
+    """Answer tokens that a process samples, rewards and learns from in a second: 8 answers of one prompt at some 30 tokens a second
+    each. Measure it on a few steps: model, hardware and answers at a time change it much."""
+    prompt_tokens_per_second: float = 3000.0
+    """Prompt tokens that a process takes through rollout, reference and training in a second: 8e9 weights at some 2.5e14
+    operations a second, five passes."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        for name in ("processes", "gib_per_process", "answer_tokens", "tokens_per_second"):
+        for name in ("processes", "gib_per_process", "answer_tokens", *RATES):
             if not getattr(self, name) > 0:
                 raise ValueError(f"estimate.{name} must be > 0, got {getattr(self, name)}")
 

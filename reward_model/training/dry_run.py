@@ -39,7 +39,7 @@ SAMPLED_STEPS = 16
 
 @dataclass(frozen=True)
 class StagePlan:
-    """What a stage will do: `lines` to print, and the files and folders that are missing."""
+    """One stage of a plan: `lines` to print, and the files and folders that are missing."""
 
     lines: tuple[str, ...]
     missing: tuple[str, ...]

@@ -70,7 +70,7 @@ class AnswerGRPOConfig:
     """Name of the disturbance in time of extra rollouts, which temporal rewards compare with, or any: one of all of them,
     drawn anew; null samples none."""
     perturb_each: Literal["prompt", "rollout"] = "prompt"
-    """What a disturbance is drawn for: a prompt, whose extra answers see one disturbed clip (VQ-Insight), or each extra answer
+    """Unit that a disturbance is drawn for: a prompt, whose extra answers see one disturbed clip (VQ-Insight), or each extra answer
     (VQAThinker), which encodes a clip for each."""
     blank_colour: Literal["black", "grey"] = "black"
     """Colour of frames that a disturbance loses; grey is the mean colour that VQAThinker's code shows."""

@@ -237,6 +237,8 @@ def test_the_values_of_the_page_are_those_of_the_recipes(name: str) -> None:
         }
         for key in sorted(keys):
             both = [lookup(flat, key) for flat in (paper, ours)]
+            if ABSENT in both and not {ABSENT, GIVEN} & {str(told) for told in values}:
+                continue  # the line of the whole section tells it
             if both[0] != both[1] and not all(agree(told, value) for told, value in zip(values, both, strict=True)):
                 wrong.append((pattern, key, values, both))
     assert wrong == []

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 DETAILS = """\
 examples:
   python scripts/train_judge.py configs/judge/toy_vqathinker.yaml --dry-run
-  python scripts/train_judge.py configs/judge/vq_insight.yaml base=toy output=runs/judge/try stages.natural.fit.num_steps=20
+  python scripts/train_judge.py configs/judge/toy_vq_insight.yaml output=runs/judge/try stages.generated.fit.num_steps=20
   torchrun --standalone --nproc_per_node 2 scripts/train_judge.py configs/judge/toy.yaml
   python scripts/train_judge.py configs/judge/vq_insight_ours.yaml --dry-run estimate.processes=8 estimate.tokens_per_second=2500
 

@@ -20,6 +20,10 @@ The sum of the micro-batches is minimised. Each is propagated before the next is
 time; of metrics with one name, the last micro-batch's counts."""
 
 
+BUCKET_SIZE = 2**26
+"""Elements of gradients that are averaged at a time: a quarter of a GiB."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
     """Settings of the optimisation of parameters."""
@@ -57,7 +61,7 @@ class FitConfig:
         """Check ranges."""
         if (self.num_steps is None) == (self.num_epochs is None):
             raise ValueError(
-                f"exactly one of num_steps and num_epochs must be given, got {self.num_steps}, {self.num_epochs}"
+                f"exactly one of num_steps and num_epochs must be given, the other null, got {self.num_steps}, {self.num_epochs}"
             )
         positive = ("num_steps", "num_epochs", "batch_size", "learning_rate", "matrix_learning_rate", "max_grad_norm")
         for name in (*positive, "decay_share"):
@@ -120,8 +124,7 @@ def fit(
 
     Args:
         parameters: trained; gradients of nothing else are used.
-        loss: the loss of a step on this process's share of the batch; with several processes the gradients are averaged
-            in one flattened all-reduce.
+        loss: the loss of a step on this process's share of the batch; with several processes the gradients are averaged.
         config: steps, rates, clipping.
         matrices: the weight matrices of layers among `parameters`, for `matrix_learning_rate`.
         log: receives {"step", "loss", "learning_rate", "seconds", metrics...} every `log_every` steps.
@@ -225,15 +228,34 @@ def rank_and_world() -> tuple[int, int]:
     return 0, 1
 
 
-def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Average the gradients over all processes in one flattened all-reduce; a missing gradient counts as zero."""
+def average_gradients(parameters: Sequence[nn.Parameter], *, bucket_size: int = BUCKET_SIZE) -> None:
+    """Average the gradients over all processes; a missing gradient counts as zero.
+
+    Args:
+        parameters: trained, in the same order in every process.
+        bucket_size: most elements of a flattened all-reduce, which needs a copy of them; a larger parameter has one of its own.
+    """
     if rank_and_world()[1] == 1:
         return
-    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
-    torch.distributed.all_reduce(flat)
-    flat /= torch.distributed.get_world_size()
-    for parameter, gradient in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-        parameter.grad = gradient.view_as(parameter).clone()
+    for bucket in buckets_of(parameters, bucket_size):
+        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in bucket])
+        torch.distributed.all_reduce(flat)
+        flat /= torch.distributed.get_world_size()
+        for parameter, gradient in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
+            parameter.grad = gradient.view_as(parameter).clone()
+
+
+def buckets_of(parameters: Sequence[nn.Parameter], size: int) -> list[list[nn.Parameter]]:
+    """Return the parameters in order, as many neighbours together as have at most `size` elements, and at least one."""
+    buckets: list[list[nn.Parameter]] = []
+    held = 0
+    for parameter in parameters:
+        if not buckets or held + parameter.numel() > size:
+            buckets.append([])
+            held = 0
+        buckets[-1].append(parameter)
+        held += parameter.numel()
+    return buckets
 
 
 def _means(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -93,8 +93,8 @@ def policy_loss(
             nor reads `old`: the ratio is that of the policy to itself, 1 with the gradient of the log-probability.
         kl_coef: weight of KL(policy || reference), estimated per token as exp(d) - d - 1 with d = reference - policy.
         num_answers: answers of the whole optimiser step, over all micro-batches and processes.
-        kl_log_ratio_limit: d counts within +- this only, beyond which it has no gradient; None bounds nothing.
         clip_range_high: the ratio counts up to 1 + this only; None is `clip_range`. Larger lets rare tokens rise (DAPO: 0.28).
+        kl_log_ratio_limit: d counts within +- this only, beyond which it has no gradient; None bounds nothing.
         loss_type: how token losses are averaged.
         num_tokens: tokens of the whole optimiser step, counted as `num_answers`; dapo needs it.
         max_answer_tokens: tokens of the longest allowed answer; dr_grpo needs it.

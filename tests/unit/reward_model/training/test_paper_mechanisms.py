@@ -21,7 +21,7 @@ from reward_model.media.slowfast import pathways
 from reward_model.records import Answer, Label, RatedClip, RewardValues, Video, VideoPair, VideoQuestion
 from reward_model.rewards import Perturbed, RankingReward, RewardConfig, build_rewards, temporal_consistency
 from reward_model.scoring.compare import compare_clips
-from reward_model.training.fit import FitConfig, fit, resolve_steps, schedule
+from reward_model.training.fit import FitConfig, buckets_of, fit, resolve_steps, schedule
 from reward_model.training.methods.grpo import AnswerGRPOConfig, disturbed_prompts, sample_answers
 from reward_model.training.methods.policy_loss import policy_loss
 from reward_model.training.methods.weight_copy import WeightCopy
@@ -82,7 +82,7 @@ def test_the_penalty_of_a_wild_token_is_bounded_and_has_no_gradient():
         ({"clip_range": None, "clip_range_high": 0.3}, "leave clip_range_high out"),
         ({"clip_range": -1.0}, "clip_range must be > 0"),
         ({"kl_log_ratio_limit": 0.0}, "kl_log_ratio_limit must be > 0"),
-        ({"perturbation": "shufle"}, "perturbation must be one of"),
+        ({"perturbation": "shuffel"}, "perturbation must be one of"),
     ],
 )
 def test_settings_of_the_loss_that_contradict_themselves_are_refused(settings, message):
@@ -288,7 +288,7 @@ def test_the_gate_of_the_code_opens_by_the_means_of_a_block():
     def accuracy(answers, labels, groups, *, perturbed=None):
         return RewardValues(torch.tensor([float(answer.scores["overall"]) for answer in answers]), {})
 
-    groups, labels = torch.tensor([0, 1, 2, 3]), mos(1, 1, 1, 1)
+    groups, labels = torch.tensor([3, 8, 21, 30]), mos(1, 1, 1, 1)
     true = said(0.9, 0.6, 0.9, 0.6)
     others = Perturbed(said(0.5, 0.5, 1.0, 0.9), labels, groups)
     # block 0 and 1: .75 against .5, block 2 and 3: .75 against .95; all four together: .75 against .725
@@ -340,6 +340,7 @@ def test_scores_from_0_to_100_stand_on_1_to_5_exactly():
 
 def test_decimals_of_a_score_from_1_to_5_stay_as_they_were_written():
     answer = STYLES["vqathinker"].read_scores("<think>so</think><answer>3.50</answer>", 9, ("overall",))
+    assert STYLES["vqathinker"].read_scores("<answer>4</answer>", 9, ("overall",)).scores == {"overall": "4"}
     assert answer.scores == {"overall": "3.50"} and "two decimals" in STYLES["vqathinker"].wording.question
     for text in ("<answer>5.01</answer>", "3.50", "<answer>good</answer>", "<answer>3</answer><answer>4</answer>"):
         wrong = STYLES["vqathinker"].read_scores(text, 9, ("overall",))
@@ -415,6 +416,12 @@ def test_the_moments_decay_as_asked(monkeypatch):
     for betas in ([0.9], [0.9, 1.0], [-0.1, 0.9]):
         with pytest.raises(ValueError, match="betas"):
             FitConfig(num_steps=1, learning_rate=1.0, batch_size=1, betas=betas)
+
+
+def test_gradients_are_averaged_in_buckets_that_keep_the_order_and_leave_nothing_out():
+    weights = [torch.nn.Parameter(torch.zeros(size)) for size in (3, 4, 9, 1, 2)]
+    sizes = [[one.numel() for one in bucket] for bucket in buckets_of(weights, 7)]
+    assert sizes == [[3, 4], [9], [1, 2]]
 
 
 def test_epochs_become_steps():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -159,6 +160,10 @@ def test_tokens_of_a_step_are_counted_by_hand(changes, answers, forms):
 def test_a_comparison_by_the_next_token_has_one():
     stage = stage_of(tasks={"compare": 0.5}, rewards=[RewardConfig(kind="compare", name="choice")])
     assert tokens_per_step(recipe_of(stage), stage, None, SHAPE) == (1 * 4 * 1, 1 * (2 * 64 + TEXT_TOKENS))
+    adapter = dataclasses.replace(stage, role="comparator")
+    layer = 4 * (5 * 8 + 2 * 4 + 4 * 24) + 8 * 8
+    expected = (2 * 64 + TEXT_TOKENS + 4) * 2 * layer + 12 * 512 * 100
+    assert activation_bytes(recipe_of(adapter), adapter, SHAPE, prompts=1) == expected
 
 
 @pytest.fixture

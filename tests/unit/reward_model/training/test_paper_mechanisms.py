@@ -290,8 +290,8 @@ def test_the_gate_of_the_code_opens_by_the_means_of_a_block():
 
     groups, labels = torch.tensor([3, 8, 21, 30]), mos(1, 1, 1, 1)
     true = said(0.9, 0.6, 0.9, 0.6)
-    others = Perturbed(said(0.5, 0.5, 1.0, 0.9), labels, groups)
-    # block 0 and 1: .75 against .5, block 2 and 3: .75 against .95; all four together: .75 against .725
+    others = Perturbed(said(0.95, 0.3, 1.0, 0.7), labels, groups)
+    # the first two groups: .75 against .625, the others: .75 against .85; all four together: .75 against .7375
     settings = {"variant": "november_2025", "threshold": 0.7, "bonus": 0.3}
     blocks = temporal_consistency(accuracy, groups_together=2, **settings)(true, labels, groups, perturbed=others)
     assert_close(blocks.values, torch.tensor([0.3, 0.0, 0.0, 0.0]))

@@ -84,10 +84,9 @@ def compare_clips(
     pairs = [
         (a, b, t) for a, b, t in zip(left, right, texts, strict=True) if isinstance(a, Clip) and isinstance(b, Clip)
     ]
-    read = _reasoned_preferences if judge.style.reasons_to_compare else _next_token_preferences
-    orders = [_preferences(judge, role, pairs, batch_size, read)]
+    orders = [_preferences(judge, role, pairs, batch_size)]
     if swap:
-        orders.append(_preferences(judge, role, [(b, a, text) for a, b, text in pairs], batch_size, read).swapped())
+        orders.append(_preferences(judge, role, [(b, a, text) for a, b, text in pairs], batch_size).swapped())
     return average_orders(orders, readable, reasons)
 
 
@@ -124,11 +123,7 @@ def rank_clips(
 
 @torch.no_grad()
 def _preferences(
-    judge: VideoJudge,
-    role: str | None,
-    pairs: Sequence[tuple[Clip, Clip, str | None]],
-    batch_size: int,
-    read: Callable[[VideoJudge, list[JudgeRequest]], PreferenceReadout],
+    judge: VideoJudge, role: str | None, pairs: Sequence[tuple[Clip, Clip, str | None]], batch_size: int
 ) -> PreferenceReadout:
     """Return the readout of N pairs in the order that they are given in."""
     empty = torch.zeros(0, device=judge.device)
@@ -136,6 +131,7 @@ def _preferences(
     with judge.use_role(role):
         for start in range(0, len(pairs), batch_size):
             requests = [judge.style.compare_request(*pair) for pair in pairs[start : start + batch_size]]
+            read = _reasoned_preferences if judge.style.reasons_to_compare else _next_token_preferences
             batches.append(read(judge, requests))
     return PreferenceReadout(
         *(torch.cat([getattr(batch, field.name) for batch in batches]) for field in fields(PreferenceReadout))

@@ -67,6 +67,7 @@ def _launch(path: str, overrides: Sequence[str], *, dry_run: bool) -> int:
         TrainingStopRequest,
         check_data,
         check_finished,
+        other_judges,
         run_recipe,
     )
 
@@ -92,7 +93,7 @@ def _launch(path: str, overrides: Sequence[str], *, dry_run: bool) -> int:
         except TrainingStopped:
             sys.stdout.write(f"stopped; finished stages are in {config.output}/stages, the same command goes on\n")
             return 0
-    sys.stdout.write(f"judge: {folder}\n")
+    sys.stdout.write("".join(f"judge: {place}\n" for place in (folder, *other_judges(config))))
     return 0
 
 

@@ -170,6 +170,13 @@ def _begin(stage: StageConfig, done: Sequence[Path], config: RecipeConfig) -> Pa
     return done[-1] if done else None
 
 
+def other_judges(config: RecipeConfig) -> list[Path]:
+    """Return the stage folders of the judges that no later stage goes on from, the last stage's aside."""
+    folders = [stage_folder(Path(config.output), n, name) for n, name in enumerate(config.stages)]
+    begun = {_begin(stage, folders[:n], config) for n, stage in enumerate(config.stages.values())}
+    return [folder for folder in folders[:-1] if folder not in begun]
+
+
 DONE = "done.json"
 
 

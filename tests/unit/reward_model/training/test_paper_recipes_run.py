@@ -165,6 +165,8 @@ def launched(request, world, tmp_path):
         command, cwd=world, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
+    made = [Path(line.removeprefix("judge: ")).name for line in ran.stdout.splitlines() if line.startswith("judge: ")]
+    assert made == ["judge", *(["01-natural", "02-generated"] if request.param == "vq_insight" else [])]
     return request.param, tmp_path
 
 

@@ -317,3 +317,16 @@ def test_another_models_weights_are_refused(tmp_path):
 def test_a_size_that_no_stage_survives_is_refused(checkpoint):
     with pytest.raises(ValueError, match="size must be >= 32"):
         SlowFastR50(checkpoint, size=16)
+
+
+def test_one_token_of_few_frames_sees_each_of_them_and_only_them(slowfast):
+    frames = noise_clip(6)
+    token = slowfast.encode_whole(frames, 0.5)
+    assert token.shape == (1, 2304) and not token.requires_grad
+    for index in range(6):
+        other = frames.clone()
+        other[index] = 0.5
+        assert not torch.equal(slowfast.encode_whole(other, 0.5), token)
+    assert not torch.equal(slowfast.encode(frames, 0.5)[:1], token)  # padded to 32 frames
+    with pytest.raises(ValueError, match="fps must be"):
+        slowfast.encode_whole(frames, 0.0)

@@ -70,7 +70,8 @@ def test_grpo_asks_both_kinds_of_pairs_and_rewards_the_right_winner(monkeypatch:
 
     class Steps(module.GRPOSteps):
         def micro_batches(self, prompts, step, *, seed):
-            roles.append((self.role, self.reference, self.judge.roles))
+            with self.reference():
+                roles.append((self.role, self.judge.role_in_use, self.judge.roles))
             for prompt in prompts:
                 for word in prompt.choices:
                     answer = prompt.read(f" {word}", num_tokens=1, ended=False)

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 DETAILS = """\
 examples:
   python scripts/train_judge.py configs/judge/toy_vqathinker.yaml --dry-run
-  python scripts/train_judge.py configs/judge/vq_insight.yaml base=toy output=runs/judge/try stages.natural.fit.num_steps=20
+  python scripts/train_judge.py configs/judge/toy_vq_insight.yaml output=runs/judge/try stages.generated.fit.num_steps=20
   torchrun --standalone --nproc_per_node 2 scripts/train_judge.py configs/judge/toy.yaml
+  python scripts/train_judge.py configs/judge/vq_insight_ours.yaml --dry-run estimate.processes=8 estimate.tokens_per_second=2500
 
 A recipe names a base ("toy" is the embedded judge), an output folder and stages; reward_model/training/recipe.py describes
 every setting, configs/judge/ holds recipes. In the output: config.yaml, metrics.jsonl, quarantine.jsonl (examples that cannot
@@ -44,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("config", help="YAML recipe, for instance configs/judge/toy_vqathinker.yaml")
     parser.add_argument("overrides", nargs="*", help="settings in place of the recipe's, section.key=value")
-    parser.add_argument("--dry-run", action="store_true", help="check recipe, output and data, and start nothing")
+    parser.add_argument("--dry-run", action="store_true", help="name files, steps, memory and time, and start nothing")
     options = parser.parse_intermixed_args(list(argv))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
     try:
@@ -72,8 +73,8 @@ def _launch(path: str, overrides: Sequence[str], *, dry_run: bool) -> int:
     config = load_config(RecipeConfig, path, overrides)
     if dry_run:
         check_finished(config)
+        _show_plan(config)
         check_data(config)
-        sys.stdout.write(_summary(config))
         return 0
     _start_processes()
     torch.set_num_threads(1)
@@ -115,21 +116,14 @@ def _hide(unit: str) -> Callable[[int, int], None]:
     return lambda done, total: None
 
 
-def _summary(config: RecipeConfig) -> str:
-    """Return the stages of a recipe, and whether each is finished."""
-    from pathlib import Path
+def _show_plan(config: RecipeConfig) -> None:
+    """Print files, steps, memory and time of a recipe, and refuse one whose files are missing (ValueError)."""
+    from reward_model.training.dry_run import plan_recipe
 
-    from reward_model.training.stages import DONE, stage_folder
-
-    lines = [f"base: {config.base or 'built from nothing'}", f"output: {config.output}"]
-    for number, stage in enumerate(config.stages.values()):
-        folder = stage_folder(Path(config.output), number, stage.name)
-        state = (
-            "finished" if (folder / DONE).exists() else f"{stage.fit.num_steps} steps of {stage.fit.batch_size} clips"
-        )
-        data = ", ".join(data.path or data.kind for data in stage.data)
-        lines.append(f"{folder.name}: {stage.method}, {stage.role or 'base'}, {state}; data: {data}")
-    return "\n".join(lines) + "\n"
+    text, missing = plan_recipe(config)
+    sys.stdout.write(text)
+    if missing:
+        raise ValueError("; ".join(f"{path}: no such file or folder" for path in missing))
 
 
 if __name__ == "__main__":

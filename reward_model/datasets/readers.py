@@ -14,10 +14,11 @@ from reward_model.config import did_you_mean
 from reward_model.datasets.base import Fault, read_manifest, read_pairs
 from reward_model.datasets.natural import read_koniq, read_lsvq, read_vqathinker
 from reward_model.datasets.rendered import open_moving_shapes
-from reward_model.datasets.sources import Part, Source, open_listed
+from reward_model.datasets.sources import Listed, Part, Source, open_listed
 from reward_model.datasets.stored import load_clips
 from reward_model.datasets.video_r1 import read_video_r1, read_visionreward
-from reward_model.records import DIMENSIONS, Annotation
+from reward_model.dimensions import OVERALL
+from reward_model.records import DIMENSIONS, Annotation, VideoPair
 
 Keep = Callable[[str, Sequence[Annotation], Sequence[Fault]], Sequence[Annotation]]
 """keep(file, examples, faults) -> the examples that can be used, of those that were read; `faults` are the lines that were
@@ -32,11 +33,13 @@ class Reader:
     """One kind of data.
 
     `open(data, part, keep)` returns the source of a part of its examples, of a list only those that `keep` keeps; `fields`
-    are those of `DataConfig` that it reads beside kind and weight. A reader of "path" needs one.
+    are those of `DataConfig` that it reads beside kind and weight. A reader of "path" needs one. All examples of a `still`
+    reader are images.
     """
 
     open: Callable[[DataConfig, Part, Keep], Source]
     fields: tuple[str, ...]
+    still: bool = False
 
 
 def listed(read: Callable[[DataConfig], Sequence[Annotation]], *fields: str) -> Reader:
@@ -46,12 +49,15 @@ def listed(read: Callable[[DataConfig], Sequence[Annotation]], *fields: str) -> 
 
 def lenient(read: ReadFile, *fields: str) -> Reader:
     """Return the reader of a file whose unreadable lines `read` gives to a list of faults; see `listed`."""
-    return Reader(partial(_open_file, read), ("path", *fields))
+    return Reader(partial(_open_file, read), ("path", "hold_out", *fields))
 
 
 def _open_file(read: ReadFile, data: DataConfig, part: Part, keep: Keep) -> Source:
     faults: list[Fault] = []
-    return open_listed(keep(data.path, read(data, faults), faults), part=part, name=data.path)
+    examples = keep(data.path, read(data, faults), faults)
+    if not data.hold_out:
+        return Listed(examples if part == "train" else ())
+    return open_listed(examples, part=part, name=data.path)
 
 
 def refuse_faults(path: str, examples: Sequence[Annotation], faults: Sequence[Fault]) -> Sequence[Annotation]:
@@ -74,7 +80,12 @@ def _open_rendered(data: DataConfig, part: Part, keep: Keep) -> Source:
 def _read_video_r1(data: DataConfig, faults: list[Fault] | None) -> list[Annotation]:
     scale = (data.scale[0], data.scale[1]) if data.scale else None
     content = read_video_r1(data.path, scale=scale, folder=data.media or None, faults=faults)
-    return [*content.clips, *content.pairs, *content.questions]
+    return [*content.clips, *_wanted(content.pairs, data), *content.questions]
+
+
+def _wanted(pairs: Sequence[VideoPair], data: DataConfig) -> list[VideoPair]:
+    """Return the pairs, without those that tie overall where the section leaves ties out."""
+    return [pair for pair in pairs if data.ties or pair.preference.get(OVERALL) != 0.5]
 
 
 READERS: dict[str, Reader] = {
@@ -84,12 +95,19 @@ READERS: dict[str, Reader] = {
         lambda data, faults: read_manifest(data.path, columns=data.columns or None, faults=faults), "columns"
     ),
     "pairs": lenient(
-        lambda data, faults: read_pairs(data.path, columns=data.columns or None, faults=faults), "columns"
+        lambda data, faults: _wanted(read_pairs(data.path, columns=data.columns or None, faults=faults), data),
+        "columns",
+        "ties",
     ),
-    "koniq": lenient(
-        lambda data, faults: read_koniq(data.path, images=data.media or None, split=data.split or None, faults=faults),
-        "media",
-        "split",
+    "koniq": dataclasses.replace(
+        lenient(
+            lambda data, faults: read_koniq(
+                data.path, images=data.media or None, split=data.split or None, faults=faults
+            ),
+            "media",
+            "split",
+        ),
+        still=True,
     ),
     "lsvq": lenient(
         lambda data, faults: read_lsvq(data.path, videos=data.media or None, split=data.split or None, faults=faults),
@@ -99,9 +117,11 @@ READERS: dict[str, Reader] = {
     "vqathinker": lenient(
         lambda data, faults: read_vqathinker(data.path, videos=data.media or None, faults=faults), "media"
     ),
-    "video_r1": lenient(_read_video_r1, "media", "scale"),
+    "video_r1": lenient(_read_video_r1, "media", "scale", "ties"),
     "visionreward": lenient(
-        lambda data, faults: read_visionreward(data.path, videos=data.media or None, faults=faults), "media"
+        lambda data, faults: _wanted(read_visionreward(data.path, videos=data.media or None, faults=faults), data),
+        "media",
+        "ties",
     ),
 }
 """Kind of data -> its reader."""
@@ -123,6 +143,12 @@ class DataConfig:
     """Which of the authors' splits (koniq: training, validation, test; lsvq: train, test); empty takes all."""
     scale: list[float] = field(default_factory=list)
     """video_r1 only: lowest and highest rating of the file."""
+    ties: bool = True
+    """pairs, visionreward and video_r1 only: keep pairs whose clips are as good as each other; false leaves them out, for a
+    comparator with two answers."""
+    hold_out: bool = True
+    """Keep a tenth of a file's sources out of training, to measure on; false trains on all of them, as papers do whose test sets are
+    other files."""
     columns: dict[str, str] = field(default_factory=dict)
     """manifest and pairs only: our name -> the file's column (see datasets.base)."""
     clean_share: float = 0.25

@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 
 from reward_model.records import Clip, FramePlan, Video
 
-Mode = Literal["uniform", "fps", "all", "slowfast"]
+Mode = Literal["uniform", "centres", "fps", "all", "slowfast"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,11 +26,12 @@ class FramePolicy:
     """Rule for choosing frames. Fields that a mode does not name below have no effect on it."""
 
     mode: Mode = "uniform"
-    """uniform: `num_frames` over the whole clip; fps: `fps` frames a second within `min_frames..max_frames`; all: every
+    """uniform: `num_frames` over the whole clip, its first and last among them; centres: the middle one of each of `num_frames`
+    equal stretches (VQAThinker); fps: `fps` frames a second within `min_frames..max_frames`; all: every
     frame up to `max_frames`, evenly thinned beyond; slowfast: `num_frames` slow ones with `num_fast_frames` fast ones
     between them."""
     num_frames: int = 8
-    """Frames of `uniform`, slow frames of `slowfast`; a shorter clip gives all it has."""
+    """Frames of `uniform` and `centres`, slow frames of `slowfast`; a shorter clip gives all it has."""
     num_fast_frames: int = 24
     """Fast frames of `slowfast`, which families show smaller; more of them catch faster motion."""
     fps: float = 2.0
@@ -118,7 +119,10 @@ def plan_frames(
         raise ValueError("times must be ascending")
     times = tuple(times) if times else tuple(index / fps for index in range(num_frames))
     count = num_frames if policy is None else _num_planned(num_frames, num_frames / fps, policy)
-    indices = _spread(count, times, fps)
+    centred = policy is not None and policy.mode == "centres"
+    indices = (
+        [(2 * step + 1) * num_frames // (2 * count) for step in range(count)] if centred else _spread(count, times, fps)
+    )
     kinds = ["slow"] * len(indices)
     if policy is not None and policy.mode == "slowfast":
         slow = set(indices)
@@ -149,7 +153,7 @@ def take(video: Video, policy: FramePolicy | None) -> Clip:
 def _num_planned(num_frames: int, duration: float, policy: FramePolicy) -> int:
     if policy.mode == "all":
         return min(num_frames, policy.max_frames)
-    if policy.mode in ("uniform", "slowfast"):
+    if policy.mode in ("uniform", "centres", "slowfast"):
         return min(num_frames, policy.num_frames)
     wanted = min(max(duration * policy.fps, policy.min_frames), policy.max_frames, num_frames)
     # The slack keeps 2.0 s at 2 Hz from becoming 3.999 frames.

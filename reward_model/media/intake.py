@@ -252,7 +252,7 @@ def plan_clip(
     Args:
         video: decoded, or a file or its bytes.
         policy: which frames to keep; None keeps all.
-        motion: encoder of all frames, of at most `MOTION_SIDE` pixels; None leaves motion out.
+        motion: encoder of all frames, of at most `MOTION_SIDE` pixels, or of the planned ones; None leaves motion out.
         allow_damaged: see `read_video`.
         limits: see `read_video`.
         fit: see `read_video`; for a file or its bytes.
@@ -268,9 +268,12 @@ def plan_clip(
     else:
         read, plan = read_video(video, policy=policy, allow_damaged=allow_damaged, limits=limits, fit=fit)
         clip = Clip(frames=read.frames, plan=plan, remarks=read.remarks)
-        if motion is not None:
+        if motion is not None and not motion.sees_planned:
             dense, _ = read_video(video, max_side=MOTION_SIDE, allow_damaged=allow_damaged, limits=limits)
-    return clip if motion is None else replace(clip, motion=motion.encode(dense.frames.detach(), dense.fps))
+    if motion is None:
+        return clip
+    seen, fps = (clip.frames, clip.plan.fps) if motion.sees_planned else (dense.frames, dense.fps)
+    return replace(clip, motion=motion.encode(seen.detach(), fps))
 
 
 def _split_batch(videos: Tensor, layout: str) -> list[Tensor]:

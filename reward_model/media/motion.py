@@ -14,6 +14,7 @@ import json
 import math
 import os
 import uuid
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
@@ -47,16 +48,58 @@ class MotionEncoder(Protocol):
     def feature_size(self) -> int:
         """F, features of a token."""
 
+    @property
+    def sees_planned(self) -> bool:
+        """Whether it is given the planned frames of a clip, not all frames."""
+
     def encode(self, frames: Tensor, fps: float) -> Tensor:
         """Return one token for each second or so.
 
         Args:
-            frames: all frames of a clip, float RGB [T, 3, H, W] in [0, 1].
+            frames: all frames of a clip (the planned ones where `sees_planned`), float RGB [T, 3, H, W] in [0, 1].
             fps: their rate in Hz, > 0.
 
         Returns:
             [N, F] float32, in the order of time, on the frames' device.
         """
+
+
+class WholeClipEncoder(MotionEncoder, Protocol):
+    """Encoder that can also make one token of a whole clip."""
+
+    def encode_whole(self, frames: Tensor, fps: float) -> Tensor:
+        """Return one token [1, F] of frames [T, 3, H, W] at a rate in Hz."""
+
+
+@dataclass(frozen=True)
+class PlannedFramesEncoder:
+    """An encoder that makes one token of a clip's planned frames, as VQAThinker does."""
+
+    encoder: WholeClipEncoder
+
+    @property
+    def name(self) -> str:
+        """The encoder's, marked."""
+        return f"{self.encoder.name}_of_planned_frames"
+
+    @property
+    def weights_hash(self) -> str:
+        """The encoder's."""
+        return self.encoder.weights_hash
+
+    @property
+    def feature_size(self) -> int:
+        """The encoder's."""
+        return self.encoder.feature_size
+
+    @property
+    def sees_planned(self) -> bool:
+        """True."""
+        return True
+
+    def encode(self, frames: Tensor, fps: float) -> Tensor:
+        """Return one token [1, F] of the planned frames."""
+        return self.encoder.encode_whole(frames, fps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +148,11 @@ class TemporalDifferences:
         """F: three statistics for each lag and block, three for each block, two for the segment."""
         return 3 * (len(self.lags) + 1) * self.grid**2 + 2
 
+    @property
+    def sees_planned(self) -> bool:
+        """False."""
+        return False
+
     def encode(self, frames: Tensor, fps: float) -> Tensor:
         """Return one token for each segment.
 
@@ -119,10 +167,17 @@ class TemporalDifferences:
             ValueError: frames or rate are not as described.
         """
         check_clip(frames, fps)
+        return self._encode(frames, fps, segments(len(frames), fps, self.segment_seconds))
+
+    def encode_whole(self, frames: Tensor, fps: float) -> Tensor:
+        """Return one token [1, F] of a whole clip; arguments as `encode`'s."""
+        check_clip(frames, fps)
+        return self._encode(frames, fps, [(0, len(frames))])
+
+    def _encode(self, frames: Tensor, fps: float, spans: Sequence[tuple[int, int]]) -> Tensor:
         with torch.no_grad():
             luma = torch.cat([self._luma(chunk) for chunk in frames.split(32)])  # [T, 1, h, w]
             rate = luma.new_tensor([math.log2(fps) / 8])
-            spans = segments(len(frames), fps, self.segment_seconds)
             return torch.stack([torch.cat([*self._token(luma, start, stop), rate]) for start, stop in spans])
 
     def _luma(self, frames: Tensor) -> Tensor:
@@ -174,6 +229,11 @@ class CachedEncoder:
     def feature_size(self) -> int:
         """The encoder's."""
         return self.encoder.feature_size
+
+    @property
+    def sees_planned(self) -> bool:
+        """The encoder's."""
+        return self.encoder.sees_planned
 
     def encode(self, frames: Tensor, fps: float) -> Tensor:
         """Return stored tokens [N, F], computing them first where there are none; arguments as `MotionEncoder`'s."""

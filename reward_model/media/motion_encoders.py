@@ -7,7 +7,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
-from reward_model.media.motion import MotionEncoder, TemporalDifferences, cached
+from reward_model.media.motion import (
+    MotionEncoder,
+    PlannedFramesEncoder,
+    TemporalDifferences,
+    WholeClipEncoder,
+    cached,
+)
 from reward_model.media.slowfast import SlowFastR50
 
 
@@ -19,8 +25,11 @@ class MotionConfig:
     """temporal_differences needs no weights; slowfast_r50 needs a local checkpoint."""
     path: str = ""
     """slowfast_r50 only: its checkpoint."""
+    tokens: Literal["each_second", "one_of_planned"] = "each_second"
+    """each_second: a token for each second of all frames at their own rate. one_of_planned: one token of the few frames that the
+    judge is shown (VQAThinker), which cannot show frame rate or stutter."""
     segment_seconds: float = 1.0
-    """temporal_differences only: seconds of a token."""
+    """temporal_differences with each_second only: seconds of a token."""
     cache: str = ""
     """Folder of computed features, by content; empty computes them each time."""
 
@@ -33,9 +42,10 @@ class MotionConfig:
 @lru_cache(maxsize=4)
 def build_encoder(config: MotionConfig) -> MotionEncoder:
     """Return the encoder that a configuration names; the same one for the same configuration."""
-    encoder: MotionEncoder = TemporalDifferences(segment_seconds=config.segment_seconds)
+    whole: WholeClipEncoder = TemporalDifferences(segment_seconds=config.segment_seconds)
     if config.encoder == "slowfast_r50":
-        encoder = SlowFastR50(config.path)
+        whole = SlowFastR50(config.path)
+    encoder: MotionEncoder = PlannedFramesEncoder(whole) if config.tokens == "one_of_planned" else whole
     return cached(encoder, config.cache) if config.cache else encoder
 
 

@@ -29,6 +29,9 @@ from torch import Tensor
 IndexMap = Callable[[int, torch.Generator], Tensor]
 """index_map(T, generator) -> int64 [T]: the frame at each position, or `BLANK`."""
 
+ANY = "any"
+"""Stands for one of all perturbations, each with equal chance."""
+
 BLANK = -1
 """Stands in a map for a frame that is lost."""
 
@@ -50,7 +53,7 @@ def perturb(
 
     Args:
         frames: float RGB [T, C, H, W] in [0, 1].
-        name: a key of `PERTURBATIONS`.
+        name: a key of `PERTURBATIONS`, or `ANY`.
         generator: source of all randomness, on the CPU.
         blank_colour: RGB in [0, 1] of lost frames; the released code shows `MEAN_GREY`.
 
@@ -66,9 +69,11 @@ def perturb(
 
 
 def draw_order(num_frames: int, name: str, generator: torch.Generator) -> Tensor:
-    """Return the int64 map [T] of a perturbation, drawn anew; an unknown name raises ValueError."""
+    """Return the int64 map [T] of a perturbation, drawn anew; `ANY` draws which; an unknown name raises ValueError."""
+    if name == ANY:
+        name = [*PERTURBATIONS][_random_below(len(PERTURBATIONS), generator)]
     if name not in PERTURBATIONS:
-        raise ValueError(f"perturbation must be one of {', '.join(PERTURBATIONS)}, got {name!r}")
+        raise ValueError(f"perturbation must be one of {', '.join([*PERTURBATIONS, ANY])}, got {name!r}")
     return PERTURBATIONS[name](num_frames, generator)
 
 
@@ -163,4 +168,4 @@ PERTURBATIONS: dict[str, IndexMap] = {
     "duplicate": duplicate,
     "blank": blank,
 }
-"""Name -> index map; VQAThinker draws one anew for every rollout."""
+"""Name -> index map; VQAThinker draws one of the six anew for every rollout."""

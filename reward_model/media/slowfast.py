@@ -117,6 +117,11 @@ class SlowFastR50:
         """Slow and fast features together."""
         return SLOW_SIZE + FAST_SIZE
 
+    @property
+    def sees_planned(self) -> bool:
+        """False."""
+        return False
+
     def encode(self, frames: Tensor, fps: float) -> Tensor:
         """Return one token for each second.
 
@@ -135,9 +140,21 @@ class SlowFastR50:
             tokens = [self._token(frames, start) for start, _ in segments(len(frames), fps)]
         return torch.cat(tokens).to(frames.device)
 
+    def encode_whole(self, frames: Tensor, fps: float) -> Tensor:
+        """Return one token [1, 2304] of a whole clip, each of whose frames the fast pathway sees; arguments as `encode`'s.
+
+        Of 6 frames the slow pathway sees 2 and of 12 it sees 3, as in VQAThinker's code.
+        """
+        check_clip(frames, fps)
+        with torch.no_grad():
+            return self._features(frames).to(frames.device)
+
     def _token(self, frames: Tensor, start: int) -> Tensor:
         index = (start + torch.arange(CLIP_FRAMES)).clamp_max(len(frames) - 1)
-        clip = frames[index.to(frames.device)].to(self._device, torch.float32)
+        return self._features(frames[index.to(frames.device)])
+
+    def _features(self, frames: Tensor) -> Tensor:
+        clip = frames.to(self._device, torch.float32)
         scale = self._size / min(clip.shape[-2:])
         size = [round(side * scale) for side in clip.shape[-2:]]
         clip = F.interpolate(clip, size=size, mode="bilinear", align_corners=False, antialias=True)
@@ -145,9 +162,12 @@ class SlowFastR50:
 
 
 def pathways(clip: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a normalised clip [T, 3, H, W] as slow [1, 3, T / 4, H, W] and fast [1, 3, T, H, W], ends included."""
+    """Return a normalised clip [T, 3, H, W] as slow [1, 3, T / 4, H, W] and fast [1, 3, T, H, W], ends included.
+
+    Where `ALPHA` does not divide T, the slow pathway has as many frames as the fusion strides over.
+    """
     fast = clip.transpose(0, 1)[None]
-    index = torch.linspace(0, len(clip) - 1, len(clip) // ALPHA, device=clip.device).long()
+    index = torch.linspace(0, len(clip) - 1, (len(clip) - 1) // ALPHA + 1, device=clip.device).long()
     return fast[:, :, index], fast
 
 

@@ -47,12 +47,15 @@ REWARDS: Mapping[str, Callable[..., AnswerReward]] = {
     "choice": lambda: choice,
     "ranking": RankingReward,
     "length": length_bonus,
-    "length_gated": partial(gated_length_bonus, relative()),
-    "temporal": partial(temporal_bonus, absolute()),
-    "temporal_ranking": partial(temporal_consistency, RankingReward(), also=bell(), threshold=0.5),
-    "temporal_bell": partial(temporal_consistency, bell(), threshold=0.9),
+    "length_gated": partial(gated_length_bonus, accuracy=relative()),
+    "temporal": partial(temporal_bonus, accuracy=absolute()),
+    "temporal_ranking": partial(temporal_consistency, accuracy=RankingReward(), also=bell(), threshold=0.5),
+    "temporal_bell": partial(temporal_consistency, accuracy=bell(), threshold=0.9),
 }
 """Name -> factory, whose keyword arguments are the reward's settings."""
+
+MEASURES = ("accuracy", "also")
+"""Settings that are rewards themselves, by which another one measures answers: {"name": ..., "settings": {...}}."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,16 +69,39 @@ class RewardConfig:
     weight: float = 1.0
     """Factor in the sum of all terms of the kind."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """Settings of that reward."""
+    """Settings of that reward; `accuracy` and `also`, where it has them, name another reward and its settings."""
 
     def __post_init__(self) -> None:
         """Check the name and the settings."""
-        if self.name not in REWARDS:
-            raise ValueError(f"rewards: name must be one of {', '.join(REWARDS)}, got {self.name!r}")
-        try:
-            REWARDS[self.name](**self.settings)
-        except TypeError as error:
-            raise ValueError(f"rewards: settings of {self.name!r}: {error}") from error
+        build_reward(self.name, self.settings)
+
+
+def build_reward(name: str, settings: Mapping[str, Any]) -> AnswerReward:
+    """Return a reward by its name and settings, of which those in `MEASURES` are rewards by name and settings again.
+
+    Args:
+        name: key of `REWARDS`.
+        settings: keyword arguments of its factory.
+
+    Returns:
+        The reward.
+
+    Raises:
+        ValueError: An unknown name or setting, or a value out of range.
+    """
+    if name not in REWARDS:
+        raise ValueError(f"rewards: name must be one of {', '.join(REWARDS)}, got {name!r}")
+    built = dict(settings)
+    for key in MEASURES:
+        if key in built:
+            one = built[key]
+            if not isinstance(one, Mapping) or "name" not in one or set(one) - {"name", "settings"}:
+                raise ValueError(f"rewards: {key} of {name!r} must hold a name and settings, got {one!r}")
+            built[key] = build_reward(one["name"], one.get("settings", {}))
+    try:
+        return REWARDS[name](**built)
+    except TypeError as error:
+        raise ValueError(f"rewards: settings of {name!r}: {error}") from error
 
 
 def build_rewards(terms: Sequence[RewardConfig]) -> dict[str, AnswerReward]:
@@ -85,5 +111,5 @@ def build_rewards(terms: Sequence[RewardConfig]) -> dict[str, AnswerReward]:
         named = kinds.setdefault(term.kind, {})
         same = sum(name.partition("#")[0] == term.name for name in named)
         name = f"{term.name}#{same + 1}" if same else term.name
-        named[name] = (REWARDS[term.name](**term.settings), term.weight)
+        named[name] = (build_reward(term.name, term.settings), term.weight)
     return {kind: weighted(named) for kind, named in kinds.items()}

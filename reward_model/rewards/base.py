@@ -90,6 +90,25 @@ def group_mean(values: Tensor, groups: Tensor, of: Tensor) -> Tensor:
     return total / counted.sum(dim=1)
 
 
+def blocks_of(groups: Tensor, groups_together: int) -> Tensor:
+    """Return the number of the block [N] that each answer is in: as many neighbouring groups, by their ids; 0 is one block.
+
+    Args:
+        groups: id of each answer's group [N].
+        groups_together: groups of a block, at least 2, or 0.
+
+    Returns:
+        Int64 [N].
+
+    Raises:
+        ValueError: 1, or a negative number.
+    """
+    if groups_together < 0 or groups_together == 1:
+        raise ValueError(f"groups_together must be 0 or at least 2, got {groups_together}")
+    place = groups.unique(return_inverse=True)[1]
+    return place // groups_together if groups_together else torch.zeros_like(place)
+
+
 def values_of(values: Tensor | Sequence[float], unparsed: Tensor | Sequence[float], **facts: Tensor) -> RewardValues:
     """Return the record of a reward, in float32: values [N], the unreadable share of each answer [N], further facts [N]."""
     breakdown = {"unparsed": torch.as_tensor(unparsed, dtype=torch.float32)}

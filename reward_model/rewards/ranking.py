@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from reward_model.records import Answer, Label, RewardValues
-from reward_model.rewards.base import SCALE_WIDTH, Perturbed, check_variant, label_of, scores_of, values_of
+from reward_model.rewards.base import SCALE_WIDTH, Perturbed, blocks_of, check_variant, label_of, scores_of, values_of
 
 RELEASED_EPSILON = 1e-6
 """Constant that the released code adds to the sum of both variances and under both roots of the fidelity."""
@@ -50,6 +50,9 @@ class RankingReward:
     """released: 1e-6 is added to the sum of both variances and under both roots. corrected: each group's variance is at
     least `variance_floor`, so a group whose answers agree does not make p a step, and nothing is added. In both,
     unreadable answers are left out of mean and variance (the released code draws a random score for them)."""
+    groups_together: int = 0
+    """Clips that are ranked among one another: as many neighbouring groups of the step, as the released code ranks those of one
+    device (8 answers of 4 per clip: 2 clips); 0 ranks all clips of the step."""
     variance_floor: float = 0.05**2 * SCALE_WIDTH**2
     """Smallest variance of a group in `corrected`: a deviation of 0.05 in quality, 0.2 on the scale 1 to 5. Raising it
     softens p where the judge is sure."""
@@ -59,6 +62,7 @@ class RankingReward:
         check_variant(self.variant, ("released", "corrected"))
         if self.variance_floor <= 0:
             raise ValueError(f"variance_floor must be > 0, got {self.variance_floor}")
+        blocks_of(torch.zeros(0, dtype=torch.long), self.groups_together)
 
     def __call__(
         self, answers: Sequence[Answer], labels: Sequence[Label], groups: Tensor, *, perturbed: Perturbed | None = None
@@ -81,6 +85,8 @@ class RankingReward:
         label = stats.label[stats.own][:, None]
         fidelity = self._fidelity(scores[:, None], label, stats)  # [N, K]
         others = (stats.own[:, None] != torch.arange(len(stats.mean))) & fidelity.isfinite()  # [N, K]
+        block = blocks_of(torch.arange(len(stats.mean)), self.groups_together)  # groups come in the order of their ids
+        others &= block[stats.own][:, None] == block
         right = torch.sign(scores[:, None] - stats.mean) == torch.sign(label - stats.label)
         unparsed = scores.isnan()
         return values_of(

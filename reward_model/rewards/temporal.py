@@ -22,7 +22,15 @@ import torch
 from torch import Tensor
 
 from reward_model.records import Answer, Label, RewardValues
-from reward_model.rewards.base import AnswerReward, Perturbed, check_variant, group_mean, scores_of, values_of
+from reward_model.rewards.base import (
+    AnswerReward,
+    Perturbed,
+    blocks_of,
+    check_variant,
+    group_mean,
+    scores_of,
+    values_of,
+)
 
 
 def temporal_bonus(
@@ -79,6 +87,7 @@ def temporal_consistency(
     variant: Literal["november_2025", "summer_2025", "corrected"] = "corrected",
     threshold: float = 0.5,
     bonus: float = 0.3,
+    groups_together: int = 0,
     dimension: str = "overall",
     margin: float = 0.2,
 ) -> AnswerReward:
@@ -93,6 +102,8 @@ def temporal_consistency(
         threshold: answers of accuracy above it are paid (source: ranking 0.5, bell 0.9); nothing else distinguishes the
             answers of a group.
         bonus: amount of the bonus.
+        groups_together: groups that the coded forms take means over: as many neighbouring ones (the released code: those of one
+            device, 2), or 0 for all of the step.
         dimension: the score that a perturbation in time must lower (corrected).
         margin: by how much, on the scale 1 to 5 (corrected).
 
@@ -105,6 +116,7 @@ def temporal_consistency(
     check_variant(variant, ("november_2025", "summer_2025", "corrected"))
     if variant == "summer_2025" and also is None:
         raise ValueError("variant summer_2025 compares two accuracies; name the second as also")
+    blocks_of(torch.zeros(0, dtype=torch.long), groups_together)
     gates = (accuracy, also) if variant == "summer_2025" and also is not None else (accuracy,)
 
     def pays(compared: Compared) -> Tensor:
@@ -112,7 +124,8 @@ def temporal_consistency(
         if variant == "corrected":
             gate = group_mean(compared.own, compared.groups, compared.groups) - compared.perturbed_mean > margin
             return gate & (compared.accuracy > threshold)
-        return (compared.accuracy > threshold) & all(compared.wins(one) for one in gates)
+        wins = torch.stack([compared.wins(one, groups_together) for one in gates]).all(dim=0)
+        return (compared.accuracy > threshold) & wins
 
     return _temporal_reward(bonus, accuracy, pays, scored=dimension if variant == "corrected" else None)
 
@@ -133,10 +146,14 @@ class Compared:
     own: Tensor
     perturbed_mean: Tensor
 
-    def wins(self, accuracy: AnswerReward) -> bool:
-        """Return whether the mean accuracy over the whole batch is at least that on the perturbed clips."""
-        true_mean = accuracy(self.answers, self.labels, self.groups).values.mean()
-        return bool(true_mean >= _measured(accuracy, self.perturbed).mean())
+    def wins(self, accuracy: AnswerReward, groups_together: int) -> Tensor:
+        """Return bool [N]: whether the mean accuracy over the block of each answer is at least that on the perturbed clips."""
+        num = len(self.groups)
+        every = torch.cat([self.groups, self.perturbed.groups])
+        together = blocks_of(every, groups_together)  # by all groups, as a block may lack answers of one kind
+        block, other = together[:num], together[num:]
+        true_mean = group_mean(accuracy(self.answers, self.labels, self.groups).values, block, block)
+        return true_mean >= group_mean(_measured(accuracy, self.perturbed), other, block)
 
 
 def _temporal_reward(

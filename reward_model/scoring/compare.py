@@ -12,7 +12,8 @@ import torch
 
 from reward_model.judge.engine import readouts
 from reward_model.judge.model import VideoJudge
-from reward_model.records import Clip, Comparison, PreferenceReadout, Ranking
+from reward_model.language.requests import PREFERENCES
+from reward_model.records import Clip, Comparison, JudgeRequest, PreferenceReadout, Ranking
 from reward_model.scoring.assemble import average_orders
 
 Margins = Callable[[list[tuple[int, int]]], Sequence[float]]
@@ -83,9 +84,10 @@ def compare_clips(
     pairs = [
         (a, b, t) for a, b, t in zip(left, right, texts, strict=True) if isinstance(a, Clip) and isinstance(b, Clip)
     ]
-    orders = [_preferences(judge, role, pairs, batch_size)]
+    read = _reasoned_preferences if judge.style.reasons_to_compare else _next_token_preferences
+    orders = [_preferences(judge, role, pairs, batch_size, read)]
     if swap:
-        orders.append(_preferences(judge, role, [(b, a, text) for a, b, text in pairs], batch_size).swapped())
+        orders.append(_preferences(judge, role, [(b, a, text) for a, b, text in pairs], batch_size, read).swapped())
     return average_orders(orders, readable, reasons)
 
 
@@ -122,7 +124,11 @@ def rank_clips(
 
 @torch.no_grad()
 def _preferences(
-    judge: VideoJudge, role: str | None, pairs: Sequence[tuple[Clip, Clip, str | None]], batch_size: int
+    judge: VideoJudge,
+    role: str | None,
+    pairs: Sequence[tuple[Clip, Clip, str | None]],
+    batch_size: int,
+    read: Callable[[VideoJudge, list[JudgeRequest]], PreferenceReadout],
 ) -> PreferenceReadout:
     """Return the readout of N pairs in the order that they are given in."""
     empty = torch.zeros(0, device=judge.device)
@@ -130,9 +136,21 @@ def _preferences(
     with judge.use_role(role):
         for start in range(0, len(pairs), batch_size):
             requests = [judge.style.compare_request(*pair) for pair in pairs[start : start + batch_size]]
-            logits = torch.cat(judge.next_token_logits(requests))
-            p_first, p_tie, mass = readouts.read_preference(logits, judge.preference_ids)
-            batches.append(PreferenceReadout(p_first, 1 - p_first - p_tie, p_tie, mass))
+            batches.append(read(judge, requests))
     return PreferenceReadout(
         *(torch.cat([getattr(batch, field.name) for batch in batches]) for field in fields(PreferenceReadout))
     )
+
+
+def _next_token_preferences(judge: VideoJudge, requests: list[JudgeRequest]) -> PreferenceReadout:
+    logits = torch.cat(judge.next_token_logits(requests))
+    p_first, p_tie, mass = readouts.read_preference(logits, judge.preference_ids)
+    return PreferenceReadout(p_first, 1 - p_first - p_tie, p_tie, mass)
+
+
+def _reasoned_preferences(judge: VideoJudge, requests: list[JudgeRequest]) -> PreferenceReadout:
+    """Return the readout of greedy reasoned answers: all on the chosen clip, and no mass where none was chosen."""
+    texts = judge.generate(requests, max_new_tokens=judge.config.max_answer_tokens)
+    chosen = [judge.style.read_choice(branch[0], 0, judge.style.preferences).choice for ((branch),) in texts]
+    votes = torch.tensor([[word == option for option in PREFERENCES] for word in chosen], device=judge.device).float()
+    return PreferenceReadout(votes[:, 0], votes[:, 1], votes[:, 2], votes.sum(dim=1))

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -20,25 +20,38 @@ The sum of the micro-batches is minimised. Each is propagated before the next is
 time; of metrics with one name, the last micro-batch's counts."""
 
 
+BUCKET_SIZE = 2**26
+"""Elements of gradients that are averaged at a time: a quarter of a GiB."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
     """Settings of the optimisation of parameters."""
 
-    num_steps: int
-    """Optimiser steps; raising it trains longer and stretches the schedule."""
+    num_steps: int | None = None
+    """Optimiser steps; raising it trains longer and stretches the schedule. Null counts `num_epochs`."""
+    num_epochs: float | None = None
+    """Passes through the listed examples, in place of `num_steps`; of several sections together, so their weights should be in
+    proportion to their lengths. Rendered clips have no end and need `num_steps`."""
     learning_rate: float
-    """Peak rate of AdamW, reached after the warm-up, held, and lowered along a cosine to a tenth at the end."""
+    """Peak rate of AdamW, reached after the warm-up, held, and lowered to `final_rate` at the end."""
     batch_size: int
     """Clips per optimiser step, over all processes."""
     matrix_learning_rate: float | None = None
     """Peak rate of Muon for the weight matrices of the layers, which learns faster from nothing; null leaves all to AdamW.
     Source: K. Jordan et al., Muon (2024); torch.optim.Muon."""
+    decay: Literal["cosine", "linear"] = "cosine"
+    """Form of the rate's fall."""
     decay_share: float = 1.0
-    """Share of the steps over which the cosine falls; the rate is held before."""
+    """Share of the steps over which the rate falls; it is held before."""
+    final_rate: float = 0.1
+    """Share of the peak rate that is left at the end, in [0, 1]; 1 holds the rate."""
     warmup_steps: int = 50
     """Steps of linear warm-up."""
     weight_decay: float = 0.01
     """Decoupled weight decay of AdamW."""
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
+    """Decay of AdamW's two moments; a larger second one averages over more steps (torch's default: 0.9 and 0.999)."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this global norm."""
     mixed_precision: Literal["no", "bf16"] = "no"
@@ -46,7 +59,12 @@ class FitConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        for name in ("num_steps", "batch_size", "learning_rate", "matrix_learning_rate", "max_grad_norm"):
+        if (self.num_steps is None) == (self.num_epochs is None):
+            raise ValueError(
+                f"exactly one of num_steps and num_epochs must be given, the other null, got {self.num_steps}, {self.num_epochs}"
+            )
+        positive = ("num_steps", "num_epochs", "batch_size", "learning_rate", "matrix_learning_rate", "max_grad_norm")
+        for name in (*positive, "decay_share"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name} must be > 0, got {value}")
@@ -54,13 +72,42 @@ class FitConfig:
             raise ValueError(
                 f"warmup_steps and weight_decay must be >= 0, got {self.warmup_steps}, {self.weight_decay}"
             )
+        if not 0 <= self.final_rate <= 1:
+            raise ValueError(f"final_rate must be in [0, 1], got {self.final_rate}")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must be two numbers in [0, 1), got {self.betas}")
 
 
 def schedule(step: int, config: FitConfig) -> float:
-    """Return the share of the peak rate at step 0, 1, ...: linear warm-up, hold, then a cosine down to a tenth."""
+    """Return the share of the peak rate at step 0, 1, ...: linear warm-up, hold, then the fall to `final_rate`."""
+    assert config.num_steps is not None
     warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
     progress = max(0.0, 1 - (1 - step / config.num_steps) / config.decay_share)
-    return warm * (0.1 + 0.45 * (1 + math.cos(math.pi * progress)))
+    left = 1 - progress if config.decay == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+    return warm * (config.final_rate + (1 - config.final_rate) * left)
+
+
+def resolve_steps(config: FitConfig, clips_per_epoch: int) -> FitConfig:
+    """Return the settings with the number of steps that their epochs take; settings in steps come back as they are.
+
+    Args:
+        config: settings.
+        clips_per_epoch: length of the listed examples; a pair counts as two.
+
+    Returns:
+        Settings with `num_steps`.
+
+    Raises:
+        ValueError: Epochs of nothing, or of clips that are rendered without end.
+    """
+    if config.num_epochs is None:
+        return config
+    if clips_per_epoch < 1:
+        raise ValueError(
+            "fit.num_epochs needs listed examples; give fit.num_steps for clips that are rendered without end"
+        )
+    steps = math.ceil(config.num_epochs * clips_per_epoch / config.batch_size)
+    return replace(config, num_steps=steps, num_epochs=None)
 
 
 def fit(
@@ -77,8 +124,7 @@ def fit(
 
     Args:
         parameters: trained; gradients of nothing else are used.
-        loss: the loss of a step on this process's share of the batch; with several processes the gradients are averaged
-            in one flattened all-reduce.
+        loss: the loss of a step on this process's share of the batch; with several processes the gradients are averaged.
         config: steps, rates, clipping.
         matrices: the weight matrices of layers among `parameters`, for `matrix_learning_rate`.
         log: receives {"step", "loss", "learning_rate", "seconds", metrics...} every `log_every` steps.
@@ -99,6 +145,7 @@ def fit(
     unlogged: list[dict[str, float]] = []
     last: dict[str, float] = {}
     start, device = time.monotonic(), trained[0].device.type
+    assert config.num_steps is not None, "epochs are resolved before"
     for step in range(config.num_steps):
         for optimizer, rates in zip(optimizers, peaks, strict=True):
             for group, peak in zip(optimizer.param_groups, rates, strict=True):
@@ -170,7 +217,7 @@ def _optimizers(
     ]
     groups = [group for group in groups if group["params"]]
     if groups:
-        optimizers.append(torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98)))
+        optimizers.append(torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.betas[0], config.betas[1])))
     return optimizers
 
 
@@ -181,15 +228,34 @@ def rank_and_world() -> tuple[int, int]:
     return 0, 1
 
 
-def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Average the gradients over all processes in one flattened all-reduce; a missing gradient counts as zero."""
+def average_gradients(parameters: Sequence[nn.Parameter], *, bucket_size: int = BUCKET_SIZE) -> None:
+    """Average the gradients over all processes; a missing gradient counts as zero.
+
+    Args:
+        parameters: trained, in the same order in every process.
+        bucket_size: most elements of a flattened all-reduce, which needs a copy of them; a larger parameter has one of its own.
+    """
     if rank_and_world()[1] == 1:
         return
-    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
-    torch.distributed.all_reduce(flat)
-    flat /= torch.distributed.get_world_size()
-    for parameter, gradient in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-        parameter.grad = gradient.view_as(parameter).clone()
+    for bucket in buckets_of(parameters, bucket_size):
+        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in bucket])
+        torch.distributed.all_reduce(flat)
+        flat /= torch.distributed.get_world_size()
+        for parameter, gradient in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
+            parameter.grad = gradient.view_as(parameter).clone()
+
+
+def buckets_of(parameters: Sequence[nn.Parameter], size: int) -> list[list[nn.Parameter]]:
+    """Return the parameters in order, as many neighbours together as have at most `size` elements, and at least one."""
+    buckets: list[list[nn.Parameter]] = []
+    held = 0
+    for parameter in parameters:
+        if not buckets or held + parameter.numel() > size:
+            buckets.append([])
+            held = 0
+        buckets[-1].append(parameter)
+        held += parameter.numel()
+    return buckets
 
 
 def _means(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:

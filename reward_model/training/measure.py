@@ -110,7 +110,7 @@ def _measure_questions(
     batch_size: int = 16,
 ) -> dict[str, float]:
     planner, right = clip_planner(judge), 0
-    prompts = [closed_prompt(question, planner, group=0) for question in asked]
+    prompts = [closed_prompt(question, planner, group=0, style=judge.style) for question in asked]
     with judge.use_role(stage.role):
         for start in range(0, len(prompts), batch_size):
             pause()

@@ -26,17 +26,19 @@ from reward_model.files import put_back, write_beside, write_text
 from reward_model.judge.checkpoints.format import BASE_FOLDER
 from reward_model.judge.engine.batching import clip_grid
 from reward_model.judge.model import VideoJudge
+from reward_model.language.styles import Style
 from reward_model.media.trained_range import widened
 from reward_model.records import DIMENSIONS, Annotation, Clip, RatedClip, Video, VideoPair, VideoQuestion
 from reward_model.rewards import build_rewards
 from reward_model.training.finish import finish
-from reward_model.training.fit import Loss, fit, rank_and_world
+from reward_model.training.fit import Loss, fit, rank_and_world, resolve_steps
 from reward_model.training.measure import measure_stage, own_levels
-from reward_model.training.methods.grpo import GRPOSteps
+from reward_model.training.methods.grpo import GRPOSteps, Reference
 from reward_model.training.methods.sft import example_loss
+from reward_model.training.methods.weight_copy import WeightCopy
 from reward_model.training.recipe import RecipeConfig, StageConfig
 from reward_model.training.selection import BestWeights
-from reward_model.training.start import add_layers, start_judge
+from reward_model.training.start import add_layers, shown_for_training, start_judge
 from reward_model.training.tasks.mixture import SEED_STRIDE, clip_planner, open_mixture
 from reward_model.training.tasks.quarantine import Quarantine
 from reward_model.training.tasks.rollout_prompts import build_prompt, plan_prompts
@@ -131,7 +133,9 @@ def run_recipe(
         chosen = chosen or bool(stage.measure_every)
         part: Part = "report" if chosen else "held_out"
         if not (folder / DONE).exists():
-            judge = _load(done[-1], config) if done else start_judge(config)
+            begin = _begin(stage, done, config)
+            judge = _load(begin, config) if begin is not None else start_judge(config)
+            judge.configure(prompt_style=stage.style)
             keep = _keep(quarantine, stage, judge)
             _check_held_out(stage, part, keep)
             add_layers(judge, stage.add_layers)
@@ -157,6 +161,13 @@ def run_recipe(
         quarantine.leave_the_others()
         finish(config, done, output / "judge", part=part, keep=partial(_keep, quarantine), progress=damage)
     return output / "judge"
+
+
+def _begin(stage: StageConfig, done: Sequence[Path], config: RecipeConfig) -> Path | None:
+    """Return the folder of the stage that a stage begins from; None for the recipe's own start."""
+    if stage.role is None and stage.start is not None:
+        return done[[*config.stages].index(stage.start)]
+    return done[-1] if done else None
 
 
 DONE = "done.json"
@@ -197,7 +208,8 @@ def check_finished(config: RecipeConfig) -> None:
 
 def made_from(config: RecipeConfig, stage: StageConfig) -> dict[str, Any]:
     """Return what a stage is made from beside its own settings: those of the recipe, and its files by their content."""
-    others = {name: value for name, value in plain(config).items() if name not in ("stages", "output", "num_sanity")}
+    apart = ("stages", "output", "num_sanity", "estimate")
+    others = {name: value for name, value in plain(config).items() if name not in apart}
     files = sorted({data.path for data in stage.data if Path(data.path).is_file()})
     digests = {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in files}
     return json.loads(json.dumps({**others, "files": digests}))
@@ -234,25 +246,25 @@ def _keep(quarantine: Quarantine, stage: StageConfig, judge: VideoJudge) -> Keep
 
     def keep(name: str, examples: Sequence[Annotation], faults: Sequence[Fault]) -> Sequence[Annotation]:
         """Return the usable examples of a file."""
-        return quarantine.keep(name, examples, faults, plan=plan, attempt=partial(_attempt, stage))
+        return quarantine.keep(name, examples, faults, plan=plan, attempt=partial(_attempt, stage, judge.style))
 
     return keep
 
 
-def _attempt(stage: StageConfig, example: Annotation, to_clip: ToClip) -> None:
+def _attempt(stage: StageConfig, style: Style, example: Annotation, to_clip: ToClip) -> None:
     """Build what a stage makes of one example; ValueError where it cannot."""
     if isinstance(example, VideoPair) and "compare" in stage.tasks:
         if not example.preference:
             raise ValueError("no label")
         if stage.method == "grpo":
-            build_prompt("compare", example, to_clip, group=0)
+            build_prompt("compare", example, to_clip, group=0, style=style)
         pair_example(example, to_clip)
     elif isinstance(example, VideoQuestion) and "ask" in stage.tasks:
         closed_example(example, to_clip)
     elif isinstance(example, RatedClip):
         kinds = [kind for kind in stage.tasks if kind not in ("compare", "ask")]
         if stage.method == "grpo" and "reason" in stage.tasks:
-            build_prompt("reason", example, to_clip, group=0)
+            build_prompt("reason", example, to_clip, group=0, style=style)
         elif stage.method == "sft" and kinds:
             clip_example(example, to_clip, kinds)
 
@@ -335,6 +347,11 @@ def run_stage(
         raise ValueError(
             f"fit.batch_size of stage {stage.name!r} is {stage.fit.batch_size}, not a multiple of {world} processes"
         )
+    settings = stage.fit
+    if settings.num_epochs is not None:
+        settings = resolve_steps(settings, open_mixture(stage.data, keep=keep).clips_per_epoch)
+    num_steps = settings.num_steps
+    assert num_steps is not None
     judge.train()
     with METHODS[stage.method](judge, stage, seed, keep) as loss, judge.use_role(stage.role):
         parameters = judge.train_only(stage.role, motion=stage.train_motion)
@@ -344,11 +361,11 @@ def run_stage(
         def after_step(step: int) -> bool:
             """Show the step, stop where it is asked, and measure where it is time."""
             if progress is not None:
-                progress(step, stage.fit.num_steps)
+                progress(step, num_steps)
             pause()
             return best is not None and best.after_step(step)
 
-        metrics = fit(parameters, loss, stage.fit, matrices=matrices, log=report, after_step=after_step)
+        metrics = fit(parameters, loss, settings, matrices=matrices, log=report, after_step=after_step)
         if best is not None:
             best.restore()
             metrics["best_step"] = best.step
@@ -390,11 +407,12 @@ def _sft(judge: VideoJudge, stage: StageConfig, seed: int, keep: Keep) -> Iterat
     """Yield the supervised loss of each step on this process's share of the batch."""
     source, (rank, world) = open_mixture(stage.data, keep=keep), rank_and_world()
 
-    def loss(step: int) -> list[tuple[torch.Tensor, dict[str, float]]]:
-        """Return the loss of one step."""
+    def loss(step: int) -> Iterator[tuple[torch.Tensor, dict[str, float]]]:
+        """Yield the loss of one step."""
         annotations = source.draw(seed, step, stage.fit.batch_size, rank=rank, world=world)
-        examples = make_examples(judge, annotations, stage, num=stage.fit.batch_size // world, turn=step + rank)
-        return [example_loss(judge, examples, stage.tasks)]
+        with shown_for_training(judge, stage):
+            examples = make_examples(judge, annotations, stage, num=stage.fit.batch_size // world, turn=step + rank)
+            yield example_loss(judge, examples, stage.tasks)
 
     yield loss
 
@@ -402,25 +420,40 @@ def _sft(judge: VideoJudge, stage: StageConfig, seed: int, keep: Keep) -> Iterat
 @contextmanager
 def _grpo(judge: VideoJudge, stage: StageConfig, seed: int, keep: Keep) -> Iterator[Loss]:
     """Yield the policy loss of each step on this process's prompts; the reference is the role as it is now."""
-    assert stage.role is not None
-    source, planner, (rank, world) = open_mixture(stage.data, keep=keep), _noting_planner(judge), rank_and_world()
-    reference = f"{stage.role}-at-start"
-    judge.add_role(reference, copy_from=stage.role)
-    steps = GRPOSteps(judge, build_rewards(stage.rewards), stage.grpo, role=stage.role, reference=reference)
+    source, (rank, world) = open_mixture(stage.data, keep=keep), rank_and_world()
+    with _reference(judge, stage) as reference:
+        steps = GRPOSteps(judge, build_rewards(stage.rewards), stage.grpo, role=stage.role, reference=reference)
 
-    def loss(step: int) -> Iterator[tuple[torch.Tensor, dict[str, float]]]:
-        """Yield the loss of one step in micro-batches."""
-        # every process plans the whole batch and asks its share: any number of them asks the same prompts
-        annotations = source.draw(seed, step // stage.grpo.num_updates, stage.fit.batch_size)
-        planned = plan_prompts(annotations, stage.tasks, turn=step // stage.grpo.num_updates)
-        mine = [build_prompt(*planned[group], planner, group=group) for group in range(rank, len(planned), world)]
-        _note_reasoned(judge, stage, [e for kind, e in planned if kind == "reason"])
-        return steps.micro_batches(mine, step, seed=seed * SEED_STRIDE)
+        def loss(step: int) -> Iterator[tuple[torch.Tensor, dict[str, float]]]:
+            """Yield the loss of one step in micro-batches."""
+            # every process plans the whole batch and asks its share: any number of them asks the same prompts
+            annotations = source.draw(seed, step // stage.grpo.num_updates, stage.fit.batch_size)
+            planned = plan_prompts(annotations, stage.tasks, turn=step // stage.grpo.num_updates)
+            with shown_for_training(judge, stage):
+                planner = _noting_planner(judge)
+                mine = [
+                    build_prompt(*planned[group], planner, group=group, style=judge.style)
+                    for group in range(rank, len(planned), world)
+                ]
+                _note_reasoned(judge, stage, [e for kind, e in planned if kind == "reason"])
+                yield from steps.micro_batches(mine, step, seed=seed * SEED_STRIDE)
 
-    try:
         yield loss
+
+
+@contextmanager
+def _reference(judge: VideoJudge, stage: StageConfig) -> Iterator[Reference]:
+    """Yield the context of the policy as it is now: a second adapter, or a copy of all trained weights."""
+    if stage.role is None:
+        weights = judge.role_parameters(None) if stage.grpo.kl_coef else []
+        yield WeightCopy(weights).in_use
+        return
+    name = f"{stage.role}-at-start"
+    judge.add_role(name, copy_from=stage.role)
+    try:
+        yield partial(judge.use_role, name)
     finally:
-        judge.remove_role(reference)
+        judge.remove_role(name)
 
 
 METHODS = {"sft": _sft, "grpo": _grpo}

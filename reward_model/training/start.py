@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 
 import torch
@@ -16,7 +18,7 @@ from reward_model.media.distortions import DEFECTS
 from reward_model.media.motion_encoders import build_encoder
 from reward_model.records import DIMENSIONS
 from reward_model.toy_world import moving_shapes
-from reward_model.training.recipe import RecipeConfig, ScratchConfig
+from reward_model.training.recipe import RecipeConfig, ScratchConfig, StageConfig
 from reward_model.video_reward import TOY_JUDGE
 
 WORLD_SIZE, WORLD_FRAMES = 32, 9
@@ -31,18 +33,37 @@ def start_judge(config: RecipeConfig) -> VideoJudge:
     else:
         base = TOY_JUDGE if config.base == "toy" else config.base
         judge = VideoJudge.from_pretrained(base, dtype=getattr(torch, config.dtype))
-    # whatever prompts its base was trained on, this recipe uses the project's own
+    # whatever prompts its base was trained on, this recipe uses its own stages' style
     judge.configure(trained_on=config.trained_on, prompt_style=OWN, wording={}, dimensions=DIMENSIONS)
     if config.frame_policy is not None:
         judge.configure(frame_policy=config.frame_policy.to_dict())
-    if config.max_pixels is not None:
-        judge.configure(min_pixels=min(judge.config.min_pixels, config.max_pixels), max_pixels=config.max_pixels)
+    show_pixels(judge, config.min_pixels, config.max_pixels)
     if config.motion is not None:
         size = build_encoder(config.motion).feature_size
         judge.add_motion({**asdict(config.motion), "feature_size": size})
     if config.max_answer_tokens is not None:
         judge.configure(max_answer_tokens=config.max_answer_tokens)
     return judge
+
+
+def show_pixels(judge: VideoJudge, low: int | None, high: int | None) -> None:
+    """Set the pixel bounds of a judge; None keeps a bound, but that neither passes the other that is given."""
+    most = max(judge.config.max_pixels, low or 0) if high is None else high
+    judge.configure(min_pixels=min(judge.config.min_pixels, most) if low is None else low, max_pixels=most)
+
+
+@contextmanager
+def shown_for_training(judge: VideoJudge, stage: StageConfig) -> Iterator[None]:
+    """Show the judge clips as a stage trains on them inside this context, and as it is used afterwards."""
+    before = judge.config
+    if stage.train_frames is not None:
+        judge.configure(frame_policy=stage.train_frames.to_dict())
+    if stage.train_min_pixels is not None or stage.train_max_pixels is not None:
+        show_pixels(judge, stage.train_min_pixels, stage.train_max_pixels)
+    try:
+        yield
+    finally:
+        judge.configure(frame_policy=before.frame_policy, min_pixels=before.min_pixels, max_pixels=before.max_pixels)
 
 
 def _build_judge(scratch: ScratchConfig, *, seed: int) -> VideoJudge:

@@ -224,7 +224,9 @@ def compare(judge: VideoJudge, trainer: Any, question: RolloutPrompt, settings: 
     credited = AnswerAdvantages(inputs["advantages"], len(tokens), sum(map(len, tokens)), {})
     suppressed, judge.suppressed_ids = judge.suppressed_ids, ()  # trl's log-probs count tokens that cannot come
     judge.zero_grad()
-    for loss, _ in grpo_micro_batches(judge, rollout, credited, settings, role="policy", reference="policy"):
+    for loss, _ in grpo_micro_batches(
+        judge, rollout, credited, settings, role="policy", reference=lambda: judge.use_role("policy")
+    ):
         loss.backward()
     judge.suppressed_ids = suppressed
     ours = torch.cat([p.grad.flatten() for p in _adapter(judge.model, "policy")])
@@ -304,7 +306,7 @@ def bench_cell(
     settings = AnswerGRPOConfig(group_size=group, kl_coef=KL_COEF, max_answer_tokens=num_tokens)
     once, each = (build_trainer(judge, question, size, group, num_tokens, once=flag) for flag in (True, False))
     differs = compare(judge, once, question, settings)
-    steps = GRPOSteps(judge, {"reason": reward}, settings, role="policy", reference="start")
+    steps = GRPOSteps(judge, {"reason": reward}, settings, role="policy", reference=lambda: judge.use_role("start"))
     numbers = iter(range(1000))
     ratio_errors: list[float] = []
     ours = seconds(lambda: ratio_errors.append(our_step(steps, question, next(numbers))), repeats)
@@ -313,7 +315,11 @@ def bench_cell(
     drawn = trl_rollout(once, group)
     state = SimpleNamespace(rollout=steps.sample([question], 0))
     own_bytes = saved_bytes(
-        lambda: list(grpo_micro_batches(judge, *state.rollout, settings, role="policy", reference="start"))
+        lambda: list(
+            grpo_micro_batches(
+                judge, *state.rollout, settings, role="policy", reference=lambda: judge.use_role("start")
+            )
+        )
     )
     their_bytes = saved_bytes(lambda: once.compute_loss(once.model, drawn))
     length = len(_video_of(judge, question)[1])

@@ -25,6 +25,11 @@ table."""
 ALPHA = 0.05
 """Chance of one or more wrong findings on a page."""
 
+DRAWS = "epochs"
+"""How judge training draws listed clips, as the JSON of a run since then says."""
+
+FORMER_DRAWS = "These runs are older than judge training's epochs: the few clips of the start were drawn with replacement, others than now."
+
 AGAINST = {"start": "the start", "whole": "the whole recipe"}
 
 Entry = Mapping[str, Any]
@@ -169,6 +174,7 @@ def _protocol(protocol: Mapping[str, Any], num: int) -> list[str]:
         f"`python scripts/experiments/run_judge_arms.py --arms {' '.join(protocol['arms'])} --seeds {' '.join(map(str, seeds))}` makes",
         "this page, `--from-json` writes it again from the JSON, and `judge_starts.py` renews starts and baselines. The rules are in",
         "[protocol.md](protocol.md).",
+        *([] if protocol.get("draws") == DRAWS else [FORMER_DRAWS]),
     ]
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from arms import ROOT, parser_of, run_apart
-from judge_page import MEASURES, write_page
+from judge_page import DRAWS, MEASURES, write_page
 
 from reward_model.config import load_config
 from reward_model.evaluation import benchmark, metrics
@@ -317,7 +317,7 @@ def write(recipe: str, arms: Sequence[str], seeds: Sequence[int], runs: Path, do
     file = docs / f"{recipe}.json"
     kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     content = {
-        "protocol": {"arms": list(arms), "seeds": list(seeds), **sizes},
+        "protocol": {"arms": list(arms), "seeds": list(seeds), **sizes, "draws": DRAWS},
         "entries": entries,
         "parse_rates": parse_rates(start, list(whole.values())) if whole else None,
         "baselines": kept.get("baselines", {}),

@@ -10,16 +10,20 @@ Source: Shao et al., DeepSeekMath (arXiv 2402.03300); VQ-Insight (arXiv 2506.185
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from reward_model.judge.engine.decoding import Completion
 from reward_model.judge.model import VideoJudge
+from reward_model.media.motion import MotionEncoder
 from reward_model.media.motion_encoders import encoder_of
+from reward_model.media.perturbations import ANY, BLACK, MEAN_GREY, PERTURBATIONS
 from reward_model.records import Answer, Label, RewardValues
 from reward_model.rewards.base import AnswerReward, Perturbed
 from reward_model.training.fit import rank_and_world
@@ -35,10 +39,14 @@ class AnswerGRPOConfig:
     """G, answers per rollout prompt; raising it steadies the advantages and costs rollout time (VQ-Insight: 8)."""
     kl_coef: float = 0.001
     """Weight of the penalty towards the adapter as it was when the stage began (VQ-Insight: 0.001, VQAThinker: 0.04)."""
-    clip_range: float = 0.2
-    """The ratio of the policy to the one that sampled the answers counts within 1 +- this only (VQAThinker: 0.2)."""
+    clip_range: float | None = 0.2
+    """The ratio of the policy to the one that sampled the answers counts within 1 +- this only (VQAThinker: 0.2); null takes
+    the ratio of the policy to itself, which needs no bounds (VQ-Insight's code), and one update for each rollout."""
     clip_range_high: float | None = None
     """The ratio counts up to 1 + this only; null is `clip_range`. A larger one lets unlikely tokens rise faster (DAPO: 0.28)."""
+    kl_log_ratio_limit: float | None = None
+    """The penalty counts log-ratios within +- this only, so that a wild token cannot outweigh a batch (VQ-Insight's code:
+    10); null bounds nothing."""
     loss_type: LossType = "grpo"
     """grpo averages over each answer's tokens first (both papers), so that a long answer's tokens count less; bnpo and dapo
     over all tokens of a micro-batch and of the step; dr_grpo divides by `max_answer_tokens`."""
@@ -59,9 +67,15 @@ class AnswerGRPOConfig:
     """Compare rewards among a group's readable answers only, since one unreadable answer outweighs all differences between
     scores, and add an advantage for the form: 1 for a readable answer, 0 for another, less the group's mean."""
     perturbation: str | None = None
-    """Name of the disturbance in time of extra rollouts, which temporal rewards compare with; null samples none."""
+    """Name of the disturbance in time of extra rollouts, which temporal rewards compare with, or any: one of all of them,
+    drawn anew; null samples none."""
+    perturb_each: Literal["prompt", "rollout"] = "prompt"
+    """Unit that a disturbance is drawn for: a prompt, whose extra answers see one disturbed clip (VQ-Insight), or each extra answer
+    (VQAThinker), which encodes a clip for each."""
+    blank_colour: Literal["black", "grey"] = "black"
+    """Colour of frames that a disturbance loses; grey is the mean colour that VQAThinker's code shows."""
     num_perturbed: int = 4
-    """Extra answers per reasoned prompt on the disturbed clip (VQ-Insight: half of G)."""
+    """Extra answers per reasoned prompt on the disturbed clip (VQ-Insight: half of G, VQAThinker: G)."""
     questions_per_part: int = 4
     """Rollout prompts of a micro-batch, whose graph is in memory at a time."""
 
@@ -72,15 +86,27 @@ class AnswerGRPOConfig:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
         if self.group_size < 2:
             raise ValueError(f"group_size must be >= 2, got {self.group_size}: an advantage compares answers")
-        if self.temperature <= 0 or self.clip_range <= 0 or self.kl_coef < 0:
+        if self.temperature <= 0 or self.kl_coef < 0:
+            raise ValueError(f"temperature must be > 0 and kl_coef >= 0, got {self.temperature}, {self.kl_coef}")
+        for name in ("clip_range", "clip_range_high", "kl_log_ratio_limit"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be > 0, got {value}")
+        if self.clip_range is None and (self.clip_range_high is not None or self.num_updates > 1):
             raise ValueError(
-                f"temperature and clip_range must be > 0 and kl_coef >= 0, "
-                f"got {self.temperature}, {self.clip_range}, {self.kl_coef}"
+                "without a clip_range the ratio is to the policy itself: leave clip_range_high out, and num_updates at 1, "
+                f"got {self.clip_range_high} and {self.num_updates}"
             )
-        if self.clip_range_high is not None and self.clip_range_high <= 0:
-            raise ValueError(f"clip_range_high must be > 0, got {self.clip_range_high}")
+        if self.perturbation not in (None, ANY, *PERTURBATIONS):
+            raise ValueError(
+                f"perturbation must be one of {', '.join([*PERTURBATIONS, ANY])}, got {self.perturbation!r}"
+            )
         if not 0 < self.top_p <= 1 or self.top_k < 0:
             raise ValueError(f"top_p must be in (0, 1] and top_k >= 0, got {self.top_p} and {self.top_k}")
+
+
+Reference = Callable[[], AbstractContextManager[None]]
+"""reference() -> a context in which the judge is the policy that the penalty pulls towards."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +171,7 @@ def sample_answers(
                 top_k=config.top_k,
                 num_samples=num_samples,
                 seed=seed,
-                names=[str(prompts[place].group) for place in places],
+                names=[prompts[place].name for place in places],
             )
             sampled |= {place: tuple(one[0]) for place, one in zip(places, branches, strict=True)}
     completions = tuple(sampled[place] for place in range(len(prompts)))
@@ -226,8 +252,8 @@ def grpo_micro_batches(
     advantages: AnswerAdvantages,
     config: AnswerGRPOConfig,
     *,
-    role: str,
-    reference: str,
+    role: str | None,
+    reference: Reference,
 ) -> Iterator[tuple[Tensor, dict[str, float]]]:
     """Yield the loss of a few prompts at a time; its sum over micro-batches, averaged over processes, is the step's loss.
 
@@ -236,8 +262,8 @@ def grpo_micro_batches(
         groups: this process's answers.
         advantages: of these answers.
         config: clip range, penalty, size of a micro-batch.
-        role: adapter of the policy.
-        reference: adapter that the penalty pulls towards.
+        role: adapter of the policy; None is the base.
+        reference: policy that the penalty pulls towards.
 
     Yields:
         The loss of a micro-batch, and metrics of this process so far.
@@ -254,7 +280,7 @@ def grpo_micro_batches(
         allowed = [keep for group in completions for one in group for keep in one.allowed] or None
         before = None
         if config.kl_coef:
-            with torch.no_grad(), judge.use_role(reference):
+            with torch.no_grad(), reference():
                 before = log_probs(requests, tokens, allowed=allowed).values
         with judge.use_role(role):
             now = log_probs(requests, tokens, allowed=allowed)
@@ -270,6 +296,7 @@ def grpo_micro_batches(
             kl_coef=config.kl_coef,
             num_answers=advantages.num_answers / world,
             clip_range_high=config.clip_range_high,
+            kl_log_ratio_limit=config.kl_log_ratio_limit,
             loss_type=config.loss_type,
             num_tokens=advantages.num_tokens / world,
             max_answer_tokens=config.max_answer_tokens,
@@ -290,8 +317,8 @@ class GRPOSteps:
         rewards: Mapping[str, AnswerReward],
         config: AnswerGRPOConfig,
         *,
-        role: str,
-        reference: str,
+        role: str | None,
+        reference: Reference,
     ) -> None:
         """Keep what all steps of a stage share.
 
@@ -299,8 +326,8 @@ class GRPOSteps:
             judge: the judge.
             rewards: kind of prompt -> reward.
             config: of the stage.
-            role: adapter that is trained.
-            reference: adapter that the penalty pulls towards.
+            role: adapter that is trained; None is the base.
+            reference: policy that the penalty pulls towards.
         """
         self.judge, self.rewards, self.config = judge, rewards, config
         self.role, self.reference = role, reference
@@ -333,15 +360,36 @@ class GRPOSteps:
         with self.judge.use_role(self.role):
             groups = sample_answers(self.judge, prompts, config, num_samples=config.group_size, seed=seed)
             if config.perturbation is not None:
-                motion = encoder_of(self.judge.config.motion)
-                generators = [torch.Generator().manual_seed(seed * 1_000_003 + prompt.group) for prompt in prompts]
-                other = [
-                    perturbed(prompt, config.perturbation, generator, motion=motion)
-                    for prompt, generator in zip(prompts, generators, strict=True)
-                    if prompt.kind == "reason"
-                ]
-                disturbed = sample_answers(self.judge, other, config, num_samples=config.num_perturbed, seed=seed)
+                other = disturbed_prompts(prompts, config, seed=seed, motion=encoder_of(self.judge.config.motion))
+                each = 1 if config.perturb_each == "rollout" else config.num_perturbed
+                disturbed = sample_answers(self.judge, other, config, num_samples=each, seed=seed)
         return groups, answer_advantages(groups, self.rewards, config, disturbed=disturbed)
+
+
+def disturbed_prompts(
+    prompts: Sequence[RolloutPrompt], config: AnswerGRPOConfig, *, seed: int, motion: MotionEncoder | None = None
+) -> list[RolloutPrompt]:
+    """Return the reasoned prompts about disturbed clips, one for each prompt or for each of its extra answers.
+
+    Args:
+        prompts: of this process; those of other kinds have no disturbed form.
+        config: which disturbance, and how often it is drawn.
+        seed: of the step; a draw depends on it, on the prompt's group and on its own number, not on the processes.
+        motion: the judge's encoder.
+
+    Returns:
+        The prompts, those of one group next to each other.
+    """
+    assert config.perturbation is not None
+    draws = config.num_perturbed if config.perturb_each == "rollout" else 1
+    colour = BLACK if config.blank_colour == "black" else MEAN_GREY
+    disturbed = []
+    for prompt in prompts:
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + prompt.group)
+        for draw in range(draws if prompt.kind == "reason" else 0):
+            other = perturbed(prompt, config.perturbation, generator, motion=motion, blank_colour=colour)
+            disturbed.append(replace(other, draw=draw))
+    return disturbed
 
 
 def gather(labelled: LabelledAnswers) -> LabelledAnswers:

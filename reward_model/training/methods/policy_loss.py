@@ -72,15 +72,16 @@ def policy_loss(
     advantages: Tensor,
     owner: Tensor,
     *,
-    clip_range: float,
+    clip_range: float | None,
     kl_coef: float,
     num_answers: float,
     clip_range_high: float | None = None,
+    kl_log_ratio_limit: float | None = None,
     loss_type: LossType = "grpo",
     num_tokens: float | None = None,
     max_answer_tokens: int | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
-    """Return the clipped policy loss of some answers; their sum over micro-batches is the optimiser step's loss.
+    """Return the policy loss of some answers; their sum over micro-batches is the optimiser step's loss.
 
     Args:
         log_probs: [M] of the policy, with gradient.
@@ -88,30 +89,36 @@ def policy_loss(
         reference: [M] of the reference policy; None where `kl_coef` is 0.
         advantages: [N].
         owner: [M], the answer of each token.
-        clip_range: the ratio to the old policy counts from 1 - this only; raising it allows larger steps.
+        clip_range: the ratio to the old policy counts from 1 - this only; raising it allows larger steps. None neither clips
+            nor reads `old`: the ratio is that of the policy to itself, 1 with the gradient of the log-probability.
         kl_coef: weight of KL(policy || reference), estimated per token as exp(d) - d - 1 with d = reference - policy.
         num_answers: answers of the whole optimiser step, over all micro-batches and processes.
         clip_range_high: the ratio counts up to 1 + this only; None is `clip_range`. Larger lets rare tokens rise (DAPO: 0.28).
+        kl_log_ratio_limit: d counts within +- this only, beyond which it has no gradient; None bounds nothing.
         loss_type: how token losses are averaged.
         num_tokens: tokens of the whole optimiser step, counted as `num_answers`; dapo needs it.
         max_answer_tokens: tokens of the longest allowed answer; dr_grpo needs it.
 
     Returns:
-        The scalar loss; "kl" and "clip_rate" (share of tokens outside the range), averaged as the loss is; "ratio_error", the
-        largest |ratio - 1|.
+        The scalar loss; "kl" and "clip_rate" (share of tokens outside the range, 0 without one), averaged as the loss is;
+        "ratio_error", the largest |ratio to the old policy - 1|.
 
     Source: `GRPOTrainer._compute_loss` of trl 1.16.0; DAPO (arXiv 2503.14476), equations 8 to 12; Dr. GRPO (arXiv 2503.20783).
     """
     share = _token_weights(owner, len(advantages), loss_type, num_answers, num_tokens, max_answer_tokens)
-    ratio, gain = (log_probs - old).exp(), advantages[owner]
-    low, high = 1 - clip_range, 1 + (clip_range if clip_range_high is None else clip_range_high)
+    start = log_probs.detach() if clip_range is None else old
+    low = -torch.inf if clip_range is None else 1 - clip_range
+    high = torch.inf if clip_range is None else 1 + (clip_range if clip_range_high is None else clip_range_high)
+    ratio, gain = (log_probs - start).exp(), advantages[owner]
     surrogate = torch.minimum(ratio * gain, ratio.clamp(low, high) * gain)
     loss = -(surrogate * share).sum()
-    reached = ratio.detach()
-    outside = (reached < low) | (reached > high)
-    metrics = {"clip_rate": float((outside * share).sum()), "ratio_error": float((reached - 1).abs().max())}
+    outside = (ratio.detach() < low) | (ratio.detach() > high)
+    drift = ((log_probs.detach() - old).exp() - 1).abs().max()
+    metrics = {"clip_rate": float((outside * share).sum()), "ratio_error": float(drift)}
     if reference is not None:
         gap = reference - log_probs
+        if kl_log_ratio_limit is not None:
+            gap = gap.clamp(-kl_log_ratio_limit, kl_log_ratio_limit)
         kl = ((gap.exp() - gap - 1) * share).sum()
         loss = loss + kl_coef * kl
         metrics["kl"] = float(kl.detach())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 from torch import Tensor
@@ -121,11 +122,15 @@ def _supervised(judge: VideoJudge, role: str, drawn: Draw, seed: int) -> Loss:
 
 def _by_rewards(judge: VideoJudge, role: str, drawn: Draw, seed: int) -> Loss:
     planner = clip_planner(judge)
-    steps = GRPOSteps(judge, {"compare": choice}, AnswerGRPOConfig(), role=role, reference=REFERENCE)
+    steps = GRPOSteps(
+        judge, {"compare": choice}, AnswerGRPOConfig(), role=role, reference=partial(judge.use_role, REFERENCE)
+    )
 
     def loss(step: int) -> Iterator[tuple[Tensor, Mapping[str, float]]]:
         """Yield the GRPO loss of one step, a few pairs at a time."""
-        prompts = [compare_prompt(pair, planner, group=place) for place, pair in enumerate(drawn(step))]
+        prompts = [
+            compare_prompt(pair, planner, group=place, style=judge.style) for place, pair in enumerate(drawn(step))
+        ]
         yield from steps.micro_batches(prompts, step, seed=seed)
 
     return loss

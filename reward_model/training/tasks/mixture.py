@@ -45,6 +45,12 @@ class Mixture:
         return [example for section in drawn for example in section][:num]
 
     @property
+    def clips_per_epoch(self) -> int:
+        """Length of all listed sections, a pair counting as two; 0 where a section is rendered without end."""
+        lengths = [source.num_clips if isinstance(source, Listed) else 0 for source in self._sources]
+        return sum(lengths) if all(lengths) else 0
+
+    @property
     def is_empty(self) -> bool:
         """Whether nothing can be drawn."""
         return all(isinstance(source, Listed) and not source.examples for source in self._sources)

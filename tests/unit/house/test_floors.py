@@ -37,6 +37,7 @@ FLOORS = {
         ("measure", "start"),
         ("finish",),
         ("stages",),
+        ("dry_run",),
     ),
     "generator_loop": (
         ("config", "records", "tracking"),

@@ -335,7 +335,6 @@ def test_a_grpo_stage_trains_its_role_and_leaves_no_reference_behind(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"role": None}, "name its role"),
         ({"tasks": {"reason": 1.0}}, r"asks \['reason'\], but rewards \['compare', 'reason'\]"),
         ({"tasks": {"rate": 1.0}}, "must be of reason, compare"),
         ({"method": "sft"}, "reads neither rewards nor grpo"),

@@ -125,7 +125,9 @@ def test_before_the_first_update_ratios_are_one_and_the_penalty_is_zero(judge):
     groups = answers_of(judge, prompts_of())
     advantages = answer_advantages(groups, REWARDS, SETTINGS)
     assert advantages.advantages.abs().max() > 0
-    *_, (_, metrics) = grpo_micro_batches(judge, groups, advantages, SETTINGS, role="policy", reference="start")
+    *_, (_, metrics) = grpo_micro_batches(
+        judge, groups, advantages, SETTINGS, role="policy", reference=lambda: judge.use_role("start")
+    )
     assert metrics["ratio_error"] < 1e-5 and metrics["kl"] == 0 and metrics["entropy"] > 0
 
 
@@ -136,7 +138,9 @@ def test_answers_drawn_from_the_likeliest_tokens_have_ratio_one_and_the_cut_prob
     with judge.use_role("policy"):
         groups = sample_answers(judge, prompts, settings, num_samples=3, seed=1)
     advantages = answer_advantages(groups, REWARDS, settings)
-    *_, (_, metrics) = grpo_micro_batches(judge, groups, advantages, settings, role="policy", reference="start")
+    *_, (_, metrics) = grpo_micro_batches(
+        judge, groups, advantages, settings, role="policy", reference=lambda: judge.use_role("start")
+    )
     assert metrics["ratio_error"] < 1e-5 and metrics["kl"] == 0
     for prompt, completions in zip(prompts, groups.completions, strict=True):
         for one in completions:
@@ -159,7 +163,9 @@ def test_the_gradient_equals_that_of_one_whole_forward_per_answer(judge):
     for parameter in judge._roles.parameters("policy"):  # away from the reference, so that the penalty counts
         parameter.data.mul_(1.05)
     policy = judge.train_only("policy")
-    micro_batches = grpo_micro_batches(judge, groups, advantages, SETTINGS, role="policy", reference="start")
+    micro_batches = grpo_micro_batches(
+        judge, groups, advantages, SETTINGS, role="policy", reference=lambda: judge.use_role("start")
+    )
     mine = torch.autograd.grad(sum(loss for loss, _ in micro_batches), policy)
 
     def forced(role):
@@ -196,7 +202,11 @@ def test_micro_batches_of_any_size_give_the_same_loss(judge):
     losses = []
     for size in (1, 2, 100):
         settings = dataclasses.replace(SETTINGS, questions_per_part=size)
-        micro_batches = list(grpo_micro_batches(judge, groups, advantages, settings, role="policy", reference="start"))
+        micro_batches = list(
+            grpo_micro_batches(
+                judge, groups, advantages, settings, role="policy", reference=lambda: judge.use_role("start")
+            )
+        )
         losses.append(sum(loss for loss, _ in micro_batches))
         assert len(micro_batches) == -(-len(groups.prompts) // size)
     assert_close(losses[0], losses[1])
@@ -217,7 +227,7 @@ def test_an_update_raises_the_probability_of_better_answers(judge):
             advantages,
             dataclasses.replace(settings, questions_per_part=99),
             role="policy",
-            reference="start",
+            reference=lambda: judge.use_role("start"),
         )
         return loss
 
@@ -236,7 +246,7 @@ def test_answers_are_sampled_anew_every_num_updates_steps(judge, monkeypatch):
         grpo, "sample_answers", lambda *args, **kwargs: sampled.append(kwargs["seed"]) or original(*args, **kwargs)
     )
     settings = dataclasses.replace(SETTINGS, num_updates=2)
-    steps = GRPOSteps(judge, REWARDS, settings, role="policy", reference="start")
+    steps = GRPOSteps(judge, REWARDS, settings, role="policy", reference=lambda: judge.use_role("start"))
     for step in range(4):
         list(steps.micro_batches(prompts_of(2), step, seed=100))
     assert sampled == [100, 102]
@@ -250,7 +260,13 @@ def test_disturbed_clips_are_answered_for_rewards_that_compare_with_them(judge):
         return length_reward(answers, labels, groups)
 
     settings = dataclasses.replace(SETTINGS, perturbation="shuffle", num_perturbed=2)
-    steps = GRPOSteps(judge, {"reason": watching, "compare": length_reward}, settings, role="policy", reference="start")
+    steps = GRPOSteps(
+        judge,
+        {"reason": watching, "compare": length_reward},
+        settings,
+        role="policy",
+        reference=lambda: judge.use_role("start"),
+    )
     list(steps.micro_batches(prompts_of(), 0, seed=0))
     assert seen == {"groups": [0, 0, 1, 1], "answers": 6}
 
@@ -305,7 +321,7 @@ def train_share(rank, world):
     judge = build_policy()
     settings = dataclasses.replace(SETTINGS, normalize_std=False, questions_per_part=3)
     rewards = {"reason": spread_reward, "compare": spread_reward}
-    steps = GRPOSteps(judge, rewards, settings, role="policy", reference="start")
+    steps = GRPOSteps(judge, rewards, settings, role="policy", reference=lambda: judge.use_role("start"))
     policy = judge.train_only("policy")
 
     def loss(step):

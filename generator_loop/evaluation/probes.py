@@ -29,7 +29,7 @@ class Probes:
         """Fix the probes while the generator still is the initial one.
 
         Args:
-            generator: what its live weights predict is remembered, not the weights.
+            generator: the velocities of its live weights are remembered, not the weights.
             sampled: samples of the initial policy, one per prompt.
             clean: real or rendered frames [N, T, C, H, W] with their prompts; None leaves the flow loss out.
             encoder: text embeddings.

@@ -6,16 +6,19 @@ Shapes: B videos, D dimensions, K = 5 levels; frames are float32 RGB [B, T, C, H
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from reward_model.judge.families.base import VisionFamily
 from reward_model.judge.model import VideoJudge
 from reward_model.media.frame_sampling import FramePolicy
-from reward_model.media.intake import clips_ahead, in_chunks, num_pixels
+from reward_model.media.intake import clip_readers, clips_ahead, in_chunks, num_pixels
 from reward_model.media.motion_encoders import encoder_of
+from reward_model.media.shelf import ClipShelf
 from reward_model.records import (
     Clip,
     Comparison,
@@ -208,6 +211,7 @@ class VideoJudgeReward(nn.Module):
             with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()), self.judge.use_role(self.role):
                 for start in range(0, len(planned), batch_size):
                     score_batch(self.judge, assembler, planned[start : start + batch_size], readout, num_samples)
+            del clips, planned  # before the next ones are read
         return assembler.output(weights, normalize)
 
     def _clips(
@@ -261,10 +265,12 @@ class VideoJudgeReward(nn.Module):
             raise ValueError(f"compare needs as many first as second videos, got {num} and {num_second}")
         pairs = zip(left, right, _one_prompt_each(prompts, num), strict=True)
         chunks = in_chunks(pairs, batch_size, lambda pair: num_pixels(pair[0]) + num_pixels(pair[1]))
-        parts = [
-            compare_clips(self.judge, self.role, *zip(*chunk, strict=True), swap=swap, batch_size=batch_size)
-            for chunk in chunks
-        ]
+        parts = []
+        for chunk in chunks:
+            parts.append(
+                compare_clips(self.judge, self.role, *zip(*chunk, strict=True), swap=swap, batch_size=batch_size)
+            )
+            del chunk  # before the next one is read
         return join_comparisons(parts or [compare_clips(self.judge, self.role, [], [], [], swap=swap, batch_size=1)])
 
     def rank(
@@ -278,7 +284,8 @@ class VideoJudgeReward(nn.Module):
     ) -> Ranking:
         """Put N videos of one prompt in order by comparing at most N log2 N pairs, each in both orders.
 
-        The planned frames of all N stay in memory, 12 bytes a pixel.
+        Memory holds `MAX_SHELF_BYTES` of planned frames, and those of the pairs under comparison; files of a larger group are
+        read again, about once for each doubling of N.
 
         Args:
             group: the videos, as in a call.
@@ -295,7 +302,15 @@ class VideoJudgeReward(nn.Module):
             RuntimeError: the judge does not answer a comparison with one of its words.
         """
         _check_batch_size(batch_size)
-        clips = self._clips(group, fps, layout)
+        readers = clip_readers(
+            group,
+            policy=self.frame_policy,
+            fps=fps,
+            layout=layout,
+            allow_damaged=self.allow_damaged,
+            motion=self._motion,
+        )
+        clips = ClipShelf([partial(_read_fitting, reader, self.judge.family) for reader in readers])
         return rank_clips(self.judge, self.role, clips, prompt, batch_size=batch_size)
 
     def explain(
@@ -384,6 +399,10 @@ class VideoJudgeReward(nn.Module):
             ValueError: unknown space, or log-odds of a weighted sum, which need not lie in [0, 1].
         """
         return pixel_loss(self, target, scale=scale, space=space, weights=weights)
+
+
+def _read_fitting(reader: Callable[[], Clip | str], family: VisionFamily) -> Clip | str:
+    return fitting(reader(), family)
 
 
 def _size(clip: Clip | str) -> int:

@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from generator_loop.adapters.base import POLICY
-from generator_loop.adapters.folders import load_pipeline
+from generator_loop.adapters.folders import load_pipeline, refuse_changed_lora, state_checksums
 from generator_loop.adapters.kernels import compile_blocks, use_attention
 from generator_loop.adapters.lora import LoraWeights
 from generator_loop.adapters.offload import offload_of
 from generator_loop.adapters.partial_decode import check_excerpt, held_outside
 from generator_loop.config import GeneratorConfig
 from generator_loop.records import Conditioning
+from reward_model.weights import write_checksums
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 """File name that stock `load_lora_weights` looks for."""
@@ -281,7 +282,7 @@ class PipelineGenerator(ABC):
         self._lora.set_weights(name, weights)
 
     def save(self, folder: Path) -> None:
-        """Write the policy as a diffusers LoRA folder; alpha is kept in the file's metadata.
+        """Write the policy as a diffusers LoRA folder with checksums, which diffusers does not read; alpha is in the metadata.
 
         Every transformer beside the first has a folder of its own inside, of its name.
         """
@@ -293,11 +294,22 @@ class PipelineGenerator(ABC):
                 weight_name=LORA_FILE,
                 transformer_lora_adapter_metadata=settings,
             )
+            state_checksums(self._folder_of(name, folder) / LORA_FILE)
+        write_checksums(folder)
 
     def load(self, folder: Path) -> None:
-        """Read a policy that `save` wrote, exactly; a LoRA of another rank, alpha or shape, or a cut file raises ValueError."""
+        """Read a policy that `save` wrote, exactly.
+
+        Args:
+            folder: with the LoRA; one without checksums, of an earlier version or of others, is read with a warning.
+
+        Raises:
+            ValueError: a LoRA of another rank, alpha or shape, a cut file, or one that is not as it was saved.
+        """
         paths = {name: self._folder_of(name, folder) / LORA_FILE for name in self._transformers}
-        self.set_weights(POLICY, self._lora.read(paths))
+        weights = self._lora.read(paths)
+        refuse_changed_lora(folder, list(paths.values()))
+        self.set_weights(POLICY, weights)
 
     def _folder_of(self, name: str, folder: Path) -> Path:
         return folder if name == next(iter(self._transformers)) else folder / name

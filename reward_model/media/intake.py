@@ -121,6 +121,32 @@ def clips_ahead(
     return len(items), _ahead(chunks)
 
 
+def clip_readers(
+    videos: VideoLike | Sequence[VideoLike],
+    *,
+    policy: FramePolicy,
+    fps: float | Sequence[float] | None = None,
+    layout: str = DEFAULT_LAYOUT,
+    allow_damaged: bool = False,
+    motion: MotionEncoder | None = None,
+) -> list[Callable[[], Clip | str]]:
+    """Return a function for each video that reads and plans it anew at every call; arguments as in `to_clips`.
+
+    Args:
+        videos: see `to_clips`.
+        policy: see `to_clips`.
+        fps: see `to_clips`.
+        layout: see `to_clips`.
+        allow_damaged: see `to_clips`.
+        motion: see `to_clips`.
+
+    Returns:
+        B functions, each of which returns an item of `to_clips`.
+    """
+    to_clip = partial(_to_clip, policy=policy, allow_damaged=allow_damaged, motion=motion)
+    return [partial(to_clip, *item) for item in _items(videos, fps, layout)]
+
+
 def in_chunks(items: Iterable[Item], num: int, pixels: Callable[[Item], int]) -> Iterator[list[Item]]:
     """Yield lists of up to `num` items as they come, each ending with the item that reaches `MAX_PIXELS_AHEAD`.
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
-import logging
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+
+from reward_model.terminal import VisibleParser, log_visibly, visible, warnings_of
 
 # Threads that wait for each other by sleeping, not spinning: set before torch starts them.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -26,16 +26,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0 for a finished or cleanly stopped run, 2 for a refused one.
     """
-    parser = argparse.ArgumentParser(prog="joint_train.py", description="Train a generator and its judge by turns.")
+    parser = VisibleParser(prog="joint_train.py", description="Train a generator and its judge by turns.")
     parser.add_argument("config", help="YAML recipe, for instance configs/toy.yaml")
     parser.add_argument("overrides", nargs="*", help="section.key=value, or resume=OUTPUT to continue a run")
     parser.add_argument("--dry-run", action="store_true", help="print memory, clips and hours, and start nothing")
     options = parser.parse_intermixed_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    log_visibly("%(message)s", stream=sys.stderr)
     try:
-        return _launch(options.config, options.overrides, dry_run=options.dry_run)
+        with warnings_of("joint_train.py"):
+            return _launch(options.config, options.overrides, dry_run=options.dry_run)
     except (ValueError, OSError) as error:
-        print(f"joint_train.py: {error}", file=sys.stderr)
+        print(f"joint_train.py: {visible(str(error))}", file=sys.stderr)
         return 2
 
 
@@ -115,8 +116,8 @@ def _quieten_libraries() -> None:
 
 def _farewell(path: str, output: Path, *, finished: bool) -> str:
     if not finished:
-        return f"stopped and saved; continue with: joint_train.py {path} resume={output}"
-    return f"report: {output / 'report.html'}\nsummary: {output / 'summary.json'}"
+        return visible(f"stopped and saved; continue with: joint_train.py {path} resume={output}")
+    return "\n".join(visible(f"{name.stem}: {name}") for name in (output / "report.html", output / "summary.json"))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from reward_model.records import (
 )
 from reward_model.scoring.compare import compare_clips, join_comparisons, rank_clips
 from reward_model.scoring.explain import explain_clip
-from reward_model.scoring.fitting import fitting
+from reward_model.scoring.fitting import fitting, shown
 from reward_model.scoring.loss import pixel_loss
 from reward_model.scoring.score import ClipToScore, open_assembler, score_batch
 from reward_model.scoring.video_align import align_scores
@@ -284,8 +284,8 @@ class VideoJudgeReward(nn.Module):
     ) -> Ranking:
         """Put N videos of one prompt in order by comparing at most N log2 N pairs, each in both orders.
 
-        Memory holds `MAX_SHELF_BYTES` of planned frames, and those of the pairs under comparison; files of a larger group are
-        read again, about once for each doubling of N.
+        Memory holds `MAX_SHELF_BYTES` of planned frames at the size that the judge is shown, and those of the pairs under
+        comparison; files of a larger group are read again, about once for each doubling of N.
 
         Args:
             group: the videos, as in a call.
@@ -310,7 +310,7 @@ class VideoJudgeReward(nn.Module):
             allow_damaged=self.allow_damaged,
             motion=self._motion,
         )
-        clips = ClipShelf([partial(_read_fitting, reader, self.judge.family) for reader in readers])
+        clips = ClipShelf([partial(_read_shown, reader, self.judge.family) for reader in readers])
         return rank_clips(self.judge, self.role, clips, prompt, batch_size=batch_size)
 
     def explain(
@@ -401,8 +401,8 @@ class VideoJudgeReward(nn.Module):
         return pixel_loss(self, target, scale=scale, space=space, weights=weights)
 
 
-def _read_fitting(reader: Callable[[], Clip | str], family: VisionFamily) -> Clip | str:
-    return fitting(reader(), family)
+def _read_shown(reader: Callable[[], Clip | str], family: VisionFamily) -> Clip | str:
+    return shown(fitting(reader(), family), family)
 
 
 def _size(clip: Clip | str) -> int:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from reward_model.terminal import VisibleParser, log_visibly, visible, warnings_of
 
 if TYPE_CHECKING:
     from reward_model.training.recipe import RecipeConfig
@@ -36,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         The exit status: 0 for a finished or cleanly stopped training, 2 for a refused one.
     """
-    parser = argparse.ArgumentParser(
+    parser = VisibleParser(
         prog="train_judge.py",
         description="Train a judge from a recipe.",
         epilog=DETAILS,
@@ -46,28 +47,24 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("overrides", nargs="*", help="settings in place of the recipe's, section.key=value")
     parser.add_argument("--dry-run", action="store_true", help="check recipe, output and data, and start nothing")
     options = parser.parse_intermixed_args(list(argv))
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
+    log_visibly("%(asctime)s %(message)s", stream=sys.stdout)
     try:
-        return _launch(options.config, options.overrides, dry_run=options.dry_run)
+        with warnings_of("train_judge.py"):
+            return _launch(options.config, options.overrides, dry_run=options.dry_run)
     except (ValueError, OSError) as error:
-        first = str(error).strip() or type(error).__name__
-        sys.stderr.write(f"train_judge.py: {first}\n")
+        if _is_main():
+            first = str(error).strip() or type(error).__name__
+            sys.stderr.write(f"train_judge.py: {visible(first)}\n")
         return 2
 
 
 def _launch(path: str, overrides: Sequence[str], *, dry_run: bool) -> int:
     import torch
 
-    from reward_model.config import load_config, save_config
-    from reward_model.files import Lock
+    from reward_model.config import load_config
+    from reward_model.training.processes import claimed
     from reward_model.training.recipe import RecipeConfig
-    from reward_model.training.stages import (
-        TrainingStopped,
-        TrainingStopRequest,
-        check_data,
-        check_finished,
-        run_recipe,
-    )
+    from reward_model.training.stages import check_data, check_finished
 
     config = load_config(RecipeConfig, path, overrides)
     if dry_run:
@@ -77,22 +74,40 @@ def _launch(path: str, overrides: Sequence[str], *, dry_run: bool) -> int:
         return 0
     _start_processes()
     torch.set_num_threads(1)
-    is_main = int(os.environ.get("RANK", "0")) == 0
+    with claimed(Path(config.output)):
+        status = _train(config)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    return status
+
+
+def _train(config: RecipeConfig) -> int:
+    """Train in an output that is this training's own, and print where its judge is."""
+    from reward_model.config import save_config
+    from reward_model.training.processes import TrainingStopped, TrainingStopRequest
+    from reward_model.training.stages import check_alike, check_data, check_finished, run_recipe
+
     stop = TrainingStopRequest()
-    with Lock(config.output, purpose="this training") if is_main else nullcontext():
-        check_finished(config)
-        check_data(config)
-        stop.listen()
+    check_alike(config)
+    check_finished(config)
+    check_data(config)
+    stop.listen()
+    if _is_main():
         os.makedirs(config.output, exist_ok=True)
-        if is_main:
-            save_config(config, os.path.join(config.output, "config.yaml"))
-        try:
-            folder = run_recipe(config, stop=stop, show=_show if is_main else _hide)
-        except TrainingStopped:
-            sys.stdout.write(f"stopped; finished stages are in {config.output}/stages, the same command goes on\n")
-            return 0
-    sys.stdout.write(f"judge: {folder}\n")
+        save_config(config, os.path.join(config.output, "config.yaml"))
+    try:
+        folder = run_recipe(config, stop=stop, show=_show if _is_main() else _hide)
+    except TrainingStopped:
+        told = f"stopped; finished stages are in {config.output}/stages, the same command goes on"
+    else:
+        told = f"judge: {folder}"
+    if _is_main():
+        sys.stdout.write(f"{visible(told)}\n")
     return 0
+
+
+def _is_main() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def _start_processes() -> None:
@@ -117,8 +132,6 @@ def _hide(unit: str) -> Callable[[int, int], None]:
 
 def _summary(config: RecipeConfig) -> str:
     """Return the stages of a recipe, and whether each is finished."""
-    from pathlib import Path
-
     from reward_model.training.stages import DONE, stage_folder
 
     lines = [f"base: {config.base or 'built from nothing'}", f"output: {config.output}"]
@@ -129,7 +142,7 @@ def _summary(config: RecipeConfig) -> str:
         )
         data = ", ".join(data.path or data.kind for data in stage.data)
         lines.append(f"{folder.name}: {stage.method}, {stage.role or 'base'}, {state}; data: {data}")
-    return "\n".join(lines) + "\n"
+    return "".join(f"{visible(line)}\n" for line in lines)
 
 
 if __name__ == "__main__":

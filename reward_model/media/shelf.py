@@ -71,18 +71,18 @@ def _packed(clip: Clip | str) -> Clip | str:
     """Return the clip with 8-bit frames where that loses nothing."""
     if isinstance(clip, str):
         return clip
-    pixels = _in_8_bits(clip.frames.detach())
+    pixels = in_8_bits(clip.frames.detach())
     return clip if pixels is None else replace(clip, frames=pixels)
 
 
-def _in_8_bits(frames: Tensor) -> Tensor | None:
+def in_8_bits(frames: Tensor) -> Tensor | None:
     """Return float32 frames [T, C, H, W] in 8 bits, None where they would not be the same again."""
     if frames.dtype != torch.float32:
         return None
     pixels = torch.empty(frames.shape, dtype=torch.uint8, device=frames.device)
     for target, frame in zip(pixels, frames, strict=True):
         target.copy_(frame.mul(255).round_())
-        if not torch.equal(_as_float(target), frame):
+        if not torch.equal(as_float(target), frame):
             return None
     return pixels
 
@@ -90,8 +90,9 @@ def _in_8_bits(frames: Tensor) -> Tensor | None:
 def _unpacked(clip: Clip | str) -> Clip | str:
     if isinstance(clip, str) or clip.frames.dtype != torch.uint8:
         return clip
-    return replace(clip, frames=_as_float(clip.frames))
+    return replace(clip, frames=as_float(clip.frames))
 
 
-def _as_float(pixels: Tensor) -> Tensor:
+def as_float(pixels: Tensor) -> Tensor:
+    """Return 8-bit pixels in [0, 1], exactly as files are read."""
     return pixels.float().div_(255)

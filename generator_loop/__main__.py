@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -24,7 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the command line; None takes the process's own.
 
     Returns:
-        The exit status: 0 for a finished or cleanly stopped run, 2 for a refused one.
+        The exit status: 0 for a finished or cleanly stopped run, 1 for one that too few samples have scores in, 2 for a refused
+        one.
     """
     parser = VisibleParser(prog="joint_train.py", description="Train a generator and its judge by turns.")
     parser.add_argument("config", help="YAML recipe, for instance configs/toy.yaml")
@@ -77,6 +79,7 @@ def _launch(path: str, overrides: Sequence[str], *, dry_run: bool) -> int:
         print(estimate(open_session(config, processes)))
         return 0
 
+    from generator_loop.guards.monitors import TooFewScoresError
     from generator_loop.loop import run
 
     output, lock = claim_output(config.run.output, is_main=processes.is_main, resume=bool(resumed))
@@ -95,6 +98,11 @@ def _launch(path: str, overrides: Sequence[str], *, dry_run: bool) -> int:
         else:
             begin(session)
         summary = run(session, stop)
+    except TooFewScoresError as error:
+        session.bar.close()
+        if processes.is_main:
+            print(f"joint_train.py: {visible(str(error))}", file=sys.stderr)
+        return 1
     finally:
         if lock is not None:
             lock.release()

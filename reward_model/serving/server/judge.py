@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -40,6 +41,9 @@ from reward_model.serving.server.shrink import (
     shown_size,
 )
 from reward_model.video_reward import VideoJudgeReward
+
+if TYPE_CHECKING:
+    from av.packet import Packet
 
 COMPARATOR = "comparator"
 """Role for comparisons, if the judge has it."""
@@ -221,9 +225,9 @@ def _for_judge(clip: Clip | str) -> Clip | str:
     return clip if isinstance(clip, str) else as_float(clip)
 
 
-def _count(packets: Iterable[object], most: int) -> int:
-    """Return the number of packets, counted and not as a header names it, up to `most`."""
-    return sum(1 for _ in itertools.islice(packets, most))
+def _count(packets: Iterable[Packet], most: int) -> int:
+    """Return the number of packets with content, counted and not as a header names it, up to `most`."""
+    return sum(1 for _ in itertools.islice((one for one in packets if one.size), most))
 
 
 def _check_size(num_frames: int, seconds: float, config: ServerConfig) -> None:

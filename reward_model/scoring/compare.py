@@ -143,12 +143,13 @@ def rank_clips(
         compared = ((clips[first], clips[second]) for first, second in pairs)
         leads: list[float] = []
         for chunk in in_chunks(compared, batch_size, lambda pair: num_pixels(pair[0]) + num_pixels(pair[1])):
+            left, right = zip(*chunk, strict=True)
             texts = [prompt] * len(chunk)
-            outcome = compare_clips(judge, role, *zip(*chunk, strict=True), texts, swap=True, batch_size=batch_size)
+            outcome = compare_clips(judge, role, left, right, texts, swap=True, batch_size=batch_size)
             if not bool(outcome.valid.all()):
                 raise RuntimeError(f"the judge does not compare: {next(filter(None, outcome.reasons))}")
             leads += outcome.margin.tolist()
-            del chunk  # before the next one is read
+            del chunk, left, right  # before the next ones are read
         return leads
 
     with torch.no_grad(), judge.remember_clips(REMEMBERED_CLIPS):

@@ -50,7 +50,7 @@ def children(process):
 
 def wait_for_steps(folder):
     end = time.monotonic() + 240
-    while "1/" not in (folder / "err.txt").read_text():
+    while "/100000 steps" not in (folder / "err.txt").read_text():
         assert time.monotonic() < end, (folder / "err.txt").read_text()
         time.sleep(0.2)
     time.sleep(1)

@@ -61,7 +61,10 @@ def test_a_warning_is_one_line_with_the_programs_name(capsys):
 
 
 def test_a_refused_command_line_is_quoted_visibly(capsys):
-    for parse in (lambda: VisibleParser(prog="x").parse_args([EVIL]), lambda: cli(["score", "a.mp4", "--a\x1b[2J\x07"])):
+    for parse in (
+        lambda: VisibleParser(prog="x").parse_args([EVIL]),
+        lambda: cli(["score", "a.mp4", "--a\x1b[2J\x07"]),
+    ):
         with pytest.raises(SystemExit):
             parse()
         said = capsys.readouterr().err

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+
+from reward_model.terminal import VisibleParser, log_visibly, visible, warnings_of
 
 # Threads that wait for each other by sleeping, not spinning: set before torch starts them.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -24,18 +25,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the command line; None takes the process's own.
 
     Returns:
-        The exit status: 0 for a finished or cleanly stopped run, 2 for a refused one.
+        The exit status: 0 for a finished or cleanly stopped run, 1 for one that too few samples have scores in, 2 for a refused
+        one.
     """
-    parser = argparse.ArgumentParser(prog="joint_train.py", description="Train a generator and its judge by turns.")
+    parser = VisibleParser(prog="joint_train.py", description="Train a generator and its judge by turns.")
     parser.add_argument("config", help="YAML recipe, for instance configs/toy.yaml")
     parser.add_argument("overrides", nargs="*", help="section.key=value, or resume=OUTPUT to continue a run")
     parser.add_argument("--dry-run", action="store_true", help="print memory, clips and hours, and start nothing")
     options = parser.parse_intermixed_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    log_visibly("%(message)s", stream=sys.stderr)
     try:
-        return _launch(options.config, options.overrides, dry_run=options.dry_run)
+        with warnings_of("joint_train.py"):
+            return _launch(options.config, options.overrides, dry_run=options.dry_run)
     except (ValueError, OSError) as error:
-        print(f"joint_train.py: {error}", file=sys.stderr)
+        print(f"joint_train.py: {visible(str(error))}", file=sys.stderr)
         return 2
 
 
@@ -76,6 +79,7 @@ def _launch(path: str, overrides: Sequence[str], *, dry_run: bool) -> int:
         print(estimate(open_session(config, processes)))
         return 0
 
+    from generator_loop.guards.monitors import TooFewScoresError
     from generator_loop.loop import run
 
     output, lock = claim_output(config.run.output, is_main=processes.is_main, resume=bool(resumed))
@@ -94,6 +98,11 @@ def _launch(path: str, overrides: Sequence[str], *, dry_run: bool) -> int:
         else:
             begin(session)
         summary = run(session, stop)
+    except TooFewScoresError as error:
+        session.bar.close()
+        if processes.is_main:
+            print(f"joint_train.py: {visible(str(error))}", file=sys.stderr)
+        return 1
     finally:
         if lock is not None:
             lock.release()
@@ -115,8 +124,8 @@ def _quieten_libraries() -> None:
 
 def _farewell(path: str, output: Path, *, finished: bool) -> str:
     if not finished:
-        return f"stopped and saved; continue with: joint_train.py {path} resume={output}"
-    return f"report: {output / 'report.html'}\nsummary: {output / 'summary.json'}"
+        return visible(f"stopped and saved; continue with: joint_train.py {path} resume={output}")
+    return "\n".join(visible(f"{name.stem}: {name}") for name in (output / "report.html", output / "summary.json"))
 
 
 if __name__ == "__main__":

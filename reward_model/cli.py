@@ -13,7 +13,7 @@ from importlib import import_module
 
 import reward_model
 from reward_model.commands.judge_options import JudgeFactory, add_judge_options, load_judge
-from reward_model.files import visible
+from reward_model.terminal import VisibleParser, visible, warnings_of
 
 COMMANDS = {
     "score": ("reward_model.commands.score", "score videos: files, folders, CSV or JSONL lists"),
@@ -68,7 +68,8 @@ def main(argv: Sequence[str] | None = None, *, judge_factory: JudgeFactory | Non
     given = sys.argv[1:] if argv is None else list(argv)
     args = build_parser(given).parse_args(given)
     try:
-        return args.run(args, judge_factory or load_judge)
+        with warnings_of("video-judge"):
+            return args.run(args, judge_factory or load_judge)
     except (ValueError, OSError) as error:
         print(f"video-judge {args.command}: {visible(str(error))}", file=sys.stderr)
         return 2
@@ -89,9 +90,7 @@ class ShowVersion(argparse.Action):
 def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     """Return the parser of all commands; only the command in `argv` has its options."""
     layout = partial(argparse.RawDescriptionHelpFormatter, max_help_position=28)
-    parser = argparse.ArgumentParser(
-        prog="video-judge", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=layout
-    )
+    parser = VisibleParser(prog="video-judge", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=layout)
     parser.add_argument("--version", action=ShowVersion, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
     asked = next((item for item in argv if not item.startswith("-")), None)

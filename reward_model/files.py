@@ -13,13 +13,10 @@ import fcntl
 import json
 import os
 import shutil
-import unicodedata
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-_UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 UNFINISHED, REPLACED = ".unfinished-", ".replaced-"
 """Prefixes of the temporary names: work that is being written, and an old folder that is being replaced."""
@@ -160,10 +157,3 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def visible(text: str) -> str:
-    r"""Return a text for a terminal or a table: control, format and line characters, which could forge it, as `\x1b`."""
-    return "".join(
-        one.encode("unicode_escape").decode() if unicodedata.category(one) in _UNSEEN else one for one in text
-    )

@@ -6,16 +6,19 @@ Shapes: B videos, D dimensions, K = 5 levels; frames are float32 RGB [B, T, C, H
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from reward_model.judge.families.base import VisionFamily
 from reward_model.judge.model import VideoJudge
 from reward_model.media.frame_sampling import FramePolicy
-from reward_model.media.intake import clips_ahead, in_chunks, num_pixels
+from reward_model.media.intake import clip_readers, clips_ahead, in_chunks, num_pixels
 from reward_model.media.motion_encoders import encoder_of
+from reward_model.media.shelf import ClipShelf
 from reward_model.records import (
     AlignedScores,
     Clip,
@@ -27,7 +30,7 @@ from reward_model.records import (
 )
 from reward_model.scoring.compare import compare_clips, join_comparisons, rank_clips
 from reward_model.scoring.explain import explain_clip
-from reward_model.scoring.fitting import fitting
+from reward_model.scoring.fitting import fitting, shown
 from reward_model.scoring.loss import pixel_loss
 from reward_model.scoring.score import ClipToScore, open_assembler, score_batch
 from reward_model.scoring.video_align import align_scores
@@ -209,6 +212,7 @@ class VideoJudgeReward(nn.Module):
             with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()), self.judge.use_role(self.role):
                 for start in range(0, len(planned), batch_size):
                     score_batch(self.judge, assembler, planned[start : start + batch_size], readout, num_samples)
+            del clips, planned  # before the next ones are read
         return assembler.output(weights, normalize)
 
     def _clips(
@@ -262,10 +266,12 @@ class VideoJudgeReward(nn.Module):
             raise ValueError(f"compare needs as many first as second videos, got {num} and {num_second}")
         pairs = zip(left, right, _one_prompt_each(prompts, num), strict=True)
         chunks = in_chunks(pairs, batch_size, lambda pair: num_pixels(pair[0]) + num_pixels(pair[1]))
-        parts = [
-            compare_clips(self.judge, self.role, *zip(*chunk, strict=True), swap=swap, batch_size=batch_size)
-            for chunk in chunks
-        ]
+        parts = []
+        for chunk in chunks:
+            parts.append(
+                compare_clips(self.judge, self.role, *zip(*chunk, strict=True), swap=swap, batch_size=batch_size)
+            )
+            del chunk  # before the next one is read
         return join_comparisons(parts or [compare_clips(self.judge, self.role, [], [], [], swap=swap, batch_size=1)])
 
     def rank(
@@ -279,7 +285,8 @@ class VideoJudgeReward(nn.Module):
     ) -> Ranking:
         """Put N videos of one prompt in order by comparing at most N log2 N pairs, each in both orders.
 
-        The planned frames of all N stay in memory, 12 bytes a pixel.
+        Memory holds `MAX_SHELF_BYTES` of planned frames at the size that the judge is shown, and those of the pairs under
+        comparison; files of a larger group are read again, about once for each doubling of N.
 
         Args:
             group: the videos, as in a call.
@@ -296,7 +303,15 @@ class VideoJudgeReward(nn.Module):
             RuntimeError: the judge does not answer a comparison with one of its words.
         """
         _check_batch_size(batch_size)
-        clips = self._clips(group, fps, layout)
+        readers = clip_readers(
+            group,
+            policy=self.frame_policy,
+            fps=fps,
+            layout=layout,
+            allow_damaged=self.allow_damaged,
+            motion=self._motion,
+        )
+        clips = ClipShelf([partial(_read_shown, reader, self.judge.family) for reader in readers])
         return rank_clips(self.judge, self.role, clips, prompt, batch_size=batch_size)
 
     def explain(
@@ -417,6 +432,10 @@ class VideoJudgeReward(nn.Module):
             ValueError: unknown space, or log-odds of a weighted sum, which need not lie in [0, 1].
         """
         return pixel_loss(self, target, scale=scale, space=space, weights=weights, check_gradients=check_gradients)
+
+
+def _read_shown(reader: Callable[[], Clip | str], family: VisionFamily) -> Clip | str:
+    return shown(fitting(reader(), family), family)
 
 
 def _size(clip: Clip | str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,9 @@ PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 """Suffixes of weight files that run code when they are read."""
 
 INDEX_SUFFIX = ".safetensors.index.json"
+
+CHECKSUMS = "checksums.json"
+"""File that maps each other file of a folder to the SHA-256 of its bytes."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _BIG_JSON = ("tokenizer.json", "vocab.json", "added_tokens.json")
@@ -211,6 +214,87 @@ def digest(file: Path) -> str:
     """Return the SHA-256 of a file's bytes."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def checksums_below(folder: Path) -> dict[str, str]:
+    """Return relative path -> SHA-256 of every file in a folder and its sub-folders but the checksums themselves."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / CHECKSUMS)
+    return {path.relative_to(folder).as_posix(): digest(path) for path in files}
+
+
+def write_checksums(folder: Path) -> None:
+    """Write `checksums.json` for all files that a folder holds now."""
+    (folder / CHECKSUMS).write_text(json.dumps(checksums_below(folder), indent=1) + "\n", encoding="utf-8")
+
+
+def check_checksums(folder: Path, *, weights: bool) -> bool:
+    """Check the files of a folder that `write_checksums` listed.
+
+    Weights are best checked after a load has compared their names and shapes, so that a refusal names the key.
+
+    Args:
+        folder: beside the listed files it may hold others that no load reads, which are not looked at.
+        weights: check the content of the safetensors files, else that of the others and that all are there.
+
+    Returns:
+        Whether the folder has checksums.
+
+    Raises:
+        ValueError: a file is missing, unexpected, or other than when the checksums were written; or their file is malformed.
+    """
+    source = folder / CHECKSUMS
+    if not source.is_file():
+        return False
+    check_files(folder, checked_names(read_json(source), source), source, weights=weights)
+    refuse_unlisted(folder, filter(_may_be_read, _names_below(folder)), read_json(source), source)
+    return True
+
+
+def _names_below(folder: Path) -> Iterator[str]:
+    return (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def _may_be_read(name: str) -> bool:
+    """Return whether libraries may read a file of this relative path: weights, and whatever a model's sub-folder holds."""
+    path = Path(name)
+    hidden = any(part.startswith(".") for part in path.parts)
+    return not hidden and (path.suffix == ".safetensors" or len(path.parts) > 1)
+
+
+def checked_names(recorded: Any, source: Path) -> dict[str, str]:
+    """Return recorded checksums, each of a path inside its folder; ValueError otherwise."""
+    if not isinstance(recorded, Mapping) or not all(isinstance(value, str) for value in recorded.values()):
+        raise ValueError(f"{source}: expected a checksum for each file")
+    for name in recorded:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(f"{source} names {name!r}, which is no path inside the folder")
+    return dict(recorded)
+
+
+def check_files(folder: Path, recorded: Mapping[str, str], source: Path, *, weights: bool) -> None:
+    """Compare files with their checksums.
+
+    Args:
+        folder: holds the files.
+        recorded: path in the folder -> SHA-256.
+        source: file of these checksums, for messages.
+        weights: compare safetensors files, else all others and whether every file is there.
+
+    Raises:
+        ValueError: a file is missing or differs.
+    """
+    for name, expected in recorded.items():
+        file = folder / name
+        if not file.is_file():
+            raise ValueError(f"{file} is missing; {source} names it")
+        if (file.suffix == ".safetensors") == weights and digest(file) != expected:
+            raise ValueError(f"{file} is not the file that was saved: {source} records another checksum")
+
+
+def refuse_unlisted(folder: Path, names: Iterable[str], recorded: Mapping[str, str], source: Path) -> None:
+    """Refuse a folder with files that its checksums do not name (ValueError)."""
+    if unexpected := sorted(set(names) - recorded.keys()):
+        raise ValueError(f"{folder / unexpected[0]} was not saved with this folder; {source} does not name it")
 
 
 def is_hub_id(text: str) -> bool:

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from generator_loop.adapters.lora import LORA_FILE
+from reward_model.terminal import visible
 
 LAYERS = {
     "attn1.to_q": "self_attn.q",
@@ -80,7 +81,7 @@ def main(argv: Sequence[str]) -> int:
         settings = json.loads(file.metadata()["lora_adapter_metadata"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}
     save_file(to_original(tensors, settings["transformer.lora_alpha"]), arguments.output)
-    sys.stdout.write(f"{arguments.output}\n")
+    sys.stdout.write(f"{visible(str(arguments.output))}\n")
     return 0
 
 

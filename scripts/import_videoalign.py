@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 
 from reward_model.judge.exchange.videoalign import load_videoalign
+from reward_model.terminal import visible
 
 
 def main(argv: Sequence[str]) -> int:
@@ -45,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
         dtype=getattr(torch, options.dtype),
     )
     judge.save_pretrained(options.output)
-    sys.stdout.write(f"{options.output}\n")
+    sys.stdout.write(f"{visible(str(options.output))}\n")
     return 0
 
 

@@ -24,6 +24,7 @@ from generator_loop.run.build import open_generator, read_config
 from generator_loop.sampling.prompts import read_prompts
 from generator_loop.sampling.rollout import PromptEncoder, rollout
 from reward_model import write_video
+from reward_model.terminal import visible
 
 MAX_NAME = 240
 """Bytes of a file name that file systems allow, with a margin."""
@@ -55,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
         config = read_config(options.run / "config.yaml", overrides)
         summary = json.loads((options.run / "summary.json").read_text(encoding="utf-8"))
     except (ValueError, FileNotFoundError) as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"{visible(str(error))}\n")
         return 2
     device = torch.device("cuda" if torch.cuda.is_available() and config.run.device != "cpu" else "cpu")
     if config.run.num_threads:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from reward_model.terminal import VisibleParser, log_visibly, visible, warnings_of
 
 if TYPE_CHECKING:
     from reward_model.training.recipe import RecipeConfig
@@ -37,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         The exit status: 0 for a finished or cleanly stopped training, 2 for a refused one.
     """
-    parser = argparse.ArgumentParser(
+    parser = VisibleParser(
         prog="train_judge.py",
         description="Train a judge from a recipe.",
         epilog=DETAILS,
@@ -47,29 +48,24 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("overrides", nargs="*", help="settings in place of the recipe's, section.key=value")
     parser.add_argument("--dry-run", action="store_true", help="name files, steps, memory and time, and start nothing")
     options = parser.parse_intermixed_args(list(argv))
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
+    log_visibly("%(asctime)s %(message)s", stream=sys.stdout)
     try:
-        return _launch(options.config, options.overrides, dry_run=options.dry_run)
+        with warnings_of("train_judge.py"):
+            return _launch(options.config, options.overrides, dry_run=options.dry_run)
     except (ValueError, OSError) as error:
-        first = str(error).strip() or type(error).__name__
-        sys.stderr.write(f"train_judge.py: {first}\n")
+        if _is_main():
+            first = str(error).strip() or type(error).__name__
+            sys.stderr.write(f"train_judge.py: {visible(first)}\n")
         return 2
 
 
 def _launch(path: str, overrides: Sequence[str], *, dry_run: bool) -> int:
     import torch
 
-    from reward_model.config import load_config, save_config
-    from reward_model.files import Lock
+    from reward_model.config import load_config
+    from reward_model.training.processes import claimed
     from reward_model.training.recipe import RecipeConfig
-    from reward_model.training.stages import (
-        TrainingStopped,
-        TrainingStopRequest,
-        check_data,
-        check_finished,
-        other_judges,
-        run_recipe,
-    )
+    from reward_model.training.stages import check_data, check_finished
 
     config = load_config(RecipeConfig, path, overrides)
     if dry_run:
@@ -79,22 +75,40 @@ def _launch(path: str, overrides: Sequence[str], *, dry_run: bool) -> int:
         return 0
     _start_processes()
     torch.set_num_threads(1)
-    is_main = int(os.environ.get("RANK", "0")) == 0
+    with claimed(Path(config.output)):
+        status = _train(config)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    return status
+
+
+def _train(config: RecipeConfig) -> int:
+    """Train in an output that is this training's own, and print where its judge is."""
+    from reward_model.config import save_config
+    from reward_model.training.processes import TrainingStopped, TrainingStopRequest
+    from reward_model.training.stages import check_alike, check_data, check_finished, other_judges, run_recipe
+
     stop = TrainingStopRequest()
-    with Lock(config.output, purpose="this training") if is_main else nullcontext():
-        check_finished(config)
-        check_data(config)
-        stop.listen()
+    check_alike(config)
+    check_finished(config)
+    check_data(config)
+    stop.listen()
+    if _is_main():
         os.makedirs(config.output, exist_ok=True)
-        if is_main:
-            save_config(config, os.path.join(config.output, "config.yaml"))
-        try:
-            folder = run_recipe(config, stop=stop, show=_show if is_main else _hide)
-        except TrainingStopped:
-            sys.stdout.write(f"stopped; finished stages are in {config.output}/stages, the same command goes on\n")
-            return 0
-    sys.stdout.write("".join(f"judge: {place}\n" for place in (folder, *other_judges(config))))
+        save_config(config, os.path.join(config.output, "config.yaml"))
+    try:
+        folder = run_recipe(config, stop=stop, show=_show if _is_main() else _hide)
+    except TrainingStopped:
+        told = f"stopped; finished stages are in {config.output}/stages, the same command goes on"
+    else:
+        told = "\n".join(f"judge: {place}" for place in (folder, *other_judges(config)))
+    if _is_main():
+        sys.stdout.write("".join(f"{visible(line)}\n" for line in told.splitlines()))
     return 0
+
+
+def _is_main() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def _start_processes() -> None:
@@ -122,7 +136,7 @@ def _show_plan(config: RecipeConfig) -> None:
     from reward_model.training.dry_run import plan_recipe
 
     text, missing = plan_recipe(config)
-    sys.stdout.write(text)
+    sys.stdout.write("".join(f"{visible(line)}\n" for line in text.splitlines()))
     if missing:
         raise ValueError("; ".join(f"{path}: no such file or folder" for path in missing))
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping
+import json
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,8 @@ from typing import Any
 import torch
 
 from reward_model.weights import (
+    CHECKSUMS,
+    check_checksums,
     check_weight_files,
     hub_is_away,
     is_hub_id,
@@ -19,9 +23,14 @@ from reward_model.weights import (
     refuse_code,
     refuse_loading_faults,
     refuse_pickles,
+    tensor_notes,
+    write_checksums,
 )
 
 _INDEX = "model_index.json"
+_STATEMENT = "_checksums"
+"""Entry of `model_index.json`, and of the metadata of a LoRA file, that names the file of its folder's checksums."""
+
 _STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
 _FAULTS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, IndexError, NotImplementedError)
 """Errors that libraries raise over a malformed folder."""
@@ -68,8 +77,8 @@ def load_pipeline(
         The pipeline, on the CPU.
 
     Raises:
-        ValueError: not available, another pipeline, code or a pickle, or weights that are missing, unexpected, cut or of other
-            shapes.
+        ValueError: not available, another pipeline, code or a pickle, weights that are missing, unexpected, cut or of other
+            shapes, or a folder of ours with a file that is not as it was saved.
     """
     import diffusers
 
@@ -77,10 +86,12 @@ def load_pipeline(
     loader = getattr(diffusers, name)
     index = _index_of(loader, source)
     dtypes = {"vae": vae_dtype, "transformer": transformer_dtype, "transformer_2": transformer_dtype}
+    _check_files(source, index, weights=False)
     models = {
         part: _load_model(source, part, library, kind, dtypes.get(part, dtype))
         for part, (library, kind) in _models_of(index, source).items()
     }
+    _check_files(source, index, weights=True)
     try:
         with _quiet():
             pipeline = loader.from_pretrained(source.path, **models, **source.options(), trust_remote_code=False)
@@ -88,6 +99,55 @@ def load_pipeline(
         raise ValueError(_why_unloaded(source, error)) from error
     _check_vocabulary(pipeline, source)
     return pipeline
+
+
+def save_pipeline(pipeline: Any, folder: str | Path) -> None:
+    """Write a pipeline with checksums, which its index names; stock diffusers reads neither.
+
+    Args:
+        pipeline: of diffusers.
+        folder: receives it; files that are added later need `seal_pipeline` again.
+    """
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    seal_pipeline(folder)
+
+
+def seal_pipeline(folder: str | Path) -> None:
+    """Write the checksums of a pipeline's folder as it is now."""
+    index = Path(folder) / _INDEX
+    index.write_text(json.dumps({**read_json(index), _STATEMENT: CHECKSUMS}, indent=2) + "\n", encoding="utf-8")
+    write_checksums(Path(folder))
+
+
+def _check_files(source: Source, index: Mapping[str, Any], *, weights: bool) -> None:
+    """Check the files of a folder that has checksums or says so; pipelines of others have none."""
+    if source.folder is not None and not check_checksums(source.folder, weights=weights) and index.get(_STATEMENT):
+        raise ValueError(f"{source.folder / CHECKSUMS} is missing; {source.folder / _INDEX} names it")
+
+
+def state_checksums(file: Path) -> None:
+    """Note in a LoRA file's metadata that its folder has checksums; its tensors stay as they are."""
+    from safetensors.torch import load_file, save_file
+
+    save_file(load_file(file), file, metadata={**tensor_notes(file), _STATEMENT: CHECKSUMS})
+
+
+def refuse_changed_lora(folder: Path, files: Sequence[Path]) -> None:
+    """Check a LoRA folder whose weights have been compared by names and shapes.
+
+    Args:
+        folder: the whole LoRA; without checksums, a warning says what cannot be noticed.
+        files: its weights.
+
+    Raises:
+        ValueError: a file is missing, unexpected or not as it was saved, or there are no checksums although the weights name them.
+    """
+    has_some = [check_checksums(folder, weights=weights) for weights in (False, True)]
+    if all(has_some):
+        return
+    if named := [file for file in files if tensor_notes(file).get(_STATEMENT)]:
+        raise ValueError(f"{folder / CHECKSUMS} is missing; {named[0]} names it")
+    warnings.warn(f"{folder} has no {CHECKSUMS}: other weights of the same shapes cannot be noticed", stacklevel=3)
 
 
 def _source(path: str, revision: str | None) -> Source:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from generator_loop.adapters.folders import state_checksums
 from generator_loop.adapters.named_weights import Copies, NamedWeights, prefixes
 from reward_model.weights import read_tensors, refuse_pickles, tensor_notes
 
@@ -85,6 +86,7 @@ class LoraWeights(NamedWeights):
                 weight_name=LORA_FILE,
                 transformer_lora_adapter_metadata=self._settings(component),
             )
+            state_checksums(folder / LORA_FILE)
 
     def read(self, folders: Mapping[str, Path]) -> dict[str, Tensor]:
         """Read the folders that `save` wrote; ValueError also where rank, alpha, names or shapes are not the attached LoRA's."""

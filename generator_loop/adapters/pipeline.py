@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from generator_loop.adapters.base import POLICY
-from generator_loop.adapters.folders import load_pipeline
+from generator_loop.adapters.folders import load_pipeline, refuse_changed_lora
 from generator_loop.adapters.full import FullWeights
 from generator_loop.adapters.kernels import compile_blocks, use_attention
 from generator_loop.adapters.lora import LoraWeights
@@ -28,6 +28,7 @@ from generator_loop.adapters.offload import offload_of
 from generator_loop.adapters.partial_decode import check_excerpt, held_outside
 from generator_loop.config import GeneratorConfig
 from generator_loop.records import Conditioning
+from reward_model.weights import write_checksums
 
 
 class PipelineGenerator(ABC):
@@ -295,15 +296,28 @@ class PipelineGenerator(ABC):
         self._trained.set_weights(name, weights)
 
     def save(self, folder: Path) -> None:
-        """Write the policy as stock diffusers loads it: a LoRA folder with alpha in its metadata, or a transformer's own folder.
+        """Write the policy with checksums as stock diffusers loads it: a LoRA folder with alpha in its metadata, or a transformer's
+        own folder.
 
         Every transformer beside the first has a folder of its own inside, of its name.
         """
         self._trained.save(self.pipeline, self._folders(folder))
+        write_checksums(folder)
 
     def load(self, folder: Path) -> None:
-        """Read a policy that `save` wrote, exactly; one of another rank, alpha, shape or model, or a cut file raises ValueError."""
-        self.set_weights(POLICY, self._trained.read(self._folders(folder)))
+        """Read a policy that `save` wrote, exactly.
+
+        Args:
+            folder: the policy; one without checksums, of an earlier version or of others, is read with a warning.
+
+        Raises:
+            ValueError: a policy of another rank, alpha, shape or model, a cut file, or one that is not as it was saved.
+        """
+        folders = self._folders(folder)
+        weights = self._trained.read(folders)
+        files = sorted(file for place in folders.values() for file in place.glob("*.safetensors"))
+        refuse_changed_lora(folder, files)
+        self.set_weights(POLICY, weights)
 
     def _folders(self, folder: Path) -> dict[str, Path]:
         return {name: folder if place == 0 else folder / name for place, name in enumerate(self._transformers)}

@@ -49,6 +49,10 @@ def statistics(samples: Rollout, scored: Scored) -> dict[str, float]:
     return numbers | {f"score_{name}": _mean(value) for name, value in scored.scores.items()}
 
 
+class TooFewScoresError(RuntimeError):
+    """So many samples of an iteration have no score that the run has ended; the message says why they have none."""
+
+
 def refuse_invalid(
     scored: Scored, *, max_fraction: float, all_sum: Callable[[Tensor], Tensor] = lambda values: values
 ) -> None:
@@ -60,12 +64,12 @@ def refuse_invalid(
         all_sum: sums a tensor over processes.
 
     Raises:
-        RuntimeError: on all processes, if more than `max_fraction` of the rewards are missing.
+        TooFewScoresError: on all processes, if more than `max_fraction` of the rewards are missing.
     """
     num_valid, num = all_sum(torch.tensor([float(scored.valid.sum()), float(scored.valid.numel())])).tolist()
     missing = 1 - num_valid / num
     if missing > max_fraction:
-        raise RuntimeError(
+        raise TooFewScoresError(
             f"{missing:.0%} of the samples have no score, more than reward.max_invalid_fraction={max_fraction}: "
             f"look at the newest samples. {commonest_reason(scored.reasons)}"
         )

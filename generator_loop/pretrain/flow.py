@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from generator_loop.adapters.folders import save_pipeline
 from generator_loop.flow.path import noised
 from generator_loop.pretrain.pipeline import build_toy_wan, encode_captions, encode_clips, sample_clips
 from generator_loop.pretrain.vae import MuonAdamW, lr_schedule
@@ -61,9 +62,9 @@ def pretrain_generator(
         folder = Path(f"{out}-cycle{cycle}")
         if not folder.exists():
             metrics = _run_cycle(pipeline, num_steps, num_clips, report_every, seed=seed + 100 * cycle)
-            pipeline.save_pretrained(folder)
+            save_pipeline(pipeline, folder)
         pipeline = WanPipeline.from_pretrained(folder, trust_remote_code=False)
-    pipeline.save_pretrained(out)
+    save_pipeline(pipeline, out)
     return metrics
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from generator_loop.adapters.folders import save_pipeline
 from generator_loop.pretrain.vae import to_wan
 from reward_model import moving_shapes
 
@@ -155,9 +156,10 @@ def save_toy_wan(pipeline: WanPipeline, out: str | Path, *, provenance: Mapping[
         provenance: how the weights were made; the hashes of `fingerprints` are added.
     """
     pipeline.to(torch.float16)
-    pipeline.save_pretrained(out, safe_serialization=True)
+    Path(out).mkdir(parents=True, exist_ok=True)
     record = {**provenance, "fingerprints": fingerprints()}
     (Path(out) / "provenance.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    save_pipeline(pipeline, out)
 
 
 def fingerprints() -> dict[str, str]:

@@ -164,7 +164,10 @@ class Scorer:
             valid=rewards.isfinite(),
             scores={name: value.detach().float().cpu() for name, value in scores.items()},
             disagreement=_spread(outs).float().cpu() if self.others else None,
-            reasons=_reasons(outs, self._asked),
+            reasons=_with_parts(
+                _reasons(outs, self._asked),
+                {name: scores[name] for name in self.parts if name not in self._asked and name not in left_out},
+            ),
             left_out=left_out,
         )
 
@@ -222,6 +225,17 @@ def _reasons(outs: Sequence[RewardOutput], dimensions: Collection[str]) -> tuple
     """Return for each of B clips the first reason that a judge gives for a missing score, "" where there is none."""
     given = [out.reasons[name] for out in outs for name in dimensions if name in out.reasons]
     return tuple(next(filter(None, reasons), "") for reasons in zip(*given, strict=True))
+
+
+def _with_parts(reasons: Sequence[str], parts: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Return the judge's reasons [B], and for a clip without one the name of a further part that has no value for it."""
+    named = list(reasons)
+    for name, values in parts.items():
+        named = named or [""] * len(values)
+        missing = (~values.isfinite()).tolist()
+        told = f"reward part {name!r} gives no score"
+        named = [reason or told * gone for reason, gone in zip(named, missing, strict=True)]
+    return tuple(named)
 
 
 def weighted(scores: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:

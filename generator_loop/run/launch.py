@@ -62,8 +62,8 @@ def refuse_lost_processes(environ: Mapping[str, str]) -> None:
     counted = any(name in environ for name in ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"))
     if launched and not counted:
         raise ValueError(
-            "accelerate was asked for several processes but started one (it does so with --cpu or without GPUs); use\n"
-            "  torchrun --standalone --nproc_per_node 2 joint_train.py CONFIG.yaml"
+            "accelerate was asked for several processes but started one (it does so with --cpu or without GPUs); use "
+            "torchrun --standalone --nproc_per_node 2 joint_train.py CONFIG.yaml"
         )
 
 

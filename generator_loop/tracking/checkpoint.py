@@ -7,7 +7,6 @@ are as they were written: it completes renames that a kill cut short, and passes
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -15,11 +14,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from reward_model.files import REPLACED, UNFINISHED, put_back, remove, write_beside, write_json, write_text
+from reward_model.files import REPLACED, UNFINISHED, put_back, remove, write_beside, write_text
+from reward_model.weights import CHECKSUMS, checksums_below, write_checksums
 
 LATEST = "LATEST"
-CHECKSUMS = "checksums.json"
-"""Maps each other file of a checkpoint to the SHA-256 of its bytes."""
 
 
 def save(root: str | Path, name: str, write: Callable[[Path], None], *, keep: int) -> Path:
@@ -43,7 +41,7 @@ def save(root: str | Path, name: str, write: Callable[[Path], None], *, keep: in
         """Make the folder, let the caller fill it, and note the checksums."""
         folder.mkdir()
         write(folder)
-        write_json(folder / CHECKSUMS, _checksums(folder))
+        write_checksums(folder)
 
     final = write_beside(root / name, fill)
     write_text(root / LATEST, name)
@@ -86,11 +84,11 @@ def damage_of(folder: Path) -> str:
         expected = json.loads(noted.read_text(encoding="utf-8"))
     except ValueError:
         return f"{CHECKSUMS} cannot be read"
-    found = _checksums(folder)
+    there = checksums_below(folder)
     for name, digest in expected.items():
-        if name not in found:
+        if name not in there:
             return f"{name} is missing"
-        if found[name] != digest:
+        if there[name] != digest:
             return f"{name} has changed since it was written"
     return ""
 
@@ -134,14 +132,3 @@ def _complete_renames(root: Path) -> None:
         place = root / beside.name.removeprefix(UNFINISHED)
         if beside.is_dir() and (beside / CHECKSUMS).is_file() and not place.exists() and not damage_of(beside):
             beside.rename(place)
-
-
-def _checksums(folder: Path) -> dict[str, str]:
-    """Return relative path -> SHA-256 of every file of a checkpoint but the checksums themselves."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / CHECKSUMS)
-    return {path.relative_to(folder).as_posix(): _digest(path) for path in files}
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

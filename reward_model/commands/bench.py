@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from reward_model.commands.inputs import list_items
 from reward_model.commands.judge_options import JudgeFactory, open_judge, positive
+from reward_model.terminal import visible
 
 if TYPE_CHECKING:
     from reward_model.records import Video
@@ -87,7 +88,8 @@ def _show(args: argparse.Namespace, facts: dict[str, Any], speeds: Sequence[Spee
         for speed in speeds:
             print(json.dumps(facts | asdict(speed), allow_nan=False))
         return
-    print(", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in facts.items() if value is not None))
+    named = (f"{name.replace('_', ' ')}: {value}" for name, value in facts.items() if value is not None)
+    print(visible(", ".join(named)))
     print(format_rows([asdict(speed) for speed in speeds]))
 
 
@@ -103,7 +105,7 @@ def _read(args: argparse.Namespace, judge: Any) -> tuple[list[Video], list[str |
             prompts.append(item.prompt)
         except VideoError as error:
             failed += 1
-            print(f"video-judge bench: {item.path}: {error}", file=sys.stderr)
+            print(visible(f"video-judge bench: {item.path}: {error}"), file=sys.stderr)
     return videos, prompts, failed
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from reward_model.commands.judge_options import JudgeFactory, column_map, open_judge, positive
 from reward_model.commands.progress import progress_bar
+from reward_model.terminal import visible
 
 if TYPE_CHECKING:
     from reward_model.evaluation.calibration import Calibration
@@ -89,7 +90,7 @@ def _show(args: argparse.Namespace, calibration: Calibration, written: str | Non
     print(calibration.format())
     if written:
         print(
-            f"\nconstants of {', '.join(constant.dimension for constant in calibration.constants)} written to {written}"
+            f"\nconstants of {', '.join(constant.dimension for constant in calibration.constants)} written to {visible(written)}"
         )
 
 

@@ -12,8 +12,8 @@ from reward_model.commands.inputs import LISTS, PAIR_COLUMNS
 from reward_model.commands.judge_options import JudgeFactory, column_map, open_judge
 from reward_model.commands.progress import progress_bar
 from reward_model.commands.results import Result, json_line
-from reward_model.files import visible
 from reward_model.scoring.json_records import comparison_records
+from reward_model.terminal import visible
 
 if TYPE_CHECKING:
     from reward_model.records import Comparison

@@ -7,8 +7,8 @@ from typing import Any
 
 from reward_model.commands.judge_options import JudgeFactory, open_judge
 from reward_model.commands.results import json_line
-from reward_model.files import visible
 from reward_model.scoring.json_records import explanation_record, unexplained_record
+from reward_model.terminal import visible
 
 EXAMPLES = """examples:
   video-judge explain clip.mp4 --prompt "a red ring moving up" --json
@@ -54,5 +54,5 @@ def _text(result: dict[str, Any]) -> str:
             facts.append("faults: " + ", ".join(result["labels"][name]))
         if shares and None not in shares:
             facts.append(f"frame {max(range(len(shares)), key=shares.__getitem__) + 1} of {len(shares)} matters most")
-        lines.append("; ".join(facts))
+        lines.append(visible("; ".join(facts)))
     return "\n".join(lines)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reward_model.commands.judge_options import JudgeFactory
+from reward_model.terminal import visible
 
 if TYPE_CHECKING:
     from reward_model.evaluation.card import CardFacts
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace, _: JudgeFactory) -> int:
     written = {"folder": str(args.output)}
     if args.push:
         written["url"] = push_to_hub(args.output, args.push, private=args.private)
-    sys.stdout.write(f"{json.dumps(written) if args.json else chr(10).join(written.values())}\n")
+    sys.stdout.write(f"{json.dumps(written) if args.json else chr(10).join(map(visible, written.values()))}\n")
     return 0
 
 

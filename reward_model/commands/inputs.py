@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from reward_model.terminal import visible
+
 SUFFIXES = {
     *(
         ".mp4",
@@ -87,10 +89,8 @@ def _videos_in(folder: Path) -> list[Path]:
     if others:
         more = f" and {len(others) - MAX_NAMED} more" if len(others) > MAX_NAMED else ""
         named = ", ".join(others[:MAX_NAMED])
-        print(
-            f"{folder}: {len(others)} files left out, which are no videos by their names: {named}{more}",
-            file=sys.stderr,
-        )
+        told = f"{folder}: {len(others)} files left out, which are no videos by their names: {named}{more}"
+        print(visible(told), file=sys.stderr)
     if not videos:
         raise ValueError(f"{folder}: no video files in this folder")
     return videos

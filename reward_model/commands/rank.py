@@ -8,7 +8,7 @@ import sys
 from reward_model.commands.inputs import list_items
 from reward_model.commands.judge_options import JudgeFactory, open_judge
 from reward_model.commands.results import json_line
-from reward_model.files import visible
+from reward_model.terminal import visible
 
 EXAMPLES = """examples:
   video-judge rank a.mp4 b.mp4 c.mp4 --prompt "a red ring moving up"

@@ -10,9 +10,9 @@ from typing import Any
 
 from reward_model.commands.inputs import Item
 from reward_model.dimensions import BY_NAME
-from reward_model.files import visible
 from reward_model.records import DIMENSIONS, NO_PROMPT
 from reward_model.scoring.json_records import output_records, unscored_record
+from reward_model.terminal import visible
 
 Result = dict[str, Any]
 """Result of one video as a JSON object."""

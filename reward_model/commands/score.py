@@ -24,7 +24,7 @@ from reward_model.commands.results import (
     table_line,
     unscored,
 )
-from reward_model.files import visible
+from reward_model.terminal import visible
 
 DESCRIPTION = """Score videos. Inputs are video files, folders (searched recursively), and CSV or JSONL lists with the columns path and
 prompt; paths of a list are relative to its folder."""
@@ -178,4 +178,6 @@ def _tell(args: argparse.Namespace, sink: Sink, *, num_items: int, num_new: int)
         counts = {"items": num_items, "new": num_new, "failed": sink.num_failed}
         print(json_line({"output": str(args.output), **counts}))
     else:
-        print(f"{args.output}: {num_items} items, {num_new} of them new, {sink.num_failed} without a score")
+        print(
+            f"{visible(str(args.output))}: {num_items} items, {num_new} of them new, {sink.num_failed} without a score"
+        )

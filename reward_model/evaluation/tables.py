@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+from reward_model.terminal import visible
+
 
 @dataclass(frozen=True)
 class RatingRow:
@@ -104,7 +106,7 @@ def format_table(table: Table) -> str:
 
 def format_rows(rows: Sequence[Mapping[str, object]]) -> str:
     """Lay rows of the same names out under them, the first column to the left; an undefined value is a dash."""
-    header = [name.replace("_", " ") for name in rows[0]]
+    header = [visible(name.replace("_", " ")) for name in rows[0]]
     lines = [header, *([_text(value) for value in row.values()] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     return "\n".join(
@@ -123,7 +125,7 @@ def to_json(table: Table) -> dict[str, object]:
 def _text(value: object) -> str:
     if isinstance(value, float):
         return "-" if math.isnan(value) else f"{value:.3f}"
-    return str(value)
+    return visible(str(value))
 
 
 def nulls(values: Mapping[str, object]) -> dict[str, object]:

@@ -15,6 +15,7 @@ from reward_model.judge.attention.tree import attend_in_trees
 from reward_model.judge.attention.windows import batch_windows
 from reward_model.judge.checkpoints.format import BASE_FOLDER, SAME_FOLDER, JudgeConfig, load_parts, quiet
 from reward_model.judge.checkpoints.location import locate
+from reward_model.judge.checkpoints.manifest import check_weights
 from reward_model.judge.engine.batching import TokenCache
 from reward_model.judge.engine.clip_encoder import ClipEncoder
 from reward_model.judge.engine.decoding import VISION_TOKENS, token_ids
@@ -101,6 +102,7 @@ class JudgeParts(nn.Module):
             judge._roles.load(source.folder)
             judge._check_taught_roles(source.folder)
             judge.head = ScoreHead.load(source.folder, judge.tokenizer, judge.model.get_input_embeddings().weight)
+            check_weights(source.folder)
         return judge.eval()
 
     def _check_taught_roles(self, folder: Path) -> None:

@@ -36,6 +36,8 @@ _Item = tuple[Any, float | None, str]
 
 DEFAULT_LAYOUT = "BTCHW"
 
+NO_RATE = "fps is required for videos given as tensors, arrays or PIL frames (frames per second, in Hz)"
+
 MAX_PIXELS_AHEAD = 2**26
 """Pixels of the planned frames of one chunk, 12 bytes each in float32: a chunk ends with the clip that reaches them, so that a
 call holds at most this and one clip (twice, where a thread reads ahead), however many large clips it has."""
@@ -78,7 +80,7 @@ def to_clips(
         TypeError: an item that is no video.
     """
     to_clip = partial(_to_clip, policy=policy, allow_damaged=allow_damaged, motion=motion)
-    return [to_clip(*item) for item in _items(videos, fps, layout)]
+    return [to_clip(*item) for item in items_of(videos, fps, layout)]
 
 
 def clips_ahead(
@@ -113,12 +115,38 @@ def clips_ahead(
     Raises:
         ValueError: numbers of videos and rates differ, or a batched tensor of the wrong layout.
     """
-    items = _items(videos, fps, layout)
+    items = items_of(videos, fps, layout)
     to_clip = partial(_to_clip, policy=policy, allow_damaged=allow_damaged, motion=motion)
     chunks = in_chunks((to_clip(*item) for item in items), num, num_pixels)
     if not read_ahead or not all(isinstance(item, (str, Path, bytes)) for item, _, _ in items):
         return len(items), chunks  # gradients stay with the caller's thread
     return len(items), _ahead(chunks)
+
+
+def clip_readers(
+    videos: VideoLike | Sequence[VideoLike],
+    *,
+    policy: FramePolicy,
+    fps: float | Sequence[float] | None = None,
+    layout: str = DEFAULT_LAYOUT,
+    allow_damaged: bool = False,
+    motion: MotionEncoder | None = None,
+) -> list[Callable[[], Clip | str]]:
+    """Return a function for each video that reads and plans it anew at every call; arguments as in `to_clips`.
+
+    Args:
+        videos: see `to_clips`.
+        policy: see `to_clips`.
+        fps: see `to_clips`.
+        layout: see `to_clips`.
+        allow_damaged: see `to_clips`.
+        motion: see `to_clips`.
+
+    Returns:
+        B functions, each of which returns an item of `to_clips`.
+    """
+    to_clip = partial(_to_clip, policy=policy, allow_damaged=allow_damaged, motion=motion)
+    return [partial(to_clip, *item) for item in items_of(videos, fps, layout)]
 
 
 def in_chunks(items: Iterable[Item], num: int, pixels: Callable[[Item], int]) -> Iterator[list[Item]]:
@@ -157,7 +185,20 @@ def _ahead(chunks: Iterator[list[Clip | str]]) -> Iterator[list[Clip | str]]:
             yield chunk
 
 
-def _items(videos: Any, fps: float | Sequence[float] | None, layout: str) -> list[_Item]:
+def items_of(videos: Any, fps: float | Sequence[float] | None, layout: str) -> list[_Item]:
+    """Tell the videos of a call apart, whatever form they come in.
+
+    Args:
+        videos: as in `to_clips`.
+        fps: as in `to_clips`.
+        layout: as in `to_clips`.
+
+    Returns:
+        For each of B videos: itself, its frame rate, and the axes of its pixels.
+
+    Raises:
+        ValueError: numbers of videos and rates differ, a batched tensor of the wrong layout, or a range that is none of ours.
+    """
     axes = layout.replace("B", "")
     if _is_array(videos):
         if layout == DEFAULT_LAYOUT and not isinstance(videos, Tensor):
@@ -284,10 +325,8 @@ def _to_clip(
 ) -> Clip | str:
     if not isinstance(item, (str, Path, bytes, Video)):
         if fps is None:
-            raise ValueError(
-                "fps is required for videos given as tensors, arrays or PIL frames (frames per second, in Hz)"
-            )
-        item = Video(frames=_as_frames(item, layout), fps=float(fps))
+            raise ValueError(NO_RATE)
+        item = Video(frames=as_frames(item, layout), fps=float(fps))
     try:
         if isinstance(item, Video):
             item = replace(item, frames=_checked(item.frames))
@@ -296,8 +335,20 @@ def _to_clip(
         return str(error)
 
 
-def _as_frames(item: Any, layout: str) -> Tensor:
-    """Return frames [T, C, H, W] of one tensor, array, or list of pictures, in the type that they came in."""
+def as_frames(item: Any, layout: str) -> Tensor:
+    """Return the frames of a video that came as pixels.
+
+    Args:
+        item: tensor, array, or list of pictures or arrays.
+        layout: its axes, as `items_of` returns them.
+
+    Returns:
+        [T, C, H, W] of the type that they came in, floats of arrays in float32.
+
+    Raises:
+        ValueError: other axes, pictures of several sizes, or no numbers.
+        TypeError: no video.
+    """
     if _is_array(item):
         if not isinstance(item, Tensor) and layout == DEFAULT_LAYOUT.replace("B", ""):
             layout = "THWC"
@@ -321,8 +372,8 @@ def _rgb(picture: Image) -> numpy.ndarray:
     return numpy.array(picture.convert("RGB"))
 
 
-def _checked(frames: Tensor) -> Tensor:
-    """Return float RGB frames [T, C, H, W]; a wrong call is a ValueError, pixels that are no picture a VideoError."""
+def refuse_other_shapes(frames: Tensor) -> None:
+    """Refuse frames that are not RGB [T, 3, H, W] with at least one frame and pixel (ValueError)."""
     if frames.ndim != 4 or frames.shape[1] != 3:
         raise ValueError(
             f"frames must have 3 channels (RGB), got [T, C, H, W] = {list(frames.shape)}; check the layout, which for "
@@ -330,6 +381,11 @@ def _checked(frames: Tensor) -> Tensor:
         )
     if 0 in frames.shape:
         raise VideoError(f"a video must have at least one frame and pixel, got [T, C, H, W] = {list(frames.shape)}")
+
+
+def _checked(frames: Tensor) -> Tensor:
+    """Return float RGB frames [T, C, H, W]; a wrong call is a ValueError, pixels that are no picture a VideoError."""
+    refuse_other_shapes(frames)
     if frames.dtype == torch.uint8:
         return frames.float() / 255
     if not frames.is_floating_point():

@@ -17,13 +17,12 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
 
 from reward_model.media.containers import is_whole, last_cluster
-from reward_model.media.decoders import DECODERS, Fit, Source, Target, first_shown, open_video, shown_stamps
+from reward_model.media.decoders import DECODERS, Fit, Pictures, Source, Target, first_shown, open_video, shown_stamps
 from reward_model.media.frame_sampling import FramePolicy, plan_frames
 from reward_model.records import FramePlan, Video, VideoError
 
@@ -152,11 +151,19 @@ def read_video(
             fps=plan.fps,
             sampled_fps=plan.sampled_fps * len(kept) / len(plan.indices),
         )
-    stacked = torch.from_numpy(np.stack([pictures[index] for index in plan.indices]))
-    frames = rearrange(stacked, "n h w c -> n c h w").to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+    frames = _as_float(pictures, plan.indices)
     name = "bytes" if isinstance(source, bytes) else str(source)
     remarks = (*header.remarks, *decoded.remarks)
     return Video(frames=frames, fps=plan.fps, times=plan.times, source=name, remarks=remarks), plan
+
+
+def _as_float(pictures: Pictures, indices: Sequence[int]) -> Tensor:
+    """Return pictures [H, W, C] of 8 bits as frames [N, C, H, W] in [0, 1]; each leaves the dict, so that memory holds it once."""
+    height, width, channels = pictures[indices[0]].shape
+    frames = torch.empty(len(indices), channels, height, width)
+    for frame, index in zip(frames, indices, strict=True):
+        frame.copy_(rearrange(torch.from_numpy(pictures.pop(index)), "h w c -> c h w")).div_(255)
+    return frames
 
 
 def encode_video(frames: Tensor, fps: float, *, codec: str = "h264", crf: int = 18) -> bytes:

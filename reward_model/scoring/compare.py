@@ -7,28 +7,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from typing import Protocol
 
 import torch
 
 from reward_model.judge.engine import readouts
 from reward_model.judge.model import VideoJudge
 from reward_model.language.requests import PREFERENCES
+from reward_model.media.intake import in_chunks, num_pixels
 from reward_model.records import Clip, Comparison, JudgeRequest, PreferenceReadout, Ranking
 from reward_model.scoring.assemble import average_orders
 
 Margins = Callable[[list[tuple[int, int]]], Sequence[float]]
 """margins(pairs) -> lead of a over b for each pair (a, b); all pairs of a call are compared at once."""
 
+REMEMBERED_CLIPS = 256
+"""Clips of a group whose vision features are kept; a group has fewer as a rule, and each clip is then encoded once."""
 
-def merge_order(items: Sequence[int], margins: Margins) -> tuple[list[int], int]:
+
+def merge_order(items: Sequence[int], margins: Margins, *, at_once: int | None = None) -> tuple[list[int], int]:
     """Sort by merging, so that N items take at most N log2 N comparisons in place of N (N - 1) / 2.
 
-    All merges of a pass advance together, each with one pair at a time, so that a call carries many pairs. A judge need not
+    Several merges of a pass advance together, each with one pair at a time, so that a call carries many pairs. A judge need not
     be transitive: the order is then one of those that its answers allow.
 
     Args:
         items: ids, in an order that ties keep.
         margins: compares pairs of ids.
+        at_once: merges that advance together, so that a call asks about twice as many items, most of them those of the call
+            before; the next merge starts where one ends. None takes all merges of a pass.
 
     Returns:
         The ids, best first, and the number of pairs that were compared.
@@ -36,7 +43,7 @@ def merge_order(items: Sequence[int], margins: Margins) -> tuple[list[int], int]
     ordered, num_compared = [[item] for item in items], 0
     while len(ordered) > 1:
         merges = [_Merge(ordered[i], ordered[i + 1]) for i in range(0, len(ordered) - 1, 2)]
-        while active := [merge for merge in merges if merge.left and merge.right]:
+        while active := [merge for merge in merges if merge.left and merge.right][:at_once]:
             leads = margins([(merge.left[0], merge.right[0]) for merge in active])
             num_compared += len(active)
             for merge, lead in zip(active, leads, strict=True):
@@ -102,22 +109,53 @@ def join_comparisons(parts: Sequence[Comparison]) -> Comparison:
     )
 
 
+class ClipsByPlace(Protocol):
+    """N clips, or reasons, of which each is read when it is asked for."""
+
+    def __len__(self) -> int:
+        """Return N."""
+
+    def __getitem__(self, place: int, /) -> Clip | str:
+        """Return one clip, or the reason why it is unreadable."""
+
+
 def rank_clips(
-    judge: VideoJudge, role: str | None, clips: Sequence[Clip | str], prompt: str | None, *, batch_size: int
+    judge: VideoJudge, role: str | None, clips: ClipsByPlace, prompt: str | None, *, batch_size: int
 ) -> Ranking:
-    """Order a group of planned clips; see `VideoJudgeReward.rank`."""
-    reasons = [clip if isinstance(clip, str) else "" for clip in clips]
+    """Order a group of planned clips, of which memory holds no more than a chunk of pairs; see `VideoJudgeReward.rank`.
+
+    Args:
+        judge: the judge.
+        role: adapter that compares.
+        clips: the group, each clip asked for once for its reason and then once a pass or so.
+        prompt: their generation prompt.
+        batch_size: pairs per forward pass.
+
+    Returns:
+        The order.
+
+    Raises:
+        RuntimeError: the judge does not compare.
+    """
+    reasons = [clip if isinstance(clip, str) else "" for clip in (clips[place] for place in range(len(clips)))]
 
     def margins(pairs: list[tuple[int, int]]) -> list[float]:
         """Return the margin of the first of each pair of ids, asked in both orders."""
-        left, right = ([clips[pair[side]] for pair in pairs] for side in (0, 1))
-        outcome = compare_clips(judge, role, left, right, [prompt] * len(pairs), swap=True, batch_size=batch_size)
-        if not bool(outcome.valid.all()):
-            raise RuntimeError(f"the judge does not compare: {next(filter(None, outcome.reasons))}")
-        return outcome.margin.tolist()
+        compared = ((clips[first], clips[second]) for first, second in pairs)
+        leads: list[float] = []
+        for chunk in in_chunks(compared, batch_size, lambda pair: num_pixels(pair[0]) + num_pixels(pair[1])):
+            left, right = zip(*chunk, strict=True)
+            texts = [prompt] * len(chunk)
+            outcome = compare_clips(judge, role, left, right, texts, swap=True, batch_size=batch_size)
+            if not bool(outcome.valid.all()):
+                raise RuntimeError(f"the judge does not compare: {next(filter(None, outcome.reasons))}")
+            leads += outcome.margin.tolist()
+            del chunk, left, right  # before the next ones are read
+        return leads
 
-    with torch.no_grad(), judge.remember_clips():
-        order, num_compared = merge_order([i for i, reason in enumerate(reasons) if not reason], margins)
+    with torch.no_grad(), judge.remember_clips(REMEMBERED_CLIPS):
+        readable = [place for place, reason in enumerate(reasons) if not reason]
+        order, num_compared = merge_order(readable, margins, at_once=batch_size)
     return Ranking(tuple(order), reasons, num_compared)
 
 

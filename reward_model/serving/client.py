@@ -12,18 +12,17 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from http.client import HTTPConnection, HTTPSConnection, IncompleteRead
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from torch import Tensor
-
+from reward_model.media.intake import NO_RATE, as_frames, items_of, refuse_other_shapes
 from reward_model.records import Comparison, Explanation, RewardOutput, Video, VideoError
 from reward_model.scoring.json_records import JsonRecord
 from reward_model.serving import wire
 from reward_model.serving.options import Normalize, Readout, ScoreOptions
 
-VideoLike = Tensor | str | Path | bytes | Video
-"""Frames, a local file, its bytes, or decoded frames with their rate."""
+if TYPE_CHECKING:
+    from reward_model.media.intake import VideoLike
 
 RETRY_STATUSES = (429, 503)
 """Statuses of a busy server, after which a request is sent again."""
@@ -64,7 +63,7 @@ class VideoJudgeClient:
 
     def score(
         self,
-        videos: Tensor | Sequence[VideoLike],
+        videos: VideoLike | Sequence[VideoLike],
         prompts: str | Sequence[str | None] | None = None,
         *,
         fps: float | Sequence[float] | None = None,
@@ -80,9 +79,10 @@ class VideoJudgeClient:
         """Score B videos, with the arguments of `VideoJudgeReward.forward`.
 
         Args:
-            videos: tensor [B, T, C, H, W], or a sequence of tensors, paths, bytes or `Video` records.
+            videos: tensor [B, T, C, H, W], numpy array [B, T, H, W, C], or a sequence of tensors, arrays [T, H, W, C], lists of
+                pictures, paths, bytes or `Video` records; or one such video.
             prompts: the generation prompts, one per video or one string for all; None for no prompt.
-            fps: frame rate in Hz; required for tensors.
+            fps: frame rate in Hz; required for tensors, arrays and pictures.
             layout: axes of tensors.
             dimensions: dimensions to score; None for all of the judge's.
             weights: dimension -> weight of `rewards`; None makes `rewards` the overall score.
@@ -115,8 +115,8 @@ class VideoJudgeClient:
 
     def compare(
         self,
-        a: Tensor | Sequence[VideoLike],
-        b: Tensor | Sequence[VideoLike],
+        a: VideoLike | Sequence[VideoLike],
+        b: VideoLike | Sequence[VideoLike],
         prompts: str | Sequence[str | None] | None = None,
         *,
         swap: bool = True,
@@ -164,7 +164,7 @@ class VideoJudgeClient:
         Raises:
             VideoError: the server cannot read the video.
         """
-        result = self._post("/explain", {"video": _item(video, fps, layout), "prompt": prompt})
+        result = self._post("/explain", {"video": _items([video], fps, layout)[0], "prompt": prompt})
         if result["text"] is None:
             raise VideoError(result["reason"])
         return wire.explanation(result)
@@ -220,33 +220,21 @@ class VideoJudgeClient:
             return response.status, _seconds(response.headers["Retry-After"]), response.read()
 
 
-def _items(
-    videos: Tensor | Sequence[VideoLike], fps: float | Sequence[float] | None, layout: str
-) -> list[dict[str, object]]:
-    if isinstance(videos, Tensor):
-        if videos.ndim != 5 or sorted(layout) != sorted("BTCHW"):
-            raise ValueError(f"videos must have the 5 axes {layout}, got shape {list(videos.shape)}")
-        videos, layout = list(videos.movedim(layout.index("B"), 0)), layout.replace("B", "")
-    rates = list(fps) if isinstance(fps, Sequence) else [fps] * len(videos)
-    if len(rates) != len(videos):
-        raise ValueError(f"fps must be one number or one per video: got {len(rates)} rates for {len(videos)} videos")
-    return [_item(video, rate, layout.replace("B", "")) for video, rate in zip(videos, rates, strict=True)]
+def _items(videos: Any, fps: float | Sequence[float] | None, layout: str) -> list[dict[str, object]]:
+    return [_item(*item) for item in items_of(videos, fps, layout)]
 
 
-def _item(video: VideoLike, fps: float | None, layout: str) -> dict[str, object]:
+def _item(video: Any, fps: float | None, layout: str) -> dict[str, object]:
     if isinstance(video, (str, Path)):
         video = Path(video).read_bytes()
     if isinstance(video, bytes):
         return {"file": wire.encode_bytes(video)}
     if isinstance(video, Video):
         return {"frames": wire.encode_frames(video.frames), "fps": video.fps}
-    if not isinstance(video, Tensor):
-        raise TypeError(f"a video is a tensor, a path, bytes or a Video, got {type(video).__name__}")
-    if video.ndim != 4 or sorted(layout) != sorted("TCHW"):
-        raise ValueError(f"each video must have the axes {layout}, got shape {list(video.shape)}")
+    frames = as_frames(video, layout)
     if fps is None:
-        raise ValueError("fps is required for videos given as tensors (frames per second, in Hz)")
-    frames = video.permute(*(layout.index(axis) for axis in "TCHW"))
+        raise ValueError(NO_RATE)
+    refuse_other_shapes(frames)
     return {"frames": wire.encode_frames(frames), "fps": float(fps)}
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
-import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -36,6 +34,7 @@ from reward_model.training.measure import measure_stage, own_levels
 from reward_model.training.methods.grpo import GRPOSteps, Reference
 from reward_model.training.methods.sft import example_loss
 from reward_model.training.methods.weight_copy import WeightCopy
+from reward_model.training.processes import TrainingStopRequest, refuse_other_files, together
 from reward_model.training.recipe import RecipeConfig, StageConfig
 from reward_model.training.selection import BestWeights
 from reward_model.training.start import add_layers, shown_for_training, start_judge
@@ -52,47 +51,12 @@ from reward_model.training.tasks.supervised import (
     pair_of,
     swapped,
 )
+from reward_model.weights import digest
 
 log = logging.getLogger(__name__)
 
 PAIRS_PER_CLIP = 0.5
 """Default number of comparisons per clip of a batch."""
-
-
-class TrainingStopped(Exception):
-    """Training was told to stop, and has left its output as the last finished stage made it."""
-
-
-class TrainingStopRequest:
-    """Tells a training, between its steps and batches, that a signal asked it to stop; called, it raises `TrainingStopped`."""
-
-    def __init__(self) -> None:
-        """Begin without a request."""
-        self.is_signalled = False
-
-    def listen(self) -> None:
-        """Take SIGTERM and SIGINT as requests; a second one ends the process at once."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._note)
-
-    def _note(self, number: int, frame: object) -> None:
-        self.is_signalled = True
-        signal.signal(number, signal.SIG_DFL)
-        log.warning("asked to stop: training ends at the next step")
-
-    def __call__(self) -> None:
-        """Raise `TrainingStopped` where any process was asked; all processes must call it alike."""
-        asked = torch.tensor(int(self.is_signalled))
-        if rank_and_world()[1] > 1:
-            asked = asked.to("cuda" if torch.distributed.get_backend() == "nccl" else "cpu")
-            torch.distributed.all_reduce(asked, op=torch.distributed.ReduceOp.MAX)
-        if asked:
-            raise TrainingStopped
-
-    def alone(self) -> None:
-        """Raise `TrainingStopped` where this process was asked, whatever the others do."""
-        if self.is_signalled:
-            raise TrainingStopped
 
 
 Show = Callable[[str], ProgressCallback]
@@ -197,11 +161,16 @@ def check_finished(config: RecipeConfig) -> None:
     """
     output = Path(config.output)
     expected = {stage_folder(output, n, stage.name): stage for n, stage in enumerate(config.stages.values())}
-    advice = "give another output, or take the finished stages away"
     if rank_and_world()[0] == 0:
         for folder in expected:
             put_back(folder)
     _wait_for_all()
+    with together():
+        _compare_finished(config, expected)
+
+
+def _compare_finished(config: RecipeConfig, expected: Mapping[Path, StageConfig]) -> None:
+    output, advice = Path(config.output), "give another output, or take the finished stages away"
     for mark in sorted(output.glob(f"stages/[0-9]*/{DONE}")):
         if mark.parent not in expected:
             raise ValueError(f"{mark.parent} holds a finished stage that is not in the recipe; {advice}")
@@ -217,9 +186,19 @@ def made_from(config: RecipeConfig, stage: StageConfig) -> dict[str, Any]:
     """Return what a stage is made from beside its own settings: those of the recipe, and its files by their content."""
     apart = ("stages", "output", "num_sanity", "estimate")
     others = {name: value for name, value in plain(config).items() if name not in apart}
-    files = sorted({data.path for data in stage.data if Path(data.path).is_file()})
-    digests = {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in files}
-    return json.loads(json.dumps({**others, "files": digests}))
+    return json.loads(json.dumps({**others, "files": _digests([stage])}))
+
+
+def _digests(stages: Iterable[StageConfig]) -> dict[str, str]:
+    """Return the SHA-256 of the annotation files of stages by their paths."""
+    files = sorted({data.path for stage in stages for data in stage.data if Path(data.path).is_file()})
+    return {path: digest(Path(path)) for path in files}
+
+
+def check_alike(config: RecipeConfig) -> None:
+    """Refuse (ValueError, on all processes) to train where the processes have other recipes or other annotation files."""
+    settings = {f"recipe: {name}": json.dumps(value, sort_keys=True) for name, value in plain(config).items()}
+    refuse_other_files({**settings, **_digests(config.stages.values())})
 
 
 def _difference(made: Any, now: Any, key: str = "") -> str:
@@ -286,10 +265,11 @@ def check_data(config: RecipeConfig) -> None:
         ValueError: A file is missing or malformed, or holds nothing on one side of the split.
     """
     chosen = False
-    for stage in config.stages.values():
-        chosen = chosen or bool(stage.measure_every)
-        open_mixture(stage.data, keep=_as_read)
-        _check_held_out(stage, "report" if chosen else "held_out", _as_read)
+    with together():
+        for stage in config.stages.values():
+            chosen = chosen or bool(stage.measure_every)
+            open_mixture(stage.data, keep=_as_read)
+            _check_held_out(stage, "report" if chosen else "held_out", _as_read)
 
 
 def _as_read(name: str, examples: Sequence[Annotation], faults: Sequence[Fault]) -> Sequence[Annotation]:

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -181,3 +182,34 @@ def test_a_folder_says_which_files_it_leaves_out(tmp_path, capsys):
     assert items == ["a.mp4", "b.m2ts", "c.MTS", "d.3gp", "e.VOB", "f.ogg"]
     said = capsys.readouterr().err
     assert "2 files left out" in said and "._x.mp4" in said and "notes.txt" in said
+
+
+def test_a_ranking_reads_large_files_at_the_size_of_the_judge_and_again_where_they_do_not_fit(tmp_path, monkeypatch):
+    """The order and the number of comparisons are those of the whole frames, whatever stays in memory."""
+    from reward_model.media import intake, shelf
+    from reward_model.media.video_io import write_video
+    from reward_model.scoring.compare import rank_clips
+
+    judge = VideoJudgeReward.from_pretrained("toy").with_role("comparator")
+    paths = []
+    for seed in range(7):
+        small = torch.rand(9, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+        paths.append(tmp_path / f"{seed}.mp4")
+        write_video(paths[-1], torch.nn.functional.interpolate(small, size=(120, 200), mode="bicubic").clamp(0, 1), 8.0)
+    whole = intake.to_clips(paths, policy=judge.frame_policy)
+    wanted = rank_clips(judge.judge, judge.role, whole, PROMPT, batch_size=16)
+    held = []
+
+    class Watched(shelf.ClipShelf):
+        def _keep(self, place, clip):
+            super()._keep(place, clip)
+            held.append(self.num_bytes)
+
+    monkeypatch.setattr("reward_model.video_reward.ClipShelf", Watched)
+    assert judge.rank(paths, PROMPT) == wanted
+    one = held[0]
+    assert one < 9 * 3 * 32 * 32 + 1 and len(held) == 7 and max(held) == 7 * one
+    held.clear()
+    monkeypatch.setattr("reward_model.video_reward.ClipShelf", partial(Watched, max_bytes=3 * one))
+    assert judge.rank(paths, PROMPT, batch_size=2) == wanted
+    assert len(held) > 7 and max(held) == 3 * one

@@ -6,8 +6,9 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,13 +18,15 @@ import torch
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 
+from reward_model.judge.model import VideoJudge
+from reward_model.media.motion_encoders import MotionConfig, build_encoder
 from reward_model.media.video_io import encode_video
 from reward_model.serving import wire
 from reward_model.serving.options import CompareOptions, ScoreOptions
 from reward_model.serving.server.config import ServerConfig
 from reward_model.serving.server.judge import JudgeJob, JudgeService
 from reward_model.serving.server.schema import FileVideo, FramesVideo
-from reward_model.video_reward import VideoJudgeReward
+from reward_model.video_reward import TOY_JUDGE, VideoJudgeReward
 from tests.running_server import MeanJudge, ask, frames_of, running
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,8 +48,19 @@ def sent(data):
 class Process:
     """A server in a process of its own, and the memory that it has taken."""
 
-    def __init__(self):
-        command = [sys.executable, "-m", "reward_model.cli", "serve", "--port", "0", "--json"]
+    def __init__(self, judge="toy", *options):
+        command = [
+            sys.executable,
+            "-m",
+            "reward_model.cli",
+            "serve",
+            "--port",
+            "0",
+            "--json",
+            "--judge",
+            str(judge),
+            *options,
+        ]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, text=True
@@ -60,7 +74,7 @@ class Process:
 
     def post(self, route, body):
         """Return the status and the results of one request."""
-        connection = http.client.HTTPConnection(urlsplit(self.url).netloc, timeout=120)
+        connection = http.client.HTTPConnection(urlsplit(self.url).netloc, timeout=1800)
         connection.request("POST", route, json.dumps(body).encode(), {"Content-Type": "application/json"})
         response = connection.getresponse()
         return response.status, json.loads(response.read())["results"]
@@ -96,6 +110,49 @@ def test_eight_requests_of_many_clips_and_a_file_of_huge_frames_stay_small():
         assert server.post("/score", {"videos": [huge] * 3})[0] == 200
         assert server.megabytes("VmHWM") - before < 1200  # one such file took 3,600
         assert server.megabytes("VmRSS") - before < 400
+
+
+@pytest.fixture(scope="module")
+def motion_judge(tmp_path_factory):
+    """Write the embedded judge with motion tokens, as a folder."""
+    judge = VideoJudge.from_pretrained(TOY_JUDGE, device="cpu")
+    feature_size = build_encoder(MotionConfig()).feature_size
+    judge.add_motion({"encoder": "temporal_differences", "feature_size": feature_size})
+    judge.save_pretrained(folder := tmp_path_factory.mktemp("motion"))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_a_motion_judge_of_default_limits_stays_below_4_gb_under_8_requests_of_32_long_clips(motion_judge):
+    """The 48 frames of a clip are 38 MB in float32 as the encoder gets them; 256 clips would be 9.7 GB."""
+    files = [sent(clip_file(256, 48, seed=seed)) for seed in range(2)]
+    bodies = [("/score", {"videos": [files[place % 2] for place in range(32)]})] * 8
+    with Process(motion_judge, "--request-seconds", "1800") as server:
+        assert server.post("/score", {"videos": files[:1]})[0] == 200
+        before = server.megabytes("VmRSS")
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(lambda one: server.post(*one), bodies))
+        peak = server.megabytes("VmHWM")
+    assert [(status, len(results)) for status, results in answers] == [(200, 32)] * 8
+    assert all(result["valid"] for _, results in answers for result in results)
+    assert peak < 4000
+    assert peak - before < 1024 + 300  # the pool of all clips, and one batch with the judge
+
+
+def test_the_frames_of_a_motion_encoder_count_as_memory(service, motion_judge):
+    moving = JudgeService(VideoJudgeReward.from_pretrained(motion_judge), ServerConfig())
+    short, long = (FileVideo(file=wire.encode_bytes(clip_file(64, num))) for num in (9, 90))
+    rooms = [service.room(short), moving.room(short), moving.room(long)]
+    assert rooms[1].kept == rooms[0].kept
+    assert rooms[1].reading - rooms[0].reading == (9 + 9) * 64 * 64 * 16
+    assert rooms[2].reading - rooms[0].reading == (90 + 32) * 64 * 64 * 16
+    wide = FileVideo(file=wire.encode_bytes(clip_file(1024, 9, height=512)))
+    assert moving.room(wide).reading - service.room(wide).reading == (9 + 9) * 256 * 128 * 16
+    frames = FramesVideo(frames=wire.encode_frames(torch.zeros(40, 3, 32, 32, dtype=torch.uint8)), fps=8.0)
+    pixels = 40 * 32 * 32
+    assert service.room(frames).reading == 6 * pixels + 15 * 9 * 32 * 32
+    assert moving.room(frames).reading == (6 + 15) * pixels + 27 * 9 * 32 * 32 + 32 * 32 * 32 * 16
 
 
 def test_a_shrunk_clip_scores_as_the_whole_one(service):
@@ -167,6 +224,57 @@ def test_bodies_that_never_end_keep_no_complete_request_out(num):
         for _ in range(5):
             status, answer, _ = ask(url, "/score", {"videos": [frames_of(0.5)]})
             assert (status, answer["results"][0]["reward"]) == (200, 0.5)
+
+
+@pytest.mark.parametrize("begin", ["", "POST /score HTTP/1.1\r\nHost: x\r\n", "GET /health HTTP/1.1\r\nX: "])
+def test_connections_without_a_head_are_closed_in_time_and_keep_no_request_out(begin):
+    with ExitStack() as stack:
+        url = stack.enter_context(running(MeanJudge(), ServerConfig(header_seconds=2.0, max_connections=20)))
+        host, _, port = urlsplit(url).netloc.partition(":")
+        idle = []
+        for _ in range(60):
+            idle.append(stack.enter_context(socket.create_connection((host, int(port)), timeout=10)))
+            idle[-1].sendall(begin.encode())
+        for _ in range(3):
+            assert ask(url, "/score", {"videos": [frames_of(0.5)]})[0] == 200
+        assert sum(map(is_closed, idle[:39])) == 39  # the number of them alone
+        assert not is_closed(idle[-1])
+        end = time.monotonic() + 8
+        while not all(map(is_closed, idle)):
+            assert time.monotonic() < end
+            for one in idle:
+                with suppress(OSError):
+                    one.sendall(b"x")  # dripping buys no time
+            time.sleep(0.3)
+        assert ask(url, "/score", {"videos": [frames_of(0.5)]})[0] == 200
+
+
+def is_closed(connection):
+    """Return whether the other side has closed a connection."""
+    connection.setblocking(False)
+    try:
+        return connection.recv(1024) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    finally:
+        connection.setblocking(True)
+
+
+def test_a_connection_serves_several_requests_and_a_slow_answer_is_no_wait():
+    with running(MeanJudge(seconds=1.5), ServerConfig(header_seconds=1.0)) as url:
+        connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=20)
+        for _ in range(3):
+            body = json.dumps({"videos": [frames_of(0.5)]})
+            connection.request("POST", "/score", body, {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            assert answer.status == 200 and json.loads(answer.read())["results"][0]["reward"] == 0.5
+            time.sleep(0.3)
+        time.sleep(1.5)
+        with pytest.raises((ConnectionError, http.client.HTTPException)):
+            connection.request("POST", "/score", "{}", {"Content-Type": "application/json"})
+            connection.getresponse()
 
 
 def test_bodies_that_drip_are_told_why_they_are_given_up():

@@ -18,7 +18,14 @@ import torch
 
 from reward_model.files import write_text
 from reward_model.judge.checkpoints.location import CONFIG_FILE, Location
-from reward_model.judge.checkpoints.manifest import FILES, check_folder, checksums, refuse_missing_tokenizer
+from reward_model.judge.checkpoints.manifest import (
+    FILES,
+    FORMAT,
+    FORMAT_VERSION,
+    check_folder,
+    checksums,
+    refuse_missing_tokenizer,
+)
 from reward_model.judge.checkpoints.released import PARAPHRASE, released_settings
 from reward_model.judge.families import family_of, family_type
 from reward_model.language.requests import PROMPTS_VERSION
@@ -121,7 +128,7 @@ class JudgeConfig:
 
     def save(self, folder: Path) -> None:
         """Write judge_config.json with the checksums of the folder's other files, so last; an older one is replaced whole."""
-        values = dataclasses.asdict(self) | {FILES: checksums(folder)}
+        values = {FORMAT: FORMAT_VERSION} | dataclasses.asdict(self) | {FILES: checksums(folder)}
         write_text(folder / CONFIG_FILE, json.dumps(values, indent=2) + "\n")
 
     @classmethod
@@ -129,7 +136,8 @@ class JudgeConfig:
         """Read judge_config.json; malformed or unknown fields, prompts or levels of another version raise ValueError."""
         file = folder / CONFIG_FILE
         values = read_json(file)
-        values.pop(FILES, None)
+        for name in (FORMAT, FILES):
+            values.pop(name, None)
         fields = {f.name: f for f in dataclasses.fields(cls)}
         if unknown := sorted(set(values) - set(fields)):
             raise ValueError(f"{file} has unknown fields {unknown}")
@@ -338,7 +346,7 @@ def _saved_config(folder: Path) -> JudgeConfig | None:
     file = folder / CONFIG_FILE
     if file.is_file():
         config = JudgeConfig.load(folder)
-        check_folder(folder, read_json(file).get(FILES, {}), file)
+        check_folder(folder, read_json(file), file)
         return config
     check_folder(folder, {}, file)
     if parts := [name for name in (BASE_FOLDER, *PARTS_OF_JUDGES) if (folder / name).exists()]:

@@ -160,7 +160,8 @@ def patches_of(
     for (shape, size), alike in groups.items():
         num = max(1, MAX_STACKED // math.prod(shape))
         for members in (alike[start : start + num] for start in range(0, len(alike), num)):
-            frames = torch.stack([clips[i].frames.to(device) for i in members])  # [n, T, C, H, W]
+            shown = [clips[i].frames.to(device) for i in members]
+            frames = shown[0][None] if len(shown) == 1 else torch.stack(shown)  # [n, T, C, H, W]
             for index, own in zip(members, patchify(frames, size, family.facts, quantise=quantise), strict=True):
                 patches[index] = own
     grids = torch.tensor([clip_grid(clip, family) for clip in clips], device=device)

@@ -116,7 +116,7 @@ def _chunks(clips: Sequence[Clip], family: VisionFamily) -> list[list[Clip]]:
 def _content(clip: Clip) -> tuple:
     """Return the key of a clip's features: a hash of its pixels, and the plan that places its frames in time."""
     frames = clip.frames.detach()
-    data = frames.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    data = frames.cpu().contiguous().flatten().view(torch.uint8).numpy().data
     return hashlib.blake2b(data, digest_size=16).digest(), tuple(frames.shape), frames.dtype, clip.plan
 
 

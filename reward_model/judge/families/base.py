@@ -165,6 +165,10 @@ class VisionFamily(Protocol):
         """
 
 
+MAX_RESIZED = 2**23
+"""Values of the pictures that are resized together; a larger picture goes alone."""
+
+
 def patchify(frames: Tensor, size: tuple[int, int], facts: VisionFacts, *, quantise: bool) -> Tensor:
     """Turn frames into the patches of the official processors, differentiably and without torchvision.
 
@@ -181,10 +185,10 @@ def patchify(frames: Tensor, size: tuple[int, int], facts: VisionFacts, *, quant
     Source: transformers 5.23, Qwen2VLVideoProcessor and Qwen3VLVideoProcessor.
     """
     num, num_frames = frames.shape[:2]
-    pixels = rearrange(frames, "n t c h w -> (n t) c h w") * 255.0
-    resized = _uint8_path(pixels.detach(), size) if quantise else _resize(pixels, size)
-    if quantise and pixels.requires_grad:
-        smooth = _resize(pixels, size)
+    pictures = rearrange(frames, "n t c h w -> (n t) c h w")
+    resized = _quantised(pictures.detach(), size) if quantise else _resize(pictures * 255.0, size)
+    if quantise and pictures.requires_grad:
+        smooth = _resize(pictures * 255.0, size)
         resized = smooth + (resized - smooth.detach())
     mean, std = (resized.new_tensor(v)[:, None, None] * 255.0 for v in (facts.mean, facts.std))
     normal = rearrange((resized - mean).div_(std), "(n t) c h w -> n t c h w", n=num)
@@ -303,6 +307,12 @@ def _resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(pixels.shape[-2:]) == size:
         return pixels
     return F.interpolate(pixels, size, mode="bicubic", antialias=True, align_corners=False)
+
+
+def _quantised(pictures: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return pictures [N, C, H, W] of [0, 1] on the uint8 path, a few at a time, since it makes several copies of them."""
+    together = max(1, MAX_RESIZED // pictures[0].numel())
+    return torch.cat([_uint8_path(some * 255.0, size) for some in pictures.split(together)])
 
 
 @torch.no_grad()

@@ -35,6 +35,13 @@ class ServerConfig:
     max_uploads: int = _option(
         128, "bodies that arrive at a time; of more, those of the client with the most that stand still go first"
     )
+    max_connections: int = _option(
+        256,
+        "connections without a whole request head; of more, those of the client with the most that wait longest go first",
+    )
+    header_seconds: float = _option(
+        15.0, "longest time for a request's head to arrive, from the connection's begin or its last answer, in s"
+    )
     min_body_kb: float = _option(
         16.0, "lowest mean rate of a body after 5 s, in 10^3 bytes/s; slower ones are answered 408"
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -29,8 +31,19 @@ from reward_model.serving import wire
 from reward_model.serving.options import CompareOptions, RequestOptions, ScoreOptions
 from reward_model.serving.server.config import ServerConfig
 from reward_model.serving.server.schema import FileVideo, FramesVideo
-from reward_model.serving.server.shrink import SHOWN_BYTES, SOURCE_BYTES, Shrinker, as_float, shown_size
+from reward_model.serving.server.shrink import (
+    SHOWN_BYTES,
+    SOURCE_BYTES,
+    Shrinker,
+    as_float,
+    motion_bytes,
+    sent_bytes,
+    shown_size,
+)
 from reward_model.video_reward import VideoJudgeReward
+
+if TYPE_CHECKING:
+    from av.packet import Packet
 
 COMPARATOR = "comparator"
 """Role for comparisons, if the judge has it."""
@@ -84,12 +97,15 @@ class JudgeService:
         most = max(policy.max_frames, policy.num_frames + policy.num_fast_frames)
         try:
             if isinstance(video, FramesVideo):
-                num, _, height, width = wire.decode_frames(video.frames).shape
-                reading = num * height * width * SHOWN_BYTES // 2
+                frames = wire.decode_frames(video.frames)
+                num, _, height, width = frames.shape
+                reading = sent_bytes(frames, min(num, most), moves=self._motion is not None)
             else:
-                with open_video(self._file(video)) as (_, stream):
+                with open_video(self._file(video)) as (container, stream):
                     num, height, width = stream.frames or most, stream.height, stream.width
-                reading = height * width * SOURCE_BYTES
+                    reading = height * width * SOURCE_BYTES
+                    if self._motion is not None:
+                        reading += motion_bytes(_count(container.demux(stream), self._config.max_frames), height, width)
             if height * width > self._config.max_frame_pixels:
                 return Room(0, 0)
             num = max(min(num, most), 1)
@@ -207,6 +223,11 @@ class JudgeService:
 
 def _for_judge(clip: Clip | str) -> Clip | str:
     return clip if isinstance(clip, str) else as_float(clip)
+
+
+def _count(packets: Iterable[Packet], most: int) -> int:
+    """Return the number of packets with content, counted and not as a header names it, up to `most`."""
+    return sum(1 for _ in itertools.islice((one for one in packets if one.size), most))
 
 
 def _check_size(num_frames: int, seconds: float, config: ServerConfig) -> None:

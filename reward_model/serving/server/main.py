@@ -33,7 +33,7 @@ EXAMPLES = """examples:
 Routes: POST /score, /compare, /explain; GET /health, /metrics (Prometheus) and /docs (OpenAPI). In Python,
 `reward_model.serving.client.VideoJudgeClient(url)` has the calls of a local judge. Comparisons use the role "comparator"
 if the judge has it; everything else uses the role given by --role. On an untrusted network, put a proxy with TLS in
-front: the server does not limit idle connections."""
+front."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -94,10 +94,12 @@ def make_server(app: FastAPI, config: ServerConfig) -> uvicorn.Server:
     """Return the server of an application; on shutdown it drains accepted requests."""
     import uvicorn
 
+    from reward_model.serving.server.connections import limited_connections
+
     grace = math.ceil(config.body_seconds + config.request_seconds) + 1
     options = uvicorn.Config(
         app,
-        http="h11",
+        http=limited_connections(config),
         ws="none",
         lifespan="on",
         log_level="warning",

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 FLOORS = {
     "reward_model": (
-        ("config", "dimensions", "files", "weights"),
+        ("config", "dimensions", "files", "terminal", "weights"),
         ("records",),
         ("language", "media", "rewards"),
         ("judge", "toy_world"),
@@ -31,7 +31,7 @@ FLOORS = {
     ),
     "reward_model.training": (
         ("fit", "selection"),
-        ("tasks",),
+        ("processes", "tasks"),
         ("methods",),
         ("recipe",),
         ("measure", "start"),
@@ -54,7 +54,8 @@ PACKAGES = ("reward_model", "generator_loop")
 PUBLIC = {"VideoJudgeReward", "read_video", "write_video", "srcc", "bootstrap_interval", "moving_shapes", "oracle"}
 PUBLIC |= {"VideoJudgeClient", "load_config", "pair_accuracy", "pairs_within_groups", "read_manifest"}
 PUBLIC |= {"distort", "read_pairs", "read_records"}
-VOCABULARY = ("reward_model.config", "reward_model.files", "reward_model.records", "reward_model.weights")
+VOCABULARY = ("reward_model.config", "reward_model.files", "reward_model.records", "reward_model.terminal")
+VOCABULARY += ("reward_model.weights",)
 HEAVY = {"transformers", "diffusers", "peft", "av", "trl", "accelerate", "datasets", "decord", "torchcodec"}
 TORCHLESS = {
     "reward_model.__init__",

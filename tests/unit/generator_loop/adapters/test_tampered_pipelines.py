@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from generator_loop.adapters import GENERATORS
+from generator_loop.adapters.folders import save_pipeline
 from generator_loop.adapters.lora import LORA_FILE
 from generator_loop.config import GeneratorConfig
 from reward_model.weights import tensor_notes
@@ -179,3 +180,150 @@ def test_each_weight_of_a_text_encoder_is_missed(whole, tmp_path):
         folder = shutil.copytree(whole, tmp_path / key)
         rewrite(folder / "text_encoder" / file, lambda t, key=key: {name: v for name, v in t.items() if name != key})
         assert f"text_encoder/{file}" in refusal(folder, whole.name), key
+
+
+@pytest.fixture(scope="module")
+def sealed(whole, tmp_path_factory):
+    """Write a pipeline folder as pretraining does."""
+    from diffusers import DiffusionPipeline
+
+    folder = tmp_path_factory.mktemp("sealed") / whole.name
+    save_pipeline(DiffusionPipeline.from_pretrained(whole), folder)
+    return folder
+
+
+def noise(tensors):
+    return {key: value + 0.01 if value.is_floating_point() else value for key, value in tensors.items()}
+
+
+def change(name, **settings):
+    return lambda folder: (folder / name).write_text(
+        json.dumps({**json.loads((folder / name).read_text()), **settings})
+    )
+
+
+def swap_words(folder):
+    file = folder / "tokenizer/tokenizer.json"
+    values = json.loads(file.read_text())
+    words = values["model"]["vocab"]
+    if isinstance(words, dict):
+        first, second = list(words)[-2:]
+        words[first], words[second] = words[second], words[first]
+    else:
+        words[-1], words[-2] = words[-2], words[-1]
+    file.write_text(json.dumps(values))
+
+
+def add_tokens(folder):
+    (folder / "tokenizer/added_tokens.json").write_text("{}")
+
+
+SAME_SHAPES = {
+    **{
+        f"other weights {model}": (
+            f"{model}/{file} is not the file that was saved",
+            lambda folder, model=model, file=file: rewrite(folder / model / file, noise),
+        )
+        for model, file in MODELS.items()
+    },
+    "a vocabulary permuted": ("tokenizer/tokenizer.json is not the file", swap_words),
+    "another schedule": ("scheduler_config.json is not the file", change("scheduler/scheduler_config.json", shift=9.0)),
+    "another setting": ("transformer/config.json is not the file", change("transformer/config.json", eps=0.5)),
+    "a file more": ("tokenizer/added_tokens.json was not saved", add_tokens),
+    "weights more": (
+        "model.fp16.safetensors was not saved",
+        lambda f: shutil.copy(f / "text_encoder/model.safetensors", f / "text_encoder/model.fp16.safetensors"),
+    ),
+    "no checksums": ("checksums.json is missing", lambda folder: (folder / "checksums.json").unlink()),
+    "cut checksums": (
+        "checksums.json is not valid JSON",
+        lambda folder: (folder / "checksums.json").write_text('{"model_'),
+    ),
+    "empty checksums": ("was not saved", lambda folder: (folder / "checksums.json").write_text("{}")),
+    "numbers as checksums": (
+        "checksums.json: expected a checksum",
+        lambda folder: (folder / "checksums.json").write_text('{"model_index.json": 3}'),
+    ),
+    "a path outside": (
+        "checksums.json names '../x'",
+        lambda folder: (folder / "checksums.json").write_text('{"../x": "0"}'),
+    ),
+    "no scheduler": ("scheduler_config.json is missing", lambda f: (f / "scheduler/scheduler_config.json").unlink()),
+}
+"""Tamperings that only checksums can show: names and shapes are right."""
+
+
+@pytest.mark.parametrize("tampering", SAME_SHAPES)
+def test_a_folder_of_ours_with_a_file_of_the_same_shape_is_refused_by_name(sealed, tmp_path, tampering):
+    pattern, tamper = SAME_SHAPES[tampering]
+    folder = shutil.copytree(sealed, tmp_path / "copy")
+    tamper(folder)
+    assert re.search(pattern, message := refusal(folder, sealed.name)), message
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("change", CHANGES)
+def test_changed_weights_of_a_folder_of_ours_are_refused_with_the_key_too(sealed, tmp_path, model, change):
+    folder = shutil.copytree(sealed, tmp_path / "copy")
+    rewrite(folder / model / MODELS[model], CHANGES[change][0])
+    assert re.search(f"{model}/{MODELS[model]}.*{CHANGES[change][1]}", refusal(folder, sealed.name))
+
+
+def test_an_untouched_folder_of_ours_loads_here_and_in_stock_diffusers_and_may_hold_a_page(sealed, tmp_path):
+    from diffusers import DiffusionPipeline
+
+    folder = shutil.copytree(sealed, tmp_path / "copy")
+    (folder / "README.md").write_text("a page")
+    (folder / ".cache").mkdir()
+    (folder / ".cache" / "note.json").write_text("{}")
+    assert opened(folder, sealed.name).trainable_parameters()
+    assert DiffusionPipeline.from_pretrained(folder).transformer is not None
+
+
+def test_a_lora_of_the_same_shape_is_refused_and_nothing_is_loaded(saved):
+    generator, folder = saved
+    before = {name: value.clone() for name, value in generator.weights("policy").items()}
+    rewrite(folder / LORA_FILE, noise)
+    with pytest.raises(ValueError, match=f"{LORA_FILE} is not the file that was saved"):
+        generator.load(folder)
+    assert all(torch.equal(before[name], value) for name, value in generator.weights("policy").items())
+
+
+@pytest.mark.parametrize("content", [None, "{}", '{"x.json": "0"}', "[]", "{"])
+def test_a_lora_whose_checksums_were_taken_out_is_not_taken_for_an_older_one(saved, content):
+    generator, folder = saved
+    (folder / "checksums.json").unlink()
+    if content is not None:
+        (folder / "checksums.json").write_text(content)
+    with pytest.raises(ValueError, match="checksums.json|x.json"):
+        generator.load(folder)
+
+
+def test_an_older_lora_is_loaded_with_one_line_that_names_what_is_not_checked(saved):
+    generator, folder = saved
+    notes = {key: value for key, value in tensor_notes(folder / LORA_FILE).items() if key != "_checksums"}
+    save_file(load_file(folder / LORA_FILE), folder / LORA_FILE, metadata=notes)
+    (folder / "checksums.json").unlink()
+    with pytest.warns(UserWarning, match="has no checksums.json: other weights of the same shapes") as told:
+        generator.load(folder)
+    assert len(told) == 1 and "\n" not in str(told[0].message)
+
+
+def test_stock_diffusers_loads_a_saved_lora_as_it_is(saved, whole, caplog):
+    from diffusers import DiffusionPipeline
+
+    generator, folder = saved
+    weights = {name: torch.randn_like(value) for name, value in generator.weights("policy").items()}
+    generator.set_weights("policy", weights)
+    generator.save(folder)
+    pipeline = DiffusionPipeline.from_pretrained(whole)
+    pipeline.load_lora_weights(folder)
+    got = {
+        name.replace(".default_0", ""): value
+        for name, value in pipeline.transformer.named_parameters()
+        if ".lora_" in name
+    }
+    assert got.keys() == weights.keys()
+    assert all(torch.equal(got[name], value) for name, value in weights.items())
+    generator.load(folder)
+    assert "checksums" not in caplog.text

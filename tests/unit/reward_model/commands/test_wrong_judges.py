@@ -7,7 +7,7 @@ import pytest
 from reward_model.cli import main
 from reward_model.commands.inputs import Item
 from reward_model.commands.results import table_line, unscored
-from reward_model.files import visible
+from reward_model.terminal import visible
 
 
 @pytest.mark.parametrize(

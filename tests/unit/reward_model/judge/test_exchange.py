@@ -28,10 +28,10 @@ SHA = "0123abcd" * 5
 
 @pytest.fixture(params=FAMILIES)
 def judge(request):
-    """A judge with two roles whose weights are drawn, one of them in the vision tower as well."""
+    """A judge with two roles whose weights are drawn, one of them in the vision tower and the merger as well."""
     judge = build_judge(request.param)
     judge.configure(calibration={"overall": {"mean": 0.4, "std": 0.2}}, lineage=("warm-up",), trained_on="noise")
-    judge.add_role("generated", rank=4, alpha=12, targets=("text", "vision"))
+    judge.add_role("generated", rank=4, alpha=12, targets=("text", "vision", "merger"))
     judge.add_role("natural", rank=2, alpha=2)
     generator = torch.Generator().manual_seed(0)
     for role in judge.roles:
@@ -65,6 +65,29 @@ def test_a_merged_role_is_a_judge_with_the_levels_of_the_unmerged_one(judge, que
     view = VideoJudgeReward.from_pretrained(tmp_path / "merged")
     given = VideoJudgeReward(judge, role="generated")(frames, "a dog", fps=8.0).level_probs["overall"]
     assert_close(view(frames, "a dog", fps=8.0).level_probs["overall"], given, atol=1e-5, rtol=0)
+
+
+def test_an_adapter_of_the_merger_alone_is_merged_into_it_and_exported(question, tmp_path):
+    from reward_model.evaluation.card import CardFacts
+    from reward_model.evaluation.export import export_hub_folder
+
+    for family in FAMILIES:
+        judge = build_judge(family)
+        judge.configure(base="base")  # exported with its own weights
+        judge.add_role("generated", rank=2, alpha=4, targets=("merger",))
+        for parameter in judge.role_parameters("generated"):
+            torch.nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(1))
+        adapted, plain = logits_of(judge, question, "generated"), logits_of(judge, question, None)
+        assert (adapted - plain).abs().max() > 1e-3
+        merged = VideoJudge.from_pretrained(merge_role(judge, "generated", tmp_path / family), device="cpu")
+        assert_close(logits_of(merged, question, None), adapted, atol=1e-5, rtol=1e-5)
+        theirs, ours = merged.model.state_dict(), merge_role(judge, None, tmp_path / f"{family}-base")
+        base = VideoJudge.from_pretrained(ours, device="cpu").model.state_dict()
+        changed = [name for name in base if not torch.equal(base[name], theirs[name])]
+        assert changed and all("merger" in name for name in changed)
+        folder = export_hub_folder(judge, tmp_path / f"{family}-hub", CardFacts(name="mine", license="mit"))
+        again = VideoJudge.from_pretrained(folder, device="cpu")
+        assert torch.equal(logits_of(again, question, "generated"), adapted)
 
 
 def test_merging_leaves_the_judge_as_it_was(judge, question, tmp_path):

@@ -40,3 +40,26 @@ def test_ties_keep_the_order_and_a_circle_still_gives_one():
     beats = {(0, 1), (1, 2), (2, 0)}
     found, _ = merge_order(range(3), lambda pairs: [1.0 if pair in beats else -1.0 for pair in pairs])
     assert sorted(found) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, 8])
+def test_few_merges_at_once_give_the_same_order_by_the_same_pairs_with_few_items_between_calls(at_once):
+    worth = random.Random(0).sample(range(1000), 100)
+    pairs_of, calls = {None: set(), at_once: set()}, []
+
+    def margins_into(key):
+        def margins(pairs):
+            pairs_of[key].update(pairs)
+            calls.append({item for pair in pairs for item in pair})
+            return [worth[a] - worth[b] for a, b in pairs]
+
+        return margins
+
+    whole = merge_order(range(100), margins_into(None))
+    calls.clear()
+    assert merge_order(range(100), margins_into(at_once), at_once=at_once) == whole
+    assert pairs_of[at_once] == pairs_of[None]
+    assert max(map(len, calls)) == 2 * at_once
+    # of the items of a call, each pair has at most one that the call before did not have, but where a merge begins
+    new = [len(later - before) for before, later in zip(calls, calls[1:], strict=False)]
+    assert sum(new) <= whole[1] + 100

@@ -6,9 +6,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from reward_model.records import Video, VideoError
 from reward_model.scoring.json_records import unexplained_record
@@ -225,8 +228,10 @@ def test_an_answer_that_comes_before_the_body_is_sent_is_read():
     [
         (FRAMES, {"fps": 8.0, "differentiable": True}, "no gradient"),
         (FRAMES, {}, "fps is required"),
-        (FRAMES[0], {"fps": 8.0}, "5 axes BTCHW"),
-        ([FRAMES[0, 0]], {"fps": 8.0}, "each video must have the axes TCHW"),
+        (FRAMES[0, 0], {"fps": 8.0}, "5 axes BTCHW"),
+        ([FRAMES], {"fps": 8.0}, "each video must have the axes TCHW"),
+        ([FRAMES[0, 0]], {"fps": 8.0}, "3 channels"),
+        (FRAMES[0].permute(0, 2, 3, 1), {"fps": 8.0}, "3 channels"),
         (FRAMES, {"fps": [8.0]}, "got 1 rates for 3 videos"),
         (FRAMES, {"fps": 8.0, "prompts": ["x"]}, "got 1 for 3 videos"),
         (FRAMES, {"fps": 8.0, "batch_size": 0}, "batch_size >= 1"),
@@ -259,3 +264,64 @@ def test_a_path_before_the_routes_is_kept():
     with scripted(scored(0.5)) as (url, seen):
         VideoJudgeClient(f"{url}/judge/").score([b"a"])
     assert seen[0][0] == "/judge/score"
+
+
+def in_every_form(tmp_path):
+    """Return the same four-frame clip in the forms that a local judge takes, one video or a batch each."""
+    pixels = torch.randint(0, 256, (4, 3, 6, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    array = pixels.permute(0, 2, 3, 1).numpy()
+    pictures = [Image.fromarray(frame) for frame in array]
+    return pixels, {
+        "one array": array,
+        "an array of one": array[None],
+        "arrays": [array],
+        "one list of arrays": list(array),
+        "pictures": pictures,
+        "lists of pictures": [pictures],
+        "one tensor": pixels,
+        "a tensor of one": pixels[None],
+        "tensors": [pixels],
+    }
+
+
+def test_whatever_form_a_video_has_the_server_gets_what_a_local_judge_would(tmp_path):
+    pixels, forms = in_every_form(tmp_path)
+    with scripted(scored(0.5)) as (url, seen):
+        for form, videos in forms.items():
+            seen.clear()
+            assert len(VideoJudgeClient(url).score(videos, fps=8.0).rewards) == 1, form
+            (sent,) = seen[0][1]["videos"]
+            assert torch.equal(wire.decode_frames(sent["frames"]), pixels) and sent["fps"] == 8.0, form
+
+
+@pytest.mark.parametrize("kind", [str, Path, bytes])
+def test_one_path_is_one_video(tmp_path, kind):
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(b"a file")
+    video = b"a file" if kind is bytes else kind(path)
+    with scripted(scored(0.5)) as (url, seen):
+        assert len(VideoJudgeClient(url).score(video, "a dog").rewards) == 1
+        assert [wire.decode_bytes(one["file"]) for one in seen[0][1]["videos"]] == [b"a file"]
+        assert seen[0][1]["prompts"] == "a dog"
+
+
+def test_floats_of_arrays_are_sent_in_single_precision_and_pairs_and_explanations_take_arrays_too():
+    array = np.random.default_rng(0).random((4, 6, 8, 3))
+    wanted = torch.from_numpy(array.astype(np.float32)).permute(0, 3, 1, 2)
+    pair = {
+        "prompt": None,
+        "valid": True,
+        "p_first": 0.5,
+        "p_tie": 0.0,
+        "margin": 0.0,
+        "consistent": True,
+        "reason": "",
+    }
+    with scripted((200, {}, {"results": [pair]})) as (url, seen):
+        VideoJudgeClient(url).compare(array, [array], fps=4.0)
+        for side in ("first", "second"):
+            assert torch.equal(wire.decode_frames(seen[0][1][side][0]["frames"]), wanted)
+    with scripted((200, {}, unexplained_record("damaged", None))) as (url, seen):
+        with pytest.raises(VideoError):
+            VideoJudgeClient(url).explain(array, fps=4.0)
+        assert torch.equal(wire.decode_frames(seen[0][1]["video"]["frames"]), wanted)

@@ -18,8 +18,9 @@ from reward_model.records import RatedClip, VideoPair
 from reward_model.rewards import RewardConfig
 from reward_model.training.fit import FitConfig
 from reward_model.training.methods.grpo import AnswerGRPOConfig
+from reward_model.training.processes import TrainingStopped, TrainingStopRequest
 from reward_model.training.recipe import LoraConfig, RecipeConfig, ScratchConfig, StageConfig
-from reward_model.training.stages import TrainingStopped, TrainingStopRequest, run_recipe
+from reward_model.training.stages import run_recipe
 from reward_model.training.tasks.mixture import Mixture
 from reward_model.training.tasks.quarantine import FILE
 from reward_model.training.tasks.rollout_prompts import plan_prompts

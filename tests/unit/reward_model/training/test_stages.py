@@ -284,6 +284,32 @@ def test_a_judge_that_grows_says_the_same_at_first_and_is_saved_grown(family, tm
     torch.testing.assert_close(found, after)
 
 
+@pytest.mark.parametrize("method", ["sft", "grpo"])
+def test_a_stage_trains_the_parts_of_the_model_that_its_recipe_names(tmp_path, method):
+    from safetensors.torch import load_file
+
+    from reward_model.judge.model import VideoJudge
+
+    wide = LoraConfig(rank=2, alpha=4, targets=("text", "vision", "merger"))
+    plan = stage("score", role="generated", tasks={"rate": 1.0}) if method == "sft" else grpo_stage()
+    plan = dataclasses.replace(plan, lora=wide, fit=dataclasses.replace(plan.fit, warmup_steps=0))
+    folder = stages.run_recipe(recipe(tmp_path, [plan]))
+    weights = load_file(folder / "adapters" / "generated" / "adapter_model.safetensors")
+    for part in ("language_model.layers", "visual.blocks", "visual.merger"):
+        moved = [bool(value.any()) for name, value in weights.items() if part in name and "lora_B" in name]
+        # random weights answer nothing readable, so that GRPO has no advantage to learn from
+        assert moved and (method == "grpo" or all(moved)), part
+    judge = VideoJudge.from_pretrained(folder, device="cpu")
+    names = {name for name, _ in judge.model.named_parameters() if ".lora_B." in name}
+    assert any("visual.merger" in name for name in names) and any("visual.blocks" in name for name in names)
+
+
+@pytest.mark.parametrize("targets", [(), ("vision", "vision"), ("tower",)])
+def test_a_recipe_names_known_parts_each_once(targets):
+    with pytest.raises(ValueError, match="lora.targets"):
+        LoraConfig(rank=2, alpha=4, targets=targets)
+
+
 def test_a_judge_with_roles_does_not_grow():
     from reward_model.training.start import add_layers
 

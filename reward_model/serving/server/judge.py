@@ -8,11 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from reward_model.media.containers import is_container
-from reward_model.media.decoders import open_video
 from reward_model.media.frame_sampling import take
 from reward_model.media.intake import plan_clip, to_clips
 from reward_model.media.motion_encoders import encoder_of
-from reward_model.media.video_io import MediaLimits
+from reward_model.media.video_io import MediaLimits, stated_size
 from reward_model.records import Clip, RewardOutput, Video, VideoError
 from reward_model.scoring.compare import compare_clips
 from reward_model.scoring.explain import explain_clip
@@ -87,8 +86,8 @@ class JudgeService:
                 num, _, height, width = wire.decode_frames(video.frames).shape
                 reading = num * height * width * SHOWN_BYTES // 2
             else:
-                with open_video(self._file(video)) as (_, stream):
-                    num, height, width = stream.frames or most, stream.height, stream.width
+                stated, height, width = stated_size(self._file(video))
+                num = stated or most
                 reading = height * width * SOURCE_BYTES
             if height * width > self._config.max_frame_pixels:
                 return Room(0, 0)
@@ -154,7 +153,8 @@ class JudgeService:
         data = wire.decode_bytes(video.file)
         if not is_container(data):
             raise ValueError(
-                "not a video file: expected MP4, MOV, Matroska, WebM, AVI, MPEG, FLV, Ogg, ASF or GIF bytes"
+                "not a video file: expected MP4, MOV, Matroska, WebM, AVI, MPEG, H.264, H.265, IVF, FLV, Ogg, ASF, GIF, "
+                "animated PNG or animated WebP bytes"
             )
         return data
 

@@ -207,17 +207,23 @@ def decode_decord(source: Source, target: Target, *, allow_damaged: bool) -> Dec
     from decord._ffi.base import DECORDError
 
     first, remarks = _check_seekable(source, target)
-    width, height = target.size if target.size != target.stored_size else (-1, -1)
     handle = io.BytesIO(source) if isinstance(source, bytes) else str(source)
     try:
-        reader = decord.VideoReader(handle, ctx=decord.cpu(0), width=width, height=height, num_threads=1)
+        # decord 0.6 cannot resize to most widths
+        reader = decord.VideoReader(handle, ctx=decord.cpu(0), num_threads=1)
         wanted = _present(target, len(reader), allow_damaged=allow_damaged)
-        pictures = reader.get_batch([0, *wanted]).asnumpy()
+        begin, *pictures = (_resized(reader.get_batch([index]).asnumpy()[0], target.size) for index in (0, *wanted))
     except (DECORDError, RuntimeError) as error:
         raise VideoError(f"damaged or not readable by decord: {_first_line(error)}") from error
-    if pictures[0].shape != first.shape or np.abs(pictures[0].astype(np.int16) - first).mean() > SAME_PICTURE:
+    if begin.shape != first.shape or np.abs(begin.astype(np.int16) - first).mean() > SAME_PICTURE:
         raise VideoError("decord begins at another frame than the first; use the pyav decoder")
-    return Decoded(dict(zip(wanted, pictures[1:], strict=True)), remarks)
+    return Decoded(dict(zip(wanted, pictures, strict=True)), remarks)
+
+
+def _resized(picture: Picture, size: tuple[int, int]) -> Picture:
+    import av
+
+    return _picture(av.VideoFrame.from_ndarray(picture, format="rgb24"), size, UPRIGHT, None)
 
 
 def _check_seekable(source: Source, target: Target) -> tuple[Picture, tuple[str, ...]]:

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from generator_loop.config import RefreshConfig
-from generator_loop.refresh.anchors import Affine, Anchors, anchor_accuracy, anchor_scores, reanchor
+from generator_loop.refresh.anchors import Affine, Anchors, anchor_accuracy, anchor_scores, exact_accuracy, reanchor
 from generator_loop.refresh.base import PairSource
 from generator_loop.rewards.scorer import weighted
 from reward_model.records import VideoPair
@@ -94,7 +95,8 @@ class JudgeRefresher:
         finally:
             self.judge.judge.requires_grad_(False)
         after = self._accuracy()
-        kept = after >= before - config.max_accuracy_loss
+        # as written in the config: 0.1 is one tenth, not the binary number next to it
+        kept = after >= before - Fraction(str(config.max_accuracy_loss))
         if not kept:
             load_adapter_tensors(self.judge, saved)
         self.num_kept += int(kept)
@@ -102,8 +104,8 @@ class JudgeRefresher:
         return {
             **metrics,
             "num_pairs": float(len(pairs)),
-            "accuracy_before": before,
-            "accuracy_after": after,
+            "accuracy_before": float(before),
+            "accuracy_after": float(after),
             "kept": float(kept),
         }
 
@@ -125,8 +127,8 @@ class JudgeRefresher:
         self.source.load_state(_under("pairs.", state))
         self.num_kept = int(state["num_kept"])
 
-    def _accuracy(self) -> float:
-        return anchor_accuracy(anchor_scores(self.judge, self._anchors.held_out), self._anchors.held_out)
+    def _accuracy(self) -> Fraction:
+        return exact_accuracy(anchor_scores(self.judge, self._anchors.held_out), self._anchors.held_out)
 
 
 def _under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

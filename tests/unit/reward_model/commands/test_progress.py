@@ -35,11 +35,11 @@ def test_durations_in_words(seconds: float, text: str) -> None:
 
 
 def reported(stream: io.StringIO, reports: list[tuple[float, int]], total: int = 100) -> list[str]:
-    """Return the lines that reports of (seconds, done) write, from second 1000 on."""
-    clock = [1000.0]
+    """Return the lines that reports of (seconds, done) write, from second 3 on."""
+    clock = [3.0]
     line = ProgressLine(stream=stream, clock=lambda: clock[0])
     for seconds, done in reports:
-        clock[0] = 1000.0 + seconds
+        clock[0] = 3.0 + seconds
         line(done, total)
     return stream.getvalue().splitlines()
 

@@ -30,7 +30,7 @@ _STRIP = 64
 
 
 @dataclass(frozen=True)
-class Part:
+class Layer:
     """One picture of the file: its rectangle on the canvas, the milliseconds that it stays, and the place of its chunks.
 
     `blends` says that the canvas shows through where it is transparent, `is_cleared` that its rectangle is emptied after it.
@@ -53,7 +53,7 @@ class Animation:
 
     width: int
     height: int
-    parts: tuple[Part, ...]
+    parts: tuple[Layer, ...]
     is_whole: bool
 
     @property
@@ -134,10 +134,10 @@ def _number(data: Bytes, place: int, length: int) -> int:
     return int.from_bytes(data[place : place + length], "little")
 
 
-def _part(data: Bytes, place: int, size: int) -> Part:
+def _part(data: Bytes, place: int, size: int) -> Layer:
     left, top, width, height, duration = (_number(data, place + 3 * field, 3) for field in range(5))
     flags = data[place + 15]
-    return Part(
+    return Layer(
         left=2 * left,
         top=2 * top,
         width=width + 1,
@@ -150,11 +150,11 @@ def _part(data: Bytes, place: int, size: int) -> Part:
     )
 
 
-def _decoded(chunks: bytes, part: Part) -> Canvas:
+def _decoded(chunks: bytes, part: Layer) -> Canvas:
     """Return a part's pixels, decoded as a file of its own."""
     import av
 
-    has_alpha = chunks[:4] == b"ALPH"
+    has_alpha = chunks[:4] == b"ALPH"  # codespell:ignore alph
     size = (part.width - 1).to_bytes(3, "little") + (part.height - 1).to_bytes(3, "little")
     head = b"VP8X" + (10).to_bytes(4, "little") + bytes([0x10 * has_alpha, 0, 0, 0]) + size
     body = b"WEBP" + (head if has_alpha else b"") + chunks

@@ -30,7 +30,7 @@ _STRIP = 64
 
 
 @dataclass(frozen=True)
-class Layer:
+class WebpPart:
     """One picture of the file: its rectangle on the canvas, the milliseconds that it stays, and the place of its chunks.
 
     `blends` says that the canvas shows through where it is transparent, `is_cleared` that its rectangle is emptied after it.
@@ -53,7 +53,7 @@ class Animation:
 
     width: int
     height: int
-    parts: tuple[Layer, ...]
+    parts: tuple[WebpPart, ...]
     is_whole: bool
 
     @property
@@ -134,10 +134,10 @@ def _number(data: Bytes, place: int, length: int) -> int:
     return int.from_bytes(data[place : place + length], "little")
 
 
-def _part(data: Bytes, place: int, size: int) -> Layer:
+def _part(data: Bytes, place: int, size: int) -> WebpPart:
     left, top, width, height, duration = (_number(data, place + 3 * field, 3) for field in range(5))
     flags = data[place + 15]
-    return Layer(
+    return WebpPart(
         left=2 * left,
         top=2 * top,
         width=width + 1,
@@ -150,7 +150,7 @@ def _part(data: Bytes, place: int, size: int) -> Layer:
     )
 
 
-def _decoded(chunks: bytes, part: Layer) -> Canvas:
+def _decoded(chunks: bytes, part: WebpPart) -> Canvas:
     """Return a part's pixels, decoded as a file of its own."""
     import av
 

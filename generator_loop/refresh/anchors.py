@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,9 @@ MAX_UNREADABLE = 0.2
 
 MIN_ANCHOR_GAP = 0.1
 """Two anchors form a pair of the accuracy where their known qualities differ by this much."""
+
+GAP_ROUNDING = 1e-9
+"""A gap that is less by no more than this is rounding: .3 and .2 lie 0.09999999999999998 apart."""
 
 
 @dataclass(frozen=True)
@@ -73,19 +77,24 @@ def anchor_accuracy(scores: Mapping[str, Tensor], clips: Sequence[RatedClip]) ->
     Raises:
         ValueError: no two anchors differ enough to form a pair.
     """
+    return float(exact_accuracy(scores, clips))
+
+
+def exact_accuracy(scores: Mapping[str, Tensor], clips: Sequence[RatedClip]) -> Fraction:
+    """Return `anchor_accuracy` as a fraction, so that a comparison at a limit does not depend on rounding."""
     accuracies = []
     for name in DIMENSIONS:
-        known = torch.tensor([clip.quality.get(name, math.nan) for clip in clips])
         if name not in scores:
             continue
+        known = torch.tensor([clip.quality.get(name, math.nan) for clip in clips], dtype=torch.float64)
         gap = known[:, None] - known[None]  # [A, A], positive where the row is better
-        better = gap >= MIN_ANCHOR_GAP
-        if bool(better.any()):
+        better = gap >= MIN_ANCHOR_GAP - GAP_ROUNDING
+        if num_pairs := int(better.sum()):
             margin = scores[name][:, None] - scores[name][None]
-            accuracies.append(float((margin > 0)[better].float().mean()))
+            accuracies.append(Fraction(int((margin > 0)[better].sum()), num_pairs))
     if not accuracies:
         raise ValueError(f"the held-out anchors hold no two clips whose quality differs by {MIN_ANCHOR_GAP}")
-    return sum(accuracies) / len(accuracies)
+    return sum(accuracies, Fraction()) / len(accuracies)
 
 
 def reanchor(current: Tensor, initial: Tensor) -> Affine:

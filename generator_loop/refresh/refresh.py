@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import torch
@@ -117,12 +118,13 @@ class JudgeRefresher:
         finally:
             view.judge.requires_grad_(False)
         after = trainee.readout.accuracy(view, self._anchors.held_out)
-        kept = after >= before - config.max_accuracy_loss
+        # as written in the config: 0.1 is one tenth, not the binary number next to it
+        kept = after >= before - Fraction(str(config.max_accuracy_loss))
         if not kept:
             load_adapter_tensors(view, saved)
         self.num_kept += int(kept)
         metrics = {f"judge_{name}": value for name, value in metrics.items() if name not in ("step", "seconds")}
-        return {**metrics, "accuracy_before": before, "accuracy_after": after, "kept": float(kept)}
+        return {**metrics, "accuracy_before": float(before), "accuracy_after": float(after), "kept": float(kept)}
 
     def scale(self) -> tuple[Affine, float]:
         """Return the map of the current judge's rewards to the initial scale, and its accuracy on held-out anchors."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from generator_loop.refresh.anchors import anchor_accuracy, anchor_scores
+from generator_loop.refresh.anchors import anchor_scores, exact_accuracy
 from reward_model.records import RatedClip
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ class Readout:
     """
 
     train: Callable[..., dict[str, float]]
-    accuracy: Callable[[VideoJudgeReward, Sequence[RatedClip]], float]
+    accuracy: Callable[[VideoJudgeReward, Sequence[RatedClip]], Fraction]
     compares: bool = False
 
 
@@ -53,12 +54,12 @@ def _train_comparator(method: str) -> Callable[..., dict[str, float]]:
     return train
 
 
-def level_accuracy(judge: VideoJudgeReward, clips: Sequence[RatedClip]) -> float:
+def level_accuracy(judge: VideoJudgeReward, clips: Sequence[RatedClip]) -> Fraction:
     """Return the share of anchor pairs that the judge's scores order rightly."""
-    return anchor_accuracy(anchor_scores(judge, clips), clips)
+    return exact_accuracy(anchor_scores(judge, clips), clips)
 
 
-def comparator_accuracy(judge: VideoJudgeReward, clips: Sequence[RatedClip]) -> float:
+def comparator_accuracy(judge: VideoJudgeReward, clips: Sequence[RatedClip]) -> Fraction:
     """Return the share of labelled pairs of anchors, ties left out, whose winner the comparator names, asked in both orders.
 
     Args:
@@ -79,7 +80,7 @@ def comparator_accuracy(judge: VideoJudgeReward, clips: Sequence[RatedClip]) -> 
     outcome = judge.compare([pair.first for pair in pairs], [pair.second for pair in pairs], [p.prompt for p in pairs])
     wanted = torch.tensor([pair.preference["overall"] - 0.5 for pair in pairs])
     right = int((outcome.margin.cpu() * wanted > 0).sum())
-    return right / len(pairs)
+    return Fraction(right, len(pairs))
 
 
 READOUTS: Mapping[str, Readout] = {

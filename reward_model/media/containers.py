@@ -22,9 +22,16 @@ MAX_INDEX = 2**23
 MAX_BOXES = 2**16
 """Boxes of an MP4; ten minutes in fragments of a second have some five thousand."""
 
-_MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
-_MAGICS = (b"\x1a\x45\xdf\xa3", b"FLV", b"OggS", b"GIF8", b"\x00\x00\x01\xba", b"\x00\x00\x01\xb3", b"\x30\x26\xb2\x75")
-_TS_PACKET = 188
+_MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot", b"moof", b"styp", b"uuid")
+_MAGICS = (b"\x1a\x45\xdf\xa3", b"FLV", b"OggS", b"GIF8", b"\x00\x00\x01\xba", b"\x30\x26\xb2\x75", b"DKIF")
+_START_CODE = b"\x00\x00\x01"
+"""Begins every part of a raw stream of MPEG-1, MPEG-2, MPEG-4, H.264 or H.265."""
+_MAX_ZEROS = 64
+"""Zeros and start code before the first part of a raw stream."""
+_TS_PACKETS = (188, 192, 204)
+"""Bytes from one packet of an MPEG-TS to the next: plain, behind four bytes of time (m2ts), before sixteen of parity."""
+_TS_SYNC, _TS_RUN = 0x47, 5
+_PNG, _PNG_ANIMATION, _PNG_PIXELS = b"\x89PNG\r\n\x1a\n", b"acTL", b"IDAT"
 
 _FOLDERS = tuple(
     name.encode()
@@ -52,10 +59,48 @@ _EDITS = {b"elst": 4}
 
 
 def is_container(data: bytes) -> bool:
-    """Return whether bytes begin as a video file does: MP4, MOV, Matroska, WebM, AVI, MPEG, FLV, Ogg, ASF or GIF."""
-    is_ts = data[:1] == b"\x47" and data[_TS_PACKET : _TS_PACKET + 1] in (b"", b"\x47")
+    """Return whether bytes begin as a video file does that FFmpeg can tell, behind leading boxes of any name too.
+
+    Args:
+        data: the whole file.
+
+    Returns:
+        True for MP4, MOV, Matroska, WebM, AVI, FLV, Ogg, ASF, MPEG programs, transport streams and raw streams, IVF, GIF, and
+        animated PNG and WebP. `check_index` still has to bound the header of an MP4.
+    """
+    if data.startswith(_MAGICS) or _is_transport_stream(data) or is_animated_webp(data):
+        return True
+    if data.startswith(_PNG):
+        return 0 <= data.find(_PNG_ANIMATION) < data.find(_PNG_PIXELS)
     is_avi = data[:4] == b"RIFF" and data[8:12] == b"AVI "
-    return data[4:8] in _MP4_BOXES or is_ts or is_avi or data.startswith(_MAGICS)
+    is_raw = _START_CODE in (start := data[:_MAX_ZEROS]) and start.lstrip(b"\0").startswith(b"\1")
+    return is_avi or is_raw or _is_mp4(data)
+
+
+def _is_mp4(data: bytes) -> bool:
+    """Return whether a chain of boxes, as FFmpeg walks them, leads to one of an MP4."""
+    place = 0
+    for _ in range(MAX_BOXES):
+        size, name, content = int.from_bytes(data[place : place + 4]), data[place + 4 : place + 8], place + 8
+        if name in _MP4_BOXES:
+            return True
+        if size == 1:
+            size, content = int.from_bytes(data[place + 8 : place + 16]), place + 16
+        if size < content - place or place + size >= len(data):
+            return False
+        place += size
+    return False
+
+
+def _is_transport_stream(data: bytes) -> bool:
+    """Return whether bytes are packets of an MPEG-TS, which may begin within one where several follow."""
+    if data[:1] == b"\x47" and data[188:189] in (b"", b"\x47"):
+        return True
+    return any(
+        all(data[start + step * n] == _TS_SYNC for n in range(_TS_RUN))
+        for step in _TS_PACKETS
+        for start in range(min(step, len(data) - step * (_TS_RUN - 1)))
+    )
 
 
 def check_index(source: str | Path | bytes) -> None:

@@ -19,6 +19,7 @@ from einops import rearrange
 from numpy.typing import NDArray
 
 from reward_model.media.containers import check_index, is_animated_webp
+from reward_model.media.webp import composed, read_animation
 from reward_model.records import VideoError
 
 if TYPE_CHECKING:
@@ -34,6 +35,10 @@ Fit = Callable[[Picture], Picture]
 
 Turn = tuple[bool, bool, bool]
 """Moves that set a picture upright, in this order: swap its axes, mirror left to right, mirror top to bottom."""
+
+UPRIGHT: Turn = (False, False, False)
+
+TRANSPARENCY = "transparency is ignored"
 
 CONTAINERS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,ogg,asf,gif,ivf,h264,hevc,m4v,mp3,wav,apng,png_pipe,jpeg_pipe"
 """Demuxers that may open an input. Playlists and scripts, which would open further files, are not among them."""
@@ -93,8 +98,6 @@ def open_video(source: Source) -> Iterator[tuple[InputContainer, VideoStream]]:
     from av.stream import Disposition
 
     check_index(source)
-    if is_animated_webp(source):
-        raise VideoError("an animated WebP, which FFmpeg cannot decode; convert it to MP4 or GIF")
     # The file: prefix keeps names such as "concat:a|b" from being read as protocols.
     handle = io.BytesIO(source) if isinstance(source, bytes) else f"file:{source}"
     try:
@@ -129,10 +132,12 @@ def decode_pyav(source: Source, target: Target, *, allow_damaged: bool) -> Decod
     Raises:
         VideoError: if a frame is damaged, missing or too large, or the first is of another size than the header says.
     """
+    if is_animated_webp(source):
+        return _decode_webp(source, target, allow_damaged=allow_damaged)
     pictures: Pictures = {}
     damaged: list[int] = []
     remarks: dict[str, None] = {}
-    count, turn = 0, (False, False, False)
+    count, turn = 0, UPRIGHT
     # FFmpeg pads the sides before it compares
     bound = {"max_pixels": str(2 * target.max_frame_pixels)}
     with open_video(source) as (container, stream):
@@ -161,6 +166,22 @@ def decode_pyav(source: Source, target: Target, *, allow_damaged: bool) -> Decod
     return Decoded(pictures, tuple(remarks))
 
 
+def _decode_webp(source: Source, target: Target, *, allow_damaged: bool) -> Decoded:
+    """Decode an animated WebP; same contract as `decode_pyav`, but a lost picture shifts no numbers."""
+    import av
+
+    pictures: Pictures = {}
+    remarks: tuple[str, ...] = ()
+    for number, canvas in enumerate(composed(source, read_animation(source), skip_errors=allow_damaged)):
+        if canvas is None or number not in target.wanted:
+            continue
+        if canvas[..., 3].min() < 255:
+            remarks = (TRANSPARENCY,)
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(canvas[..., :3]), format="rgb24")
+        pictures[number] = _picture(frame, target.size, UPRIGHT, target.fit)
+    return Decoded(pictures, remarks)
+
+
 def first_shown(source: Source) -> int | None:
     """Return the time stamp of the first whole picture of a file that may begin between pictures; None if it has none."""
     with open_video(source) as (container, stream):
@@ -186,17 +207,23 @@ def decode_decord(source: Source, target: Target, *, allow_damaged: bool) -> Dec
     from decord._ffi.base import DECORDError
 
     first, remarks = _check_seekable(source, target)
-    width, height = target.size if target.size != target.stored_size else (-1, -1)
     handle = io.BytesIO(source) if isinstance(source, bytes) else str(source)
     try:
-        reader = decord.VideoReader(handle, ctx=decord.cpu(0), width=width, height=height, num_threads=1)
+        # decord 0.6 cannot resize to most widths
+        reader = decord.VideoReader(handle, ctx=decord.cpu(0), num_threads=1)
         wanted = _present(target, len(reader), allow_damaged=allow_damaged)
-        pictures = reader.get_batch([0, *wanted]).asnumpy()
+        begin, *pictures = (_resized(reader.get_batch([index]).asnumpy()[0], target.size) for index in (0, *wanted))
     except (DECORDError, RuntimeError) as error:
         raise VideoError(f"damaged or not readable by decord: {_first_line(error)}") from error
-    if pictures[0].shape != first.shape or np.abs(pictures[0].astype(np.int16) - first).mean() > SAME_PICTURE:
+    if begin.shape != first.shape or np.abs(begin.astype(np.int16) - first).mean() > SAME_PICTURE:
         raise VideoError("decord begins at another frame than the first; use the pyav decoder")
-    return Decoded(dict(zip(wanted, pictures[1:], strict=True)), remarks)
+    return Decoded(dict(zip(wanted, pictures, strict=True)), remarks)
+
+
+def _resized(picture: Picture, size: tuple[int, int]) -> Picture:
+    import av
+
+    return _picture(av.VideoFrame.from_ndarray(picture, format="rgb24"), size, UPRIGHT, None)
 
 
 def _check_seekable(source: Source, target: Target) -> tuple[Picture, tuple[str, ...]]:
@@ -315,7 +342,7 @@ def _alpha_remarks(frame: VideoFrame) -> tuple[str, ...]:
     if not any(component.is_alpha for component in frame.format.components) and frame.format.name != "pal8":
         return ()
     opaque = frame.to_ndarray(format="rgba", threads=1)[..., 3].min() == 255
-    return () if opaque else ("transparency is ignored",)
+    return () if opaque else (TRANSPARENCY,)
 
 
 def _present(target: Target, num_frames: int, *, allow_damaged: bool) -> list[int]:

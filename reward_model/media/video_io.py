@@ -21,9 +21,10 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from reward_model.media.containers import is_whole, last_cluster
+from reward_model.media.containers import is_animated_webp, is_whole, last_cluster
 from reward_model.media.decoders import DECODERS, Fit, Pictures, Source, Target, first_shown, open_video, shown_stamps
 from reward_model.media.frame_sampling import FramePolicy, plan_frames
+from reward_model.media.webp import read_animation
 from reward_model.records import FramePlan, Video, VideoError
 
 if TYPE_CHECKING:
@@ -127,7 +128,12 @@ def read_video(
         raise ValueError(f"max_side must be >= 2 pixels, got {max_side}")
     _check_source(source)
     limits = limits or MediaLimits()
-    header = _inspect(source, limits, allow_damaged=allow_damaged)
+    if is_animated_webp(source):
+        if decoder != "pyav":
+            raise VideoError(f"{decoder} reads no animated WebP; use the pyav decoder")
+        header = _inspect_webp(source, limits, allow_damaged=allow_damaged)
+    else:
+        header = _inspect(source, limits, allow_damaged=allow_damaged)
     if len(header.times) == 1 and policy is not None:
         raise VideoError("a single frame: a still image has no motion to judge")
     plan = plan_frames(len(header.times), header.fps, policy, times=header.times)
@@ -164,6 +170,15 @@ def _as_float(pictures: Pictures, indices: Sequence[int]) -> Tensor:
     for frame, index in zip(frames, indices, strict=True):
         frame.copy_(rearrange(torch.from_numpy(pictures.pop(index)), "h w c -> c h w")).div_(255)
     return frames
+
+
+def stated_size(source: Source) -> tuple[int, int, int]:
+    """Return a file's number of frames (0 if it does not say), height and width by its header; VideoError if it is no video."""
+    if is_animated_webp(source):
+        animation = read_animation(source)
+        return len(animation.parts), animation.height, animation.width
+    with open_video(source) as (_, stream):
+        return stream.frames, stream.height, stream.width
 
 
 def encode_video(frames: Tensor, fps: float, *, codec: str = "h264", crf: int = 18) -> bytes:
@@ -207,7 +222,9 @@ def encode_video(frames: Tensor, fps: float, *, codec: str = "h264", crf: int = 
             # without these settings the look-ahead of either encoder decides otherwise about the same frames now and then
             options["x264-params"] = "cpu-independent=1"
         else:
-            options["x265-params"] = "log-level=none:pools=1:frame-threads=1:no-cutree=1"
+            # x265 takes the delay of its two reordered pictures from the third, and from memory where there is none
+            reorder = "" if len(pictures) > 2 else ":bframes=0"
+            options["x265-params"] = "log-level=none:pools=1:frame-threads=1:no-cutree=1" + reorder
         stream = container.add_stream(ENCODERS[codec], rate=Fraction(fps).limit_denominator(100_000), options=options)
         stream.width, stream.height, stream.pix_fmt = pictures.shape[2], pictures.shape[1], "yuv420p"
         space, tags = _colours(height)
@@ -259,8 +276,7 @@ def _inspect(source: Source, limits: MediaLimits, *, allow_damaged: bool) -> _He
         size = (stream.width, stream.height)
         if min(size) < 1:
             raise VideoError("damaged: the header gives no frame size")
-        if size[0] * size[1] > limits.max_frame_pixels:
-            raise VideoError(f"too large: {size[0]}x{size[1]} exceeds {limits.max_frame_pixels} pixels a frame")
+        _check_frame_size(size, limits)
         packets = _packets(container, stream, limits)
         stamps, start, remarks = packets.stamps, None, list(_remarks(stream))
         num_missing = _num_missing(source, container, stream, packets)
@@ -281,6 +297,27 @@ def _inspect(source: Source, limits: MediaLimits, *, allow_damaged: bool) -> _He
         plain = packets.num_hidden == 0 and start is None and len(stamps) == len(packets.stamps)
         plain = plain and (container.format.name != "avi" or len(stamps) == stream.frames)
     return _Header(size, fps, times, start, plain, tuple(remarks))
+
+
+def _inspect_webp(source: Source, limits: MediaLimits, *, allow_damaged: bool) -> _Header:
+    """Read sizes and times of an animated WebP."""
+    animation = read_animation(source)
+    size = (animation.width, animation.height)
+    _check_frame_size(size, limits)
+    if not (animation.is_whole or allow_damaged):
+        raise VideoError("damaged: the file ends too early")
+    if not animation.parts:
+        raise VideoError("no frames in the file")
+    if len(animation.parts) > limits.max_frames:
+        raise VideoError(f"too long: more than {limits.max_frames} frames")
+    times = animation.times
+    fps = (len(times) - 1) / times[-1] if len(times) > 1 else 1.0
+    return _Header(size, fps, times, start=None, plain=True, remarks=())
+
+
+def _check_frame_size(size: tuple[int, int], limits: MediaLimits) -> None:
+    if size[0] * size[1] > limits.max_frame_pixels:
+        raise VideoError(f"too large: {size[0]}x{size[1]} exceeds {limits.max_frame_pixels} pixels a frame")
 
 
 def _times(stamps: Sequence[int | None], stream: VideoStream) -> tuple[tuple[float, ...], float]:

@@ -1,6 +1,7 @@
 """Memory of `video-judge serve` at its default limits, under many clips, large frames, and bodies that never end."""
 
 import http.client
+import io
 import json
 import os
 import socket
@@ -172,6 +173,22 @@ def test_room_of_a_video_is_known_from_its_header(service):
     small, large = (service.room(FileVideo(file=wire.encode_bytes(clip_file(side)))) for side in (32, 640))
     assert small.kept == large.kept == 9 * 1024 * 40  # the judge sees nine frames of 32x32
     assert large.reading == 400 * small.reading
+
+
+def test_an_animated_webp_has_its_room_and_its_scores(service):
+    image = pytest.importorskip("PIL.Image")
+    pictures = [image.new("RGB", (64, 64), (20 * n, 0, 0)) for n in range(6)]
+    buffer = io.BytesIO()
+    pictures[0].save(buffer, "WEBP", save_all=True, append_images=pictures[1:], duration=100, lossless=True)
+    video = FileVideo(file=wire.encode_bytes(buffer.getvalue()))
+    room = service.room(video)
+    assert room.kept == 6 * 1024 * 40 and room.reading == 4 * service.room(sent_file(32)).reading
+    clip = service.read(video)
+    assert len(clip.frames) == 6 and service.answer(OPTIONS, [JudgeJob((clip,), None)])[0]["valid"]
+
+
+def sent_file(side):
+    return FileVideo(file=wire.encode_bytes(clip_file(side)))
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from reward_model.media.containers import is_container
-from reward_model.media.decoders import open_video
+from reward_model.media.containers import is_animated_webp, is_container
+from reward_model.media.decoders import Source, open_video
 from reward_model.media.frame_sampling import take
 from reward_model.media.intake import plan_clip, to_clips
 from reward_model.media.motion_encoders import encoder_of
-from reward_model.media.video_io import MediaLimits
+from reward_model.media.video_io import MediaLimits, stated_size
 from reward_model.records import Clip, RewardOutput, Video, VideoError
 from reward_model.scoring.compare import compare_clips
 from reward_model.scoring.explain import explain_clip
@@ -101,11 +101,13 @@ class JudgeService:
                 num, _, height, width = frames.shape
                 reading = sent_bytes(frames, min(num, most), moves=self._motion is not None)
             else:
-                with open_video(self._file(video)) as (container, stream):
-                    num, height, width = stream.frames or most, stream.height, stream.width
-                    reading = height * width * SOURCE_BYTES
-                    if self._motion is not None:
-                        reading += motion_bytes(_count(container.demux(stream), self._config.max_frames), height, width)
+                file = self._file(video)
+                stated, height, width = stated_size(file)
+                num = stated or most
+                reading = height * width * SOURCE_BYTES
+                if self._motion is not None:
+                    counted = stated if is_animated_webp(file) else _num_packets(file, self._config.max_frames)
+                    reading += motion_bytes(counted, height, width)
             if height * width > self._config.max_frame_pixels:
                 return Room(0, 0)
             num = max(min(num, most), 1)
@@ -170,7 +172,8 @@ class JudgeService:
         data = wire.decode_bytes(video.file)
         if not is_container(data):
             raise ValueError(
-                "not a video file: expected MP4, MOV, Matroska, WebM, AVI, MPEG, FLV, Ogg, ASF or GIF bytes"
+                "not a video file: expected MP4, MOV, Matroska, WebM, AVI, MPEG, H.264, H.265, IVF, FLV, Ogg, ASF, GIF, "
+                "animated PNG or animated WebP bytes"
             )
         return data
 
@@ -223,6 +226,12 @@ class JudgeService:
 
 def _for_judge(clip: Clip | str) -> Clip | str:
     return clip if isinstance(clip, str) else as_float(clip)
+
+
+def _num_packets(file: Source, most: int) -> int:
+    """Return the number of packets of a file that have content, up to `most`; VideoError if it is no video."""
+    with open_video(file) as (container, stream):
+        return _count(container.demux(stream), most)
 
 
 def _count(packets: Iterable[Packet], most: int) -> int:

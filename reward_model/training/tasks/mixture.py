@@ -130,7 +130,10 @@ def clip_planner(judge: VideoJudge) -> Callable[[Video | Path], Clip]:
 
     def plan(video: Video | Path) -> Clip:
         """Return the clip as the judge sees it."""
-        still = isinstance(video, Path) and video.suffix.lower() in IMAGE_SUFFIXES
-        return plan_clip(video, None if still else policy, motion=motion)
+        if isinstance(video, Path) and video.suffix.lower() in IMAGE_SUFFIXES:
+            still = plan_clip(video, None, motion=motion)
+            if len(still.plan.indices) == 1:
+                return still  # else animated
+        return plan_clip(video, policy, motion=motion)
 
     return plan

@@ -129,6 +129,23 @@ def test_a_refresh_is_kept_where_accuracy_falls_by_no_more_than_the_config_allow
     assert one.num_kept == int(kept)
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "limit"), [(9, 8, 0.1), (8, 7, 0.1), (4, 3, 0.1), (9, 6, 0.3), (8, 5, 0.3)]
+)
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_fall_by_exactly_the_limit_is_kept_whatever_its_binary_digits(
+    train_to: Callable[[Sequence[float]], dict[str, Any]], before: int, after: int, limit: float, kept: bool
+) -> None:
+    """Of ten pairs; in floating point .8 - .1 is more than .7."""
+    max_loss = limit if kept else limit - 1e-7
+    start, end = ([0.0] + [1.0] * right + [-1.0] * (10 - right) for right in (before, after))
+    train_to(end)
+    one = refresher(start, max_accuracy_loss=max_loss)
+    clips = tuple(RatedClip(CLIP, None, {"overall": float(n > 0)}, str(n)) for n in range(11))
+    one._anchors = Anchors(train=clips[:2], held_out=clips)
+    assert one.refresh(only(PAIR), seed=5)["kept"] == float(kept)
+
+
 def test_a_better_judge_is_kept_and_the_next_refresh_is_held_against_it(
     train_to: Callable[[Sequence[float]], dict[str, Any]],
 ) -> None:

@@ -209,17 +209,14 @@ def test_an_open_group_of_pictures_is_refused_by_decord(mp4):
     assert numbers(read_video(mp4, decoder="decord")[0].frames) == list(range(NUM))
 
 
-def test_animated_png_is_a_video_and_animated_webp_has_a_true_reason():
+def test_animated_png_is_a_video_with_its_times():
     image = pytest.importorskip("PIL.Image")
     pictures = [image.fromarray(picture(number)) for number in range(5)]
-    buffers = {name: io.BytesIO() for name in ("PNG", "WEBP")}
-    for name, buffer in buffers.items():
-        pictures[0].save(buffer, name, save_all=True, append_images=pictures[1:], duration=[100, 100, 300, 100, 100])
-    video, plan = read_video(buffers["PNG"].getvalue())
+    buffer = io.BytesIO()
+    pictures[0].save(buffer, "PNG", save_all=True, append_images=pictures[1:], duration=[100, 100, 300, 100, 100])
+    video, plan = read_video(buffer.getvalue())
     assert numbers(video.frames) == list(range(5))
     assert plan.times == pytest.approx((0, 0.1, 0.2, 0.5, 0.6))
-    with pytest.raises(VideoError, match="animated WebP"):
-        read_video(buffers["WEBP"].getvalue())
 
 
 def box(name: bytes, content: bytes, *, wide: bool = False) -> bytes:
@@ -284,6 +281,16 @@ def test_encoded_files_say_their_colours(height, matrix, codec):
         assert (shown.colorspace, shown.color_primaries, shown.color_trc, shown.color_range) == (matrix,) * 3 + (1,)
     seen = read_video(data)[0].frames
     assert (seen.mean(dim=(0, 2, 3)) - torch.tensor([0.0, 0.9, 0.0])).abs().max() < 0.03
+
+
+@pytest.mark.parametrize("codec", ["h264", "hevc"])
+@pytest.mark.parametrize("num", [1, 2, 3])
+def test_the_shortest_clips_are_encoded_every_time(codec, num):
+    """x265 takes the delay of reordered pictures from a third one; without it, time stamps are whatever memory holds."""
+    frames = torch.zeros(num, 3, 720, 96)
+    encoded = {encode_video(frames, 8.0, codec=codec) for _ in range(60 if num < 3 else 3)}
+    assert len(encoded) == 1
+    assert read_video(encoded.pop())[1].times == pytest.approx([n / 8 for n in range(num)])
 
 
 def test_frames_beyond_the_limit_are_refused_wherever_the_size_changes(mp4):

@@ -6,7 +6,10 @@ import dataclasses
 import json
 import shutil
 from collections import Counter
+from types import SimpleNamespace
 
+import av
+import numpy as np
 import pytest
 import torch
 
@@ -21,7 +24,7 @@ from reward_model.training.methods.grpo import AnswerGRPOConfig
 from reward_model.training.processes import TrainingStopped, TrainingStopRequest
 from reward_model.training.recipe import LoraConfig, RecipeConfig, ScratchConfig, StageConfig
 from reward_model.training.stages import run_recipe
-from reward_model.training.tasks.mixture import Mixture
+from reward_model.training.tasks.mixture import Mixture, clip_planner
 from reward_model.training.tasks.quarantine import FILE
 from reward_model.training.tasks.rollout_prompts import plan_prompts
 
@@ -108,6 +111,62 @@ def test_nine_unreadable_files_are_named_and_change_nothing(media, tmp_path, cap
     assert {entry["file"].rpartition("/")[2] for entry in listed} == {f"{number}.mp4" for number in BAD}
     assert "9 of 60 examples cannot be used" in caplog.text
     assert not (tmp_path / "clean" / FILE).exists()
+
+
+def vp8(folder, name, *, hidden):
+    """Write a VP8 file, on request with a picture before it that is decoded but not shown."""
+    with av.open(folder / name, "w", format="webm") as file:
+        stream = file.add_stream("libvpx", rate=8, options={"auto-alt-ref": "0", "lag-in-frames": "0"})
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        packets = []
+        for number in range(6):
+            picture = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 30 * number, np.uint8), format="rgb24")
+            packets += stream.encode(picture.reformat(format="yuv420p"))
+        packets += stream.encode()
+        if hidden:
+            first = bytearray(bytes(packets[0]))
+            first[0] &= ~0x10  # show_frame
+            copy = av.Packet(bytes(first))
+            copy.pts = copy.dts = packets[0].pts
+            copy.stream, copy.time_base, copy.is_keyframe = stream, packets[0].time_base, True
+            packets.insert(0, copy)
+        file.mux(packets)
+
+
+def test_one_picture_is_left_out_and_vp8_is_trained_on(tmp_path, caplog):
+    write_video(tmp_path / "one.mp4", torch.rand(1, 3, 32, 32), fps=8)
+    for number in range(8):
+        write_video(tmp_path / f"{number}.mp4", torch.rand(6, 3, 32, 32), fps=8)
+    vp8(tmp_path, "plain.webm", hidden=False)
+    vp8(tmp_path, "hidden.webm", hidden=True)
+    names = [*(f"{number}.mp4" for number in range(8)), "one.mp4", "plain.webm", "hidden.webm"]
+    lists = {"all.csv": names, "clean.csv": [name for name in names if name != "one.mp4"]}
+    for name, files in lists.items():
+        lines = [f"{file},a dog,{names.index(file) / 10:.1f}" for file in files]
+        (tmp_path / name).write_text("\n".join(["video,prompt,overall", *lines]) + "\n")
+    made = [
+        weights(run_recipe(recipe(tmp_path / name[:-4], DataConfig(kind="manifest", path=str(tmp_path / name)))))
+        for name in lists
+    ]
+    assert all(torch.equal(made[0][name], made[1][name]) for name in made[1])
+    (listed,) = map(json.loads, (tmp_path / "all" / FILE).read_text().splitlines())
+    assert (listed["file"], listed["line"]) == (str(tmp_path / "one.mp4"), 10)
+    assert "a single frame" in listed["reason"]
+    assert "1 of 11 examples cannot be used" in caplog.text and not (tmp_path / "clean" / FILE).exists()
+
+
+def test_a_still_image_is_a_clip_of_one_picture_and_an_animated_one_is_sampled(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    pictures = [image.new("RGB", (32, 32), (20 * n, 0, 0)) for n in range(9)]
+    for suffix in ("png", "jpg"):
+        pictures[0].save(tmp_path / f"still.{suffix}")
+    for suffix in ("png", "webp"):
+        pictures[0].save(tmp_path / f"moving.{suffix}", save_all=True, append_images=pictures[1:], duration=100)
+    plan = clip_planner(SimpleNamespace(config=SimpleNamespace(frame_policy={"num_frames": 4}, motion=None)))
+    for suffix in ("png", "jpg"):
+        assert len(plan(tmp_path / f"still.{suffix}").frames) == 1
+    for suffix in ("png", "webp"):
+        assert len(plan(tmp_path / f"moving.{suffix}").frames) == 4
 
 
 def test_more_unreadable_files_than_the_share_are_refused(media, tmp_path):

@@ -15,7 +15,7 @@ MEASURES: Mapping[str, str] = {"max_audit_drop": "reward_audit", "max_anchor_dro
 
 @dataclass(frozen=True)
 class Decision:
-    """What a round's end leads to, and the sentence that says why ("" where the run simply goes on)."""
+    """The action after a round, and the sentence of its reason ("" where the run simply goes on)."""
 
     action: Literal["go_on", "return", "stop"]
     reason: str = ""

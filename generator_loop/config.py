@@ -306,12 +306,20 @@ class AnchorConfig:
             raise ValueError("refresh.anchors.columns describes the file refresh.anchors.path, which is null")
 
 
+TRIGGERS = ("anchor_accuracy", "audit_gap", "uncertainty")
+"""Measures of a round whose limit may call for a refresh; `guards.rounds` says on which side."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RefreshConfig:
     """How the judge learns from the generator's newest clips."""
 
     every: int = 1
-    """Rounds between two refreshes; 0 never refreshes."""
+    """Rounds between two refreshes; 0 refreshes where one of `triggers` asks for it, or never."""
+    triggers: dict[str, float] = field(default_factory=dict)
+    """Measure of a round -> limit at which the judge is refreshed at once, whatever `every` says: anchor_accuracy below it;
+    audit_gap, the growth since round 0 of the judge's reward less the audit's, above it; uncertainty, the spread of its ratings
+    relative to round 0, above it."""
     sources: dict[str, Any] = field(default_factory=dict)
     """Sources of the preference pairs by name (`refresh.PAIR_SOURCES`), each with its settings and a weight, such as
     `{new_beats_old: {}, real_beats_generated: {weight: 2, path: clips.csv}}`. Empty takes new_beats_old, VQ-Insight's, alone."""
@@ -340,8 +348,15 @@ class RefreshConfig:
     anchors: AnchorConfig = field(default_factory=AnchorConfig)
     """The labelled clips."""
 
+    @property
+    def is_on(self) -> bool:
+        """Whether the judge may ever be refreshed."""
+        return bool(self.every or self.triggers)
+
     def __post_init__(self) -> None:
         """Check ranges."""
+        if unknown := sorted(self.triggers.keys() - set(TRIGGERS)):
+            raise ValueError(f"refresh.triggers.{unknown[0]} is no measure; expected one of {', '.join(TRIGGERS)}")
         _positive("refresh", self, "num_prompts", "num_steps", "batch_size", "learning_rate")
         if not self.readouts or len(set(self.readouts)) < len(self.readouts):
             raise ValueError(f"refresh.readouts must name readouts, each once, got {self.readouts}")
@@ -354,6 +369,48 @@ class RefreshConfig:
                 f"refresh.every must be >= 0 and refresh.max_accuracy_loss in [0, 1], got {self.every} and "
                 f"{self.max_accuracy_loss}"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardsConfig:
+    """Guards that act against reward hacking; every one is off unless it is set."""
+
+    data_weight: float = 0.0
+    """Weight of the flow-matching loss on real clips beside the objective (DDRL, arXiv 2512.04332); 0 adds none."""
+    data_path: str | None = None
+    """CSV or JSONL of real clips with captions (columns video and prompt) for it; null renders the prompts' world."""
+    data_batch_size: int = 8
+    """Real clips of one optimiser step over all processes."""
+    kl_target: float | None = None
+    """Mean squared velocity difference to the reference that an adaptive penalty aims at (PPO, arXiv 1707.06347, section 4); null
+    adds none. The objective's own `kl_coef`, where it has one, is another penalty."""
+    kl_start: float = 1e-2
+    """First coefficient of that penalty, which is then doubled or halved."""
+    kl_fraction: float = 1.0
+    """Share of the samples that it holds, those on which the judges of `judge.ensemble` disagree most (GARDO, arXiv 2512.24138); 1
+    holds all."""
+    kl_batch_size: int = 16
+    """Samples of one optimiser step over all processes that it holds."""
+    max_audit_drop: float | None = None
+    """The run returns to its last good round when the audit judge's reward falls by more than this below its best; null never."""
+    max_anchor_drop: float | None = None
+    """As `max_audit_drop`, for the judge's accuracy on held-out anchors, a fraction."""
+    max_returns: int = 2
+    """Returns before the run ends with its last good round; 0 ends at the first fall."""
+
+    @property
+    def watch_rounds(self) -> bool:
+        """Whether a round may be returned from."""
+        return self.max_audit_drop is not None or self.max_anchor_drop is not None
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _positive("guards", self, "data_batch_size", "kl_target", "kl_start", "kl_batch_size")
+        if not 0 < self.kl_fraction <= 1:
+            raise ValueError(f"guards.kl_fraction must be in (0, 1], got {self.kl_fraction}")
+        for name in ("data_weight", "max_audit_drop", "max_anchor_drop", "max_returns"):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"guards.{name} must be >= 0, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -400,27 +457,42 @@ class JointConfig:
     """How the adapter is optimised."""
     refresh: RefreshConfig = field(default_factory=RefreshConfig)
     """How the judge learns."""
+    guards: GuardsConfig = field(default_factory=GuardsConfig)
+    """Guards that act."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """How progress is measured."""
 
     def __post_init__(self) -> None:
         """Check settings that concern several sections."""
-        if self.refresh.every and self.judge.is_served:
+        if self.refresh.is_on and self.judge.is_served:
             raise ValueError(
                 "a served judge cannot be refreshed from here: set refresh.every=0, or load it by its folder"
             )
-        if self.refresh.every and self.prompts.world is None and self.refresh.anchors.path is None:
+        if self.refresh.is_on and self.prompts.world is None and self.refresh.anchors.path is None:
             raise ValueError(
                 "refresh.every > 0 needs labelled clips of your domain: set refresh.anchors.path, or refresh.every=0"
             )
         for name, source in self.refresh.sources.items():
-            if self.refresh.every and source.needs_world and self.prompts.world is None:
+            if self.refresh.is_on and source.needs_world and self.prompts.world is None:
                 raise ValueError(
                     f"refresh.sources.{name} needs a world's clips or oracle: set prompts.world, or its path"
                 )
-        if bool(self.reward.pessimism) != bool(self.judge.ensemble):
+        guards = self.guards
+        if guards.data_weight and guards.data_path is None and self.prompts.world is None:
+            raise ValueError("guards.data_weight needs real clips: set guards.data_path, or prompts.world")
+        if guards.kl_fraction < 1 and not (guards.kl_target and self.judge.ensemble):
+            raise ValueError("guards.kl_fraction < 1 needs guards.kl_target and the judges of judge.ensemble")
+        if "audit_gap" in self.refresh.triggers and self.judge.audit_path is None:
+            raise ValueError("refresh.triggers.audit_gap needs judge.audit_path")
+        if guards.max_audit_drop is not None and self.judge.audit_path is None:
+            raise ValueError("guards.max_audit_drop needs judge.audit_path")
+        if guards.max_anchor_drop is not None and not self.refresh.is_on:
+            raise ValueError("guards.max_anchor_drop needs the anchors of a refresh: set refresh.every")
+        if self.reward.pessimism and not self.judge.ensemble:
+            raise ValueError("reward.pessimism > 0 needs other judges: name them in judge.ensemble")
+        if self.judge.ensemble and not (self.reward.pessimism or guards.kl_fraction < 1):
             raise ValueError(
-                "reward.pessimism > 0 needs other judges in judge.ensemble, which nothing else reads: set both or none"
+                "judge.ensemble serves reward.pessimism or guards.kl_fraction: set one of them, or no ensemble"
             )
         if self.reward.columns and (self.judge.is_served or self.objective.differentiates):
             raise ValueError(

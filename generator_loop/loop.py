@@ -17,6 +17,7 @@ from generator_loop.evaluation.columns import Evaluation
 from generator_loop.evaluation.samples import SampleWriter
 from generator_loop.evaluation.summary import diversity, log_record, round_record, summary
 from generator_loop.guards.monitors import refuse_invalid, statistics
+from generator_loop.guards.rounds import decide, triggered
 from generator_loop.optim.step import all_sum
 from generator_loop.records import Rollout, Scored
 from generator_loop.refresh.anchors import Affine
@@ -25,7 +26,7 @@ from generator_loop.rewards.scorer import transformed
 from generator_loop.run import rounds
 from generator_loop.run.launch import CheckpointClock, Stopped
 from generator_loop.run.session import Session
-from generator_loop.run.state import save
+from generator_loop.run.state import return_to_good, save, save_good
 from generator_loop.tracking.checkpoint import latest
 from generator_loop.tracking.model_card import write_model_card
 from generator_loop.tracking.report import write_report
@@ -54,7 +55,8 @@ def run(session: Session, stop: Callable[[], bool]) -> Path | None:
     try:
         if not progress.rounds:
             evaluate(session, refreshed=None, check=check)
-        while progress.round < loop.num_rounds:
+            act_on_round(session, check)
+        while progress.round < loop.num_rounds and not progress.ended:
             if progress.iteration < loop.num_iterations:
                 iterate(session)
                 progress.iteration += 1
@@ -127,12 +129,18 @@ def end_round(session: Session, check: Callable[[], None]) -> None:
     """
     progress, refresher = session.progress, session.refresher
     before = None if refresher is None else refresher.state()
-    number, num_iterations = progress.round, progress.iteration
+    number, num_iterations, num_records = progress.round, progress.iteration, len(progress.rounds)
+    num_alarms, after = len(progress.alarms), progress.after
     progress.round, progress.iteration = number + 1, 0
     try:
-        evaluate(session, refreshed=refresh_judge(session, check), check=check)
+        is_due = refresher is not None and refresher.is_due(progress.round)
+        evaluate(session, refreshed=refresh_judge(session, check) if is_due else None, check=check)
+        if not is_due:
+            refresh_where_measures_ask(session, check)
+        act_on_round(session, check)
     except Stopped:
-        progress.round, progress.iteration = number, num_iterations
+        progress.round, progress.iteration, progress.after = number, num_iterations, after
+        del progress.rounds[num_records:], progress.alarms[num_alarms:]
         if refresher is not None and before is not None:
             refresher.load_state(before)
         raise
@@ -140,10 +148,42 @@ def end_round(session: Session, check: Callable[[], None]) -> None:
         session.generator.set_weights(REFERENCE, session.generator.weights(POLICY))
 
 
+def refresh_where_measures_ask(session: Session, check: Callable[[], None]) -> None:
+    """Refresh the judge, outside its turn, where a measure of the round has passed its limit."""
+    asked = triggered(session.progress.rounds[-1], session.config.refresh.triggers)
+    if not asked:
+        return
+    warn(session, asked)
+    refreshed = refresh_judge(session, check)
+    assert refreshed is not None, "triggers come with a refresher"
+    session.log.write("refresh", session.step, refreshed)
+    session.progress.rounds[-1]["judge_kept"] = bool(refreshed["kept"])
+
+
+def act_on_round(session: Session, check: Callable[[], None]) -> None:
+    """Remember a good round; from a bad one return to the last good one, or end the run there."""
+    progress, guards = session.progress, session.config.guards
+    if not guards.watch_rounds:
+        return
+    *_, newest = progress.rounds
+    num_returns = sum(not record["is_good"] for record in progress.rounds[:-1])
+    decision = decide(progress.rounds, guards, num_returns=num_returns)
+    newest["is_good"] = decision.action == "go_on"
+    if newest["is_good"]:
+        save_good(session)
+        return
+    warn(session, (decision.reason,))
+    return_to_good(session)
+    progress.ended = decision.reason if decision.action == "stop" else ""
+    if progress.is_over(session.config.loop.num_rounds):
+        evaluate(session, refreshed=None, check=check)
+        progress.rounds[-1]["is_good"] = True
+
+
 def refresh_judge(session: Session, check: Callable[[], None]) -> dict[str, float] | None:
-    """Refresh the judge where it is due, and return the metrics."""
+    """Refresh the judge now, and return the metrics; None where there is none to refresh."""
     refresher = session.refresher
-    if refresher is None or not refresher.is_due(session.progress.round):
+    if refresher is None:
         return None
     with torch.no_grad():
         collected = refresher.collector.collect(session.pair_tools)
@@ -164,7 +204,7 @@ def evaluate(session: Session, *, refreshed: Mapping[str, float] | None, check: 
 def measure_held_out(session: Session, writer: SampleWriter, check: Callable[[], None]) -> Evaluation:
     """Measure all held-out prompts before and after the run, some between its rounds."""
     progress, evaluator = session.progress, session.evaluator
-    is_first, is_last = progress.round == 0, progress.round == session.config.loop.num_rounds
+    is_first, is_last = progress.round == 0, progress.is_over(session.config.loop.num_rounds)
     num_prompts = len(evaluator.prompts) if is_first or is_last else session.config.evaluation.num_round_prompts
     session.bar.say(f"evaluating round {progress.round}")
     refresher = session.refresher
@@ -197,6 +237,7 @@ def record_round(session: Session, evaluation: Evaluation, refreshed: Mapping[st
         refresh=refreshed,
         anchor_accuracy=accuracy,
         seconds=session.round_seconds(),
+        first=progress.rounds[0] if progress.rounds else None,
     )
     progress.rounds.append(record)
     session.log.write("round", session.step, log_record(record))
@@ -211,7 +252,13 @@ def finish(session: Session) -> Path:
         checkpoint = latest(session.output / "checkpoints")
         assert checkpoint is not None
         content = summary(
-            config, progress.rounds, progress.before, progress.after, alarms=progress.alarms, checkpoint=checkpoint
+            config,
+            progress.rounds,
+            progress.before,
+            progress.after,
+            alarms=progress.alarms,
+            ended=progress.ended,
+            checkpoint=checkpoint,
         )
         write_json(path, content)
         write_report(session.output)

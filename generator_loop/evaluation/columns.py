@@ -24,6 +24,8 @@ Measure = Callable[[Tensor, str], Mapping[str, float]]
 
 ORACLE, OPEN, SPREAD = "oracle", "open", "latents/spread"
 """Sources of columns beside the judges: the world's oracle, the features that prompts leave open, and the spread of latents."""
+UNCERTAINTY = "uncertainty"
+"""Source of the spread of each judge's ratings."""
 
 
 @dataclass(frozen=True)

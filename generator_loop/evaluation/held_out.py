@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor
 
 from generator_loop.adapters.base import VideoGenerator
-from generator_loop.evaluation.columns import CURRENT, INITIAL, SPREAD, Evaluation, Measure
+from generator_loop.evaluation.columns import CURRENT, INITIAL, SPREAD, UNCERTAINTY, Evaluation, Measure
 from generator_loop.records import Draw, Prompt, Rollout
 from generator_loop.rewards.scorer import ScoringJudge, weighted
 from generator_loop.sampling.rollout import PromptEncoder, rollout
@@ -109,11 +109,14 @@ class Evaluator:
             if source == CURRENT and judge_is_initial:
                 continue
             out = judge(drawn.frames, texts, fps=fps, batch_size=self.judge_batch_size)
-            for name, values in {**out.scores, "reward": weighted(out.scores, self.weights)}.items():
+            columns = {f"{source}/{name}": values for name, values in out.scores.items()}
+            columns |= {f"{source}/reward": weighted(out.scores, self.weights)}
+            columns |= {f"{UNCERTAINTY}/{source}": weighted(out.std, self.weights)}
+            if source == INITIAL and judge_is_initial:
+                columns |= {name.replace(INITIAL, CURRENT): values for name, values in columns.items()}
+            for name, values in columns.items():
                 for clip, value in zip(numbers, values.tolist(), strict=True):
-                    clip[f"{source}/{name}"] = value
-                    if source == INITIAL and judge_is_initial:
-                        clip[f"{CURRENT}/{name}"] = value
+                    clip[name] = value
         for source, measure in self.measures.items():
             for clip, frames, text in zip(numbers, drawn.frames, texts, strict=True):
                 clip |= {f"{source}/{name}": float(value) for name, value in measure(frames, text).items()}

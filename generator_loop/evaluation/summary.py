@@ -16,7 +16,7 @@ import torch
 from einops import rearrange
 
 from generator_loop.config import JointConfig
-from generator_loop.evaluation.columns import AUDIT, CURRENT, INITIAL, OPEN, ORACLE, SPREAD, Evaluation
+from generator_loop.evaluation.columns import AUDIT, CURRENT, INITIAL, OPEN, ORACLE, SPREAD, UNCERTAINTY, Evaluation
 from generator_loop.tracking.metric_log import finite_or_none
 from reward_model.config import plain
 
@@ -34,6 +34,7 @@ def round_record(
     refresh: Mapping[str, float] | None,
     anchor_accuracy: float,
     seconds: float,
+    first: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return one entry of `summary.json`'s rounds; a number that could not be measured is None.
 
@@ -46,17 +47,24 @@ def round_record(
         refresh: metrics of the round's refresh, None where there was none.
         anchor_accuracy: the current judge's, on held-out anchors.
         seconds: wall time of the round.
+        first: the record of round 0, from which growth is measured; None for round 0 itself.
 
     Returns:
         Values that JSON can hold.
     """
     oracle = evaluation.means(ORACLE)
-    current = evaluation.mean(f"{CURRENT}/reward")
+    current = anchored(evaluation.mean(f"{CURRENT}/reward"))
+    audit, spread = evaluation.mean(f"{AUDIT}/reward"), evaluation.mean(f"{UNCERTAINTY}/{CURRENT}")
     return {
         "round": number,
         "reward_initial_judge": finite_or_none(evaluation.mean(f"{INITIAL}/reward")),
-        "reward_current_judge": finite_or_none(anchored(current)),
-        "reward_audit": finite_or_none(evaluation.mean(f"{AUDIT}/reward")),
+        "reward_current_judge": finite_or_none(current),
+        "reward_audit": finite_or_none(audit),
+        "audit_gap": finite_or_none(current - audit - (_gap_of(first) if first else current - audit)),
+        "rating_spread": finite_or_none(spread),
+        "uncertainty": finite_or_none(
+            spread / (_number(first["rating_spread"]) if first else spread) if spread else math.nan
+        ),
         "oracle": {name: finite_or_none(value) for name, value in oracle.items()} or None,
         "judge_oracle_srcc": finite_or_none(judge_oracle_srcc(evaluation)),
         "sibling_srcc": finite_or_none(sibling_srcc(evaluation)),
@@ -67,6 +75,14 @@ def round_record(
         "diversity": finite_or_none(diversity),
         "seconds": round(seconds, 1),
     }
+
+
+def _gap_of(record: Mapping[str, Any]) -> float:
+    return _number(record["reward_current_judge"]) - _number(record["reward_audit"])
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def log_record(record: Mapping[str, Any]) -> dict[str, float]:
@@ -88,6 +104,7 @@ def summary(
     after: Evaluation | None,
     *,
     alarms: Sequence[str],
+    ended: str = "",
     checkpoint: Path,
 ) -> dict[str, Any]:
     """Return the content of `summary.json`.
@@ -98,6 +115,7 @@ def summary(
         before: all held-out prompts before any update.
         after: the same at the end.
         alarms: sentences of the monitors.
+        ended: why a guard ended the run before its last round.
         checkpoint: the last checkpoint.
 
     Returns:
@@ -115,6 +133,7 @@ def summary(
         "seeds": list(range(settings.num_seeds)),
         "valid_fraction": valid_fraction(after),
         "alarms": list(alarms),
+        "ended": ended or None,
         "generator_checkpoint": str(Path("checkpoints") / checkpoint.name / "generator"),
         "judge_checkpoint": None if config.judge.is_served else str(Path("checkpoints") / checkpoint.name / "judge"),
         "config": plain(config),

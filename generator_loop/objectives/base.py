@@ -115,6 +115,58 @@ class Objective(Protocol[BatchT]):
         ...
 
 
+class Regulariser(Protocol):
+    """A loss beside any objective, in every optimiser step.
+
+    Attributes:
+        metrics: names of the metrics that `backward` returns.
+    """
+
+    metrics: tuple[str, ...]
+
+    def prepare(self, samples: Rollout, scored: Scored) -> None:
+        """Look at this process's samples of an iteration before its optimiser steps.
+
+        Args:
+            samples: the groups.
+            scored: their rewards.
+        """
+        ...
+
+    def backward(self, policies: Policies, draw: Draw, *, scale: float) -> Mapping[str, float]:
+        """Add the gradient of scale x (mean loss) to the policy's parameters.
+
+        Args:
+            policies: the functions that it may call.
+            draw: random streams of the optimiser step.
+            scale: factor on the mean loss.
+
+        Returns:
+            Every name of `metrics`.
+        """
+        ...
+
+    def adapt(self, metrics: Mapping[str, float]) -> None:
+        """Adapt to the iteration's metrics, which are the same on all processes.
+
+        Args:
+            metrics: means over the optimiser steps.
+        """
+        ...
+
+    def state(self) -> Mapping[str, float]:
+        """Return everything that `adapt` has changed."""
+        ...
+
+    def load_state(self, state: Mapping[str, float]) -> None:
+        """Continue from a state.
+
+        Args:
+            state: numbers that `state` returned.
+        """
+        ...
+
+
 class LossObjective(ABC, Generic[BatchT]):
     """Base of objectives with a loss over samples of the ODE; each fills in `config_class`, `metrics`, `plan` and `loss`."""
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from generator_loop.adapters.base import OLD, POLICY, VideoGenerator
 from generator_loop.config import UpdateConfig
-from generator_loop.objectives.base import Objective, PixelReward
+from generator_loop.objectives.base import Objective, PixelReward, Regulariser
 from generator_loop.optim.ema import follow
 from generator_loop.optim.step import Updater, policies_of
 from generator_loop.records import Draw, Rollout, Scored
@@ -18,7 +18,13 @@ class Learner:
     """Turns scored samples into optimiser steps by the run's objective."""
 
     def __init__(
-        self, generator: VideoGenerator, objective: Objective[Any], *, reward: PixelReward, config: UpdateConfig
+        self,
+        generator: VideoGenerator,
+        objective: Objective[Any],
+        *,
+        reward: PixelReward,
+        config: UpdateConfig,
+        regularisers: Mapping[str, Regulariser] | None = None,
     ) -> None:
         """Start with empty moments.
 
@@ -27,8 +33,10 @@ class Learner:
             objective: plans the steps.
             reward: differentiable reward, for objectives that need it.
             config: rates, micro-batch size and how fast the sampling policy follows.
+            regularisers: name -> loss beside the objective.
         """
         self.objective, self._generator, self._config = objective, generator, config
+        self.regularisers = dict(regularisers or {})
         self._policies = policies_of(generator, reward)
         self.updater = Updater(
             generator.trainable_parameters(),
@@ -51,9 +59,21 @@ class Learner:
         """
         size = self._config.micro_batch_size
         steps = self.objective.plan(samples, scored, advantages, draw=draw, micro_batch_size=size)
-        metrics = [self.updater.step(self.objective, batches, self._policies) for batches in steps]
+        beside = list(self.regularisers.values())
+        for regulariser in beside:
+            regulariser.prepare(samples, scored)
+        metrics = [
+            self.updater.step(
+                self.objective, batches, self._policies, regularisers=beside, draw=draw.fork(f"beside {number}")
+            )
+            for number, batches in enumerate(steps)
+        ]
         follow(self._generator.weights(OLD), self._generator.weights(POLICY), decay=self._config.old_decay)
-        return mean_metrics(metrics)
+        means = mean_metrics(metrics)
+        for regulariser in beside:
+            if all(name in means for name in regulariser.metrics):  # no step without samples
+                regulariser.adapt(means)
+        return means
 
 
 def mean_metrics(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:

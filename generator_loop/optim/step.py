@@ -6,13 +6,14 @@ together, so that N processes step exactly like one with the same samples. There
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from generator_loop.adapters.base import OLD, POLICY, REFERENCE, VideoGenerator, predict_with
-from generator_loop.objectives.base import Batch, Objective, PixelReward, Policies
+from generator_loop.objectives.base import Batch, Objective, PixelReward, Policies, Regulariser
+from generator_loop.records import Draw
 
 
 class NonFiniteError(RuntimeError):
@@ -80,27 +81,42 @@ class Updater:
         self._max_grad_norm = max_grad_norm
         self._optimizer = torch.optim.AdamW(self._parameters.values(), lr=lr, betas=betas, weight_decay=weight_decay)
 
-    def step(self, objective: Objective, batches: Iterable[Batch], policies: Policies) -> dict[str, float]:
+    def step(
+        self,
+        objective: Objective,
+        batches: Iterable[Batch],
+        policies: Policies,
+        *,
+        regularisers: Sequence[Regulariser] = (),
+        draw: Draw | None = None,
+    ) -> dict[str, float]:
         """Take one optimiser step on the mean loss over the samples of all processes.
 
         Args:
             objective: the objective that planned the batches.
             batches: this process's micro-batches, possibly none.
             policies: the calls that an objective may make.
+            regularisers: losses beside the objective's; each process's share counts by its number of samples.
+            draw: random streams of the step, which regularisers need.
 
         Returns:
-            The objective's metrics as means over all samples, `grad_norm` before clipping and `num_samples`. Without
+            The objective's metrics and the regularisers' as means over all samples, `grad_norm` before clipping and `num_samples`. Without
             any sample on any process nothing is changed and only `num_samples` = 0 is returned.
 
         Raises:
             NonFiniteError: on all processes, if any loss or gradient is not finite; no weight has changed then.
         """
         self._optimizer.zero_grad(set_to_none=True)
-        num_samples, sums = 0, dict.fromkeys(objective.metrics, 0.0)
+        names = [*objective.metrics, *(name for one in regularisers for name in one.metrics)]
+        num_samples, sums = 0, dict.fromkeys(names, 0.0)
         for batch in batches:
             num_samples += len(batch)
             for name, value in objective.backward(batch, policies, scale=float(len(batch))).items():
                 sums[name] += value * len(batch)
+        for regulariser in regularisers if num_samples else ():
+            assert draw is not None, "regularisers draw"
+            for name, value in regulariser.backward(policies, draw, scale=float(num_samples)).items():
+                sums[name] += value * num_samples
         total, sums = self._sum_over_processes(float(num_samples), sums)
         if total == 0:
             return {"num_samples": 0.0}

@@ -64,7 +64,7 @@ class JudgeRefresher:
 
     def is_due(self, num_rounds: int) -> bool:
         """Return whether the judge is refreshed after `num_rounds` rounds."""
-        return num_rounds % self._config.every == 0
+        return self._config.every > 0 and num_rounds % self._config.every == 0
 
     def refresh(
         self, collected: WeightedPairs, *, seed: int, check: Callable[[], None] = lambda: None

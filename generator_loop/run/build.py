@@ -21,7 +21,11 @@ from generator_loop.evaluation.probes import Probes
 from generator_loop.guards import GUARDS
 from generator_loop.guards.base import Watch
 from generator_loop.objectives import OBJECTIVES, objective_configs
+from generator_loop.objectives.base import Regulariser
+from generator_loop.optim.adaptive_kl import AdaptiveKL
+from generator_loop.optim.data_loss import Clips, DataLoss, FileClips
 from generator_loop.optim.learner import Learner
+from generator_loop.real_clips import RealClips
 from generator_loop.records import Draw, Prompt
 from generator_loop.refresh import PAIR_SOURCES, pair_source_configs
 from generator_loop.refresh.anchors import read_anchors
@@ -118,7 +122,13 @@ def open_session(
             random_steps=objective.random_steps,
         ),
         scorer=scorer,
-        learner=Learner(generator, objective, reward=scorer.differentiable, config=config.update),
+        learner=Learner(
+            generator,
+            objective,
+            reward=scorer.differentiable,
+            config=config.update,
+            regularisers=_regularisers(config, generator, train_prompts, encoder, processes),
+        ),
         refresher=_refresher(config, judge, initial_judge, train_prompts),
         watch=Watch(GUARDS),
         evaluator=_evaluator(config, held_out, judge, initial_judge, encoder, processes, served),
@@ -176,7 +186,7 @@ def _open_judge(config: JointConfig, device: torch.device, served: Served) -> tu
         else:
             base.judge.add_role(role)
             initial = base.with_role(None)
-        if config.refresh.every:
+        if config.refresh.is_on:
             for learning in {READOUTS[name].compares: None for name in config.refresh.readouts}:
                 base.judge.widen_role(config.refresh.comparator_role if learning else role, config.refresh.targets)
     base.judge.requires_grad_(False)
@@ -205,6 +215,44 @@ def _columns(config: JointConfig, judge: RewardingJudge) -> dict[str, tuple[Rewa
         name: (COLUMNS[own.name](own, judge, fps=fps, batch_size=size), own.weight)
         for name, own in config.reward.columns.items()
     }
+
+
+def _regularisers(
+    config: JointConfig,
+    generator: VideoGenerator,
+    prompts: tuple[Prompt, ...],
+    encoder: PromptEncoder,
+    processes: Processes,
+) -> dict[str, Regulariser]:
+    guards, shares = config.guards, {"rank": processes.rank, "num_ranks": processes.count}
+    regularisers: dict[str, Regulariser] = {}
+    if guards.data_weight:
+        path = guards.data_path
+        clips: Clips = partial(_rendered, generator, prompts)
+        if path is not None:
+            clips = FileClips(RealClips(path), generator)
+        regularisers["data"] = DataLoss(
+            clips, encoder, weight=guards.data_weight, batch_size=guards.data_batch_size, **shares
+        )
+    if guards.kl_target is not None:
+        regularisers["kl"] = AdaptiveKL(
+            target=guards.kl_target,
+            coefficient=guards.kl_start,
+            fraction=guards.kl_fraction,
+            batch_size=guards.kl_batch_size,
+            **shares,
+        )
+    return regularisers
+
+
+def _rendered(
+    generator: VideoGenerator, prompts: tuple[Prompt, ...], num: int, draw: Draw
+) -> tuple[list[Prompt], torch.Tensor]:
+    """Return training prompts of the world with latents of clean clips; see `optim.data_loss.Clips`."""
+    order = torch.randperm(len(prompts), generator=draw.generator(0, 0))[:num].tolist()
+    chosen = [prompts[place] for place in order]
+    frames = world.clean_clips(chosen, draw, sample=0, num_frames=generator.num_frames, size=generator.size)
+    return chosen, generator.encode(frames)
 
 
 def _watcher(config: JointConfig, path: str | Path, processes: Processes, served: Served) -> RewardingJudge:
@@ -294,7 +342,7 @@ def _reason_of(judge: VideoJudgeReward, clip: RatedClip) -> str:
 def _refresher(
     config: JointConfig, judge: RewardingJudge, initial: RewardingJudge, prompts: tuple[Prompt, ...]
 ) -> JudgeRefresher | None:
-    if not config.refresh.every:
+    if not config.refresh.is_on:
         return None
     assert isinstance(judge, VideoJudgeReward) and isinstance(initial, VideoJudgeReward), (
         "a served judge is not refreshed"

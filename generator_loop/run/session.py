@@ -49,6 +49,12 @@ class Progress:
     """Measured at the end."""
     alarms: list[str] = field(default_factory=list)
     """Sentences of the guards."""
+    ended: str = ""
+    """Why a guard ended the run before its last round."""
+
+    def is_over(self, num_rounds: int) -> bool:
+        """Return whether no further round comes, of `num_rounds` in all."""
+        return self.round >= num_rounds or bool(self.ended)
 
 
 @dataclass

@@ -26,6 +26,9 @@ from reward_model.files import write_json
 
 log = logging.getLogger(__name__)
 
+GOOD = "last_good"
+"""Folder of the models to which a guard returns."""
+
 
 def begin(session: Session) -> None:
     """Make the folder of a new run, with its resolved config."""
@@ -72,6 +75,8 @@ def _writer(session: Session) -> Callable[[Path], None]:
             "after": progress.after.to_json() if progress.after else None,
             "first": session.watch.first,
             "alarms": progress.alarms,
+            "ended": progress.ended,
+            "regularisers": {name: dict(one.state()) for name, one in session.learner.regularisers.items()},
         }
         write_json(state / "progress.json", counters)
         save_config(session.config, folder / "config.yaml")
@@ -97,21 +102,15 @@ def restore(session: Session) -> None:
         raise ValueError(f"{root} holds nothing to resume from: {reason}; start the run without resume=")
     _refuse_other_settings(session.config, folder / "config.yaml")
     state = folder / "state"
-    for name in (POLICY, OLD, REFERENCE):
-        session.generator.set_weights(name, checkpoint.read_tensors(state / f"{name}.safetensors"))
-    session.learner.updater.load_state(checkpoint.read_tensors(state / "optimizer.safetensors"))
+    _load_models(session, state)
     torch.set_rng_state(checkpoint.read_tensors(state / "rng.safetensors")["torch"])
     saved = json.loads((state / "progress.json").read_text(encoding="utf-8"))
     session.progress = Progress(
-        **{name: saved[name] for name in ("round", "iteration", "seconds", "rounds", "alarms")},
+        **{name: saved[name] for name in ("round", "iteration", "seconds", "rounds", "alarms", "ended")},
         before=Evaluation.from_json(saved["before"]),
         after=Evaluation.from_json(saved["after"]),
     )
     session.watch.first = saved["first"]
-    if session.refresher is not None:
-        device = session.generator.device
-        refreshed = checkpoint.read_tensors(state / "refresher.safetensors")
-        session.refresher.load_state({name: tensor.to(device) for name, tensor in refreshed.items()})
     progress = session.progress
     if progress.round > session.config.loop.num_rounds:
         raise ValueError(
@@ -121,6 +120,44 @@ def restore(session: Session) -> None:
     session.log.rewind(session.step, round_is_open=is_open)
     session.bar.start_at(session.step)
     log.info("resumed from %s: round %d, iteration %d", folder, session.progress.round, session.progress.iteration)
+
+
+def _load_models(session: Session, state: Path) -> None:
+    """Take weights, moments, penalties and the judge's adapters from the `state` folder of a checkpoint."""
+    for name in (POLICY, OLD, REFERENCE):
+        session.generator.set_weights(name, checkpoint.read_tensors(state / f"{name}.safetensors"))
+    session.learner.updater.load_state(checkpoint.read_tensors(state / "optimizer.safetensors"))
+    saved = json.loads((state / "progress.json").read_text(encoding="utf-8"))
+    for name, regulariser in session.learner.regularisers.items():
+        regulariser.load_state(saved["regularisers"][name])
+    if session.refresher is not None:
+        device = session.generator.device
+        refreshed = checkpoint.read_tensors(state / "refresher.safetensors")
+        session.refresher.load_state({name: tensor.to(device) for name, tensor in refreshed.items()})
+
+
+def save_good(session: Session) -> None:
+    """Keep the models of a good round, whatever becomes of its checkpoint; all processes call it, the first one writes."""
+    if session.processes.is_main:
+        name = f"round-{session.progress.round:03d}"
+        checkpoint.save(session.output / GOOD, name, _writer(session), keep=1)
+    session.processes.wait()
+
+
+def return_to_good(session: Session) -> None:
+    """Take the models of the last good round; counters, log and random streams go on.
+
+    Args:
+        session: its models are changed in place.
+
+    Raises:
+        ValueError: no good round is kept.
+    """
+    folder, notes = checkpoint.newest_intact(session.output / GOOD)
+    if folder is None:
+        raise ValueError(f"{session.output / GOOD} holds no round to return to: {'; '.join(notes)}")
+    _load_models(session, folder / "state")
+    log.info("returned to the models of %s", folder)
 
 
 def ends(output: Path) -> tuple[Evaluation, Evaluation]:

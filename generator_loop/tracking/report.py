@@ -282,14 +282,15 @@ def _pair_table(accuracy: Mapping[str, Mapping[str, float] | None]) -> str:
 
 
 def _round_table(rounds: Sequence[Mapping[str, Any]]) -> str:
-    names = [name for name in rounds[0] if name not in ("round", "oracle", "judge_kept", "seconds")]
+    names = [name for name in rounds[0] if name not in ("round", "oracle", "judge_kept", "is_good", "seconds")]
     head = ["round", "oracle", *(name.replace("_", " ") for name in names), "judge kept", "seconds"]
     lines = []
     for record in rounds:
         oracle = record["oracle"]["overall"] if record["oracle"] else None
         kept = {None: "", True: "yes", False: "rolled back"}[record["judge_kept"]]
         numbers = [_number(record[name]) for name in names]
-        lines.append([str(record["round"]), _number(oracle), *numbers, kept, f"{record['seconds']:.0f}"])
+        number = str(record["round"]) + ("" if record.get("is_good", True) else ", returned from")
+        lines.append([number, _number(oracle), *numbers, kept, f"{record['seconds']:.0f}"])
     return _table(head, lines)
 
 

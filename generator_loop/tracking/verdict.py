@@ -34,6 +34,8 @@ def verdict(summary: Mapping[str, Any]) -> tuple[Sentence, ...]:
         At least the conclusion.
     """
     measures, judge, side = _measures(summary), _agreement(summary), _side_effects(summary)
+    if summary.get("ended"):
+        side = [*side, Sentence(f"A guard ended the run early: {summary['ended']}.", "worse")]
     return (_conclusion(measures, (*judge, *side)), *measures.values(), *judge, *side)
 
 

@@ -82,8 +82,8 @@ def test_a_key_that_is_no_setting_is_refused_by_its_full_name(section: str) -> N
     [
         (["update.advantages=per_reward", "reward.transform=shuffle"], "reads each reward by itself"),
         (["objective.name=draft", "reward.transform=negate"], "differentiates the judges alone"),
-        (["reward.pessimism=0.5"], "needs other judges in judge.ensemble"),
-        (["judge.ensemble=[other]"], "set both or none"),
+        (["reward.pessimism=0.5"], "needs other judges: name them in judge.ensemble"),
+        (["judge.ensemble=[other]"], "judge.ensemble serves reward.pessimism or guards.kl_fraction"),
         (["reward.pessimism=1", "judge.ensemble=[a]", "update.advantages=per_reward"], "set reward.pessimism=0"),
     ],
 )

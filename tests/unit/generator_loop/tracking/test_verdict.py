@@ -91,3 +91,9 @@ def test_alarms_and_missing_scores_count_against_the_run() -> None:
 def test_diversity_of_single_clips_is_not_measured() -> None:
     _, *reasons = verdict(summary(last=record(diversity=None)))
     assert said(reasons, "Diversity was not measured").sign == "unknown"
+
+
+def test_a_run_that_a_guard_ended_says_why() -> None:
+    first, *reasons = verdict({**summary(), "ended": "reward_audit fell from 0.6 to 0.2"})
+    assert first.sign == "worse" and said(reasons, "A guard ended the run early: reward_audit fell").sign == "worse"
+    assert not [one for one in verdict({**summary(), "ended": None}) if "guard" in one.text]

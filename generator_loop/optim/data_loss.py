@@ -1,0 +1,114 @@
+"""Data regularisation: the ordinary flow-matching loss on real clips, beside the objective.
+
+It keeps the policy near what real clips look like (forward KL to the data), where a penalty towards the reference keeps it
+near what the base already drew.
+
+Source: DDRL (arXiv 2512.04332): reward maximisation plus the diffusion loss on real data.
+
+Shape legend: N clips of one optimiser step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from generator_loop.adapters.base import VideoGenerator
+from generator_loop.flow.path import keyed_noise, logit_normal_sigmas, mean_square, noised
+from generator_loop.objectives.base import Policies
+from generator_loop.real_clips import RealClips
+from generator_loop.records import Conditioning, Draw, Prompt, Rollout, Scored
+
+Clips = Callable[[int, Draw], tuple[Sequence[Prompt], Tensor]]
+"""clips(number, draw) -> prompts and clean latents [N, c, F, h, w] of real clips; fewer where some cannot be read."""
+
+
+class FileClips:
+    """Latents of a file's real clips; the encoded ones stay in memory."""
+
+    def __init__(self, clips: RealClips, generator: VideoGenerator, *, max_kept: int = 256) -> None:
+        """Keep the list.
+
+        Args:
+            clips: the list.
+            generator: it encodes; its size and rate are those of the clips.
+            max_kept: latents kept in memory.
+        """
+        self._clips, self._generator, self._max_kept = clips, generator, max_kept
+        self._kept: dict[int, Tensor | None] = {}
+
+    def __call__(self, num: int, draw: Draw) -> tuple[Sequence[Prompt], Tensor]:
+        """Return prompts and latents of up to `num` clips; see `Clips`."""
+        pairs = [(prompt, self._latents(prompt, path)) for prompt, path in self._clips.choose(num, draw)]
+        usable = [(prompt, latents) for prompt, latents in pairs if latents is not None]
+        if not usable:
+            return (), torch.zeros(0)
+        return [prompt for prompt, _ in usable], torch.stack([latents for _, latents in usable])
+
+    def _latents(self, prompt: Prompt, path: Path) -> Tensor | None:
+        if prompt.prompt_id not in self._kept:
+            generator = self._generator
+            frames = self._clips.read(path, size=(generator.num_frames, *generator.size), fps=generator.fps)
+            while len(self._kept) >= self._max_kept:
+                self._kept.pop(next(iter(self._kept)))
+            self._kept[prompt.prompt_id] = None if frames is None else generator.encode(frames[None])[0]
+        return self._kept[prompt.prompt_id]
+
+
+class DataLoss:
+    """Adds weight x flow-matching loss on real clips to every optimiser step."""
+
+    metrics: tuple[str, ...] = ("data_loss",)
+
+    def __init__(
+        self,
+        clips: Clips,
+        encoder: Callable[[Sequence[Prompt]], Conditioning],
+        *,
+        weight: float,
+        batch_size: int,
+        rank: int = 0,
+        num_ranks: int = 1,
+    ) -> None:
+        """Keep where clips come from.
+
+        Args:
+            clips: draws real clips.
+            encoder: text embeddings.
+            weight: of the loss.
+            batch_size: clips of one optimiser step over all processes.
+            rank: this process.
+            num_ranks: number of processes; each takes its share of the clips.
+        """
+        self._clips, self._encoder, self._weight = clips, encoder, weight
+        self._num = len(range(rank, batch_size, num_ranks))
+        self._rank = rank
+
+    def prepare(self, samples: Rollout, scored: Scored) -> None:
+        """Look at nothing: real clips do not depend on the samples."""
+
+    def backward(self, policies: Policies, draw: Draw, *, scale: float) -> Mapping[str, float]:
+        """Add the gradient of scale x weight x mean loss; see `Regulariser.backward`."""
+        draw = draw.fork(f"data {self._rank}")
+        prompts, latents = self._clips(self._num, draw) if self._num else ((), torch.zeros(0))
+        if not len(prompts):
+            return {"data_loss": 0.0}
+        keys = [(prompt.prompt_id, place) for place, prompt in enumerate(prompts)]
+        sigma = logit_normal_sigmas(draw, keys).to(latents.device)
+        noisy, target = noised(latents, keyed_noise(draw, keys, latents), sigma)
+        loss = mean_square(policies.policy(noisy, sigma, self._encoder(prompts)) - target).mean()
+        (scale * self._weight * loss).backward()
+        return {"data_loss": float(loss.detach())}
+
+    def adapt(self, metrics: Mapping[str, float]) -> None:
+        """Keep the weight: it is the config's."""
+
+    def state(self) -> Mapping[str, float]:
+        """Return nothing: there is no state."""
+        return {}
+
+    def load_state(self, state: Mapping[str, float]) -> None:
+        """Continue from nothing."""

@@ -115,9 +115,14 @@ class VideoJudgeReward(nn.Module):
         )
         return cls(judge.requires_grad_(False).eval(), role=role, allow_damaged=allow_damaged)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write the judge (adapters, base if trained from scratch, configuration) to a folder."""
-        self.judge.save_pretrained(folder)
+    def save_pretrained(self, folder: str | Path, *, base: Mapping[str, Tensor] | None = None) -> None:
+        """Write the judge (adapters, base if trained from scratch, configuration) to a folder.
+
+        Args:
+            folder: a new or existing folder.
+            base: weights of the base, for a judge that holds only a part of them here; None takes its own.
+        """
+        self.judge.save_pretrained(folder, base=base)
 
     def with_role(self, role: str | None) -> VideoJudgeReward:
         """Return a view with another adapter; the weights are shared."""

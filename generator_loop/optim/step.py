@@ -13,27 +13,11 @@ from torch import Tensor, nn
 
 from generator_loop.adapters.base import OLD, POLICY, REFERENCE, VideoGenerator, predict_with
 from generator_loop.objectives.base import Batch, Objective, PixelReward, Policies
+from generator_loop.processes import all_sum, in_step
 
 
 class NonFiniteError(RuntimeError):
     """A loss or gradient is NaN or infinite; raised on all processes at once, before any weight has changed."""
-
-
-def all_sum(values: Tensor) -> Tensor:
-    """Sum a tensor over processes.
-
-    Args:
-        values: any tensor, of the same shape on every process.
-
-    Returns:
-        The sum; the tensor itself where torch.distributed is not initialised.
-    """
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        # NCCL carries tensors of the GPU alone
-        carried = values.cuda() if torch.distributed.get_backend() == "nccl" else values.clone()
-        torch.distributed.all_reduce(carried)
-        return carried.to(values.device)
-    return values
 
 
 def policies_of(generator: VideoGenerator, reward: PixelReward) -> Policies:
@@ -78,6 +62,7 @@ class Updater:
         """
         self._parameters = dict(parameters)
         self._max_grad_norm = max_grad_norm
+        self._device = next(iter(self._parameters.values())).device
         self._optimizer = torch.optim.AdamW(self._parameters.values(), lr=lr, betas=betas, weight_decay=weight_decay)
 
     def step(self, objective: Objective, batches: Iterable[Batch], policies: Policies) -> dict[str, float]:
@@ -97,10 +82,12 @@ class Updater:
         """
         self._optimizer.zero_grad(set_to_none=True)
         num_samples, sums = 0, dict.fromkeys(objective.metrics, 0.0)
-        for batch in batches:
-            num_samples += len(batch)
-            for name, value in objective.backward(batch, policies, scale=float(len(batch))).items():
-                sums[name] += value * len(batch)
+        for batch, is_own in in_step(batches, device=self._device):
+            weight = len(batch) if is_own else 0
+            metrics = objective.backward(batch, policies, scale=float(weight))
+            num_samples += weight
+            if is_own:
+                sums = {name: sums[name] + metrics[name] * weight for name in sums}
         total, sums = self._sum_over_processes(float(num_samples), sums)
         if total == 0:
             return {"num_samples": 0.0}

@@ -19,6 +19,7 @@ from generator_loop.config import JointConfig
 from generator_loop.evaluation.columns import INITIAL, Evaluation
 from generator_loop.run.build import read_config
 from generator_loop.run.session import Progress, Session
+from generator_loop.run.sharding import whole_base
 from generator_loop.tracking import checkpoint
 from reward_model import VideoJudgeReward
 from reward_model.config import save_config
@@ -40,14 +41,17 @@ def save(session: Session) -> Path:
     progress = session.progress
     name = f"round-{progress.round:03d}" + (f"-iteration-{progress.iteration:04d}" if progress.iteration else "")
     root = session.output / "checkpoints"
+    writer = _writer(session)
     if session.processes.is_main:
-        checkpoint.save(root, name, _writer(session), keep=session.config.run.keep_checkpoints)
+        checkpoint.save(root, name, writer, keep=session.config.run.keep_checkpoints)
     session.processes.wait()
     return root / name
 
 
 def _writer(session: Session) -> Callable[[Path], None]:
-    progress = session.progress
+    progress, base = session.progress, None
+    if isinstance(session.judge, VideoJudgeReward) and session.config.judge.shard:
+        base = whole_base(session.judge.judge.model)
 
     def write(folder: Path) -> None:
         """Write everything that a resumed run needs into `folder`."""
@@ -55,7 +59,7 @@ def _writer(session: Session) -> Callable[[Path], None]:
         state = folder / "state"
         state.mkdir()
         if isinstance(session.judge, VideoJudgeReward):
-            session.judge.save_pretrained(folder / "judge")
+            session.judge.save_pretrained(folder / "judge", base=base)
             shutil.rmtree(folder / "judge" / "adapters" / INITIAL, ignore_errors=True)
         for name in (POLICY, OLD, REFERENCE):
             checkpoint.write_tensors(state / f"{name}.safetensors", session.generator.weights(name))

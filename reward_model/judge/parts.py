@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from reward_model.judge.attention.tree import attend_in_trees
 from reward_model.judge.attention.windows import batch_windows
@@ -108,13 +108,18 @@ class JudgeParts(nn.Module):
         if missing := sorted(set(self.config.reasoned) - {"", *self.roles}):
             raise ValueError(f"{folder / ADAPTERS_FOLDER / missing[0]} is missing: the judge was taught in that role")
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write configuration, tokenizer, adapters and, for a judge trained from scratch, the base."""
+    def save_pretrained(self, folder: str | Path, *, base: Mapping[str, Tensor] | None = None) -> None:
+        """Write configuration, tokenizer, adapters and, for a judge trained from scratch, the base.
+
+        Args:
+            folder: a new or existing folder.
+            base: weights of the base, for a judge that holds only a part of them here; None takes its own.
+        """
         place = Path(folder)
         place.mkdir(parents=True, exist_ok=True)
         if self.config.base in (BASE_FOLDER, SAME_FOLDER):
             with quiet():
-                self.model.save_pretrained(place / self.config.base, state_dict=base_state(self.model))
+                self.model.save_pretrained(place / self.config.base, state_dict=base or base_state(self.model))
         if self.motion is not None:
             self.motion.save(place)
         if self.head is not None:

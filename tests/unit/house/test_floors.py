@@ -39,6 +39,7 @@ FLOORS = {
         ("stages",),
     ),
     "generator_loop": (
+        ("processes",),
         ("config", "records", "tracking"),
         ("adapters", "flow", "guards", "rewards"),
         ("objectives", "refresh", "sampling"),

@@ -32,6 +32,7 @@ class Lockstep:
     def __init__(self) -> None:
         """Start without a sharded model."""
         self._joins: list[Callable[[], None]] = []
+        self._is_joining = False
 
     @property
     def is_needed(self) -> bool:
@@ -67,6 +68,8 @@ class Lockstep:
 
     def _enter(self, number: int) -> None:
         """Return when the call of model `number` is due on all processes."""
+        if self._is_joining:
+            return
         call = 1 + 2 * number + int(torch.is_grad_enabled())
         while self._meet(call) != call:
             pass
@@ -80,7 +83,9 @@ class Lockstep:
                 "resume it without sharding (configs/accelerate/ddp.yaml) and report the recipe"
             )
         if highest and highest != call:
+            self._is_joining = True
             self._joins[(highest - 1) // 2]()
+            self._is_joining = False
         return highest
 
 

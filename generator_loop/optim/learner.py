@@ -9,6 +9,7 @@ from generator_loop.adapters.base import OLD, POLICY, VideoGenerator
 from generator_loop.config import UpdateConfig
 from generator_loop.objectives.base import Objective, PixelReward
 from generator_loop.optim.ema import blend
+from generator_loop.optim.moments import Moments, WholeMoments
 from generator_loop.optim.step import Updater, policies_of
 from generator_loop.records import Draw, Rollout, Scored
 from generator_loop.rewards.advantages import Advantages
@@ -18,7 +19,13 @@ class Learner:
     """Turns scored samples into optimiser steps by the run's objective."""
 
     def __init__(
-        self, generator: VideoGenerator, objective: Objective[Any], *, reward: PixelReward, config: UpdateConfig
+        self,
+        generator: VideoGenerator,
+        objective: Objective[Any],
+        *,
+        reward: PixelReward,
+        config: UpdateConfig,
+        moments: type[Moments] = WholeMoments,
     ) -> None:
         """Start with empty moments.
 
@@ -27,6 +34,7 @@ class Learner:
             objective: plans the steps.
             reward: differentiable reward, for objectives that need it.
             config: rates, micro-batch size and how fast the sampling policy follows.
+            moments: where AdamW keeps its moments.
         """
         self.objective, self._generator, self._config = objective, generator, config
         self._policies = policies_of(generator, reward)
@@ -35,6 +43,7 @@ class Learner:
             lr=config.learning_rate,
             weight_decay=config.weight_decay,
             max_grad_norm=config.max_grad_norm,
+            moments=moments,
         )
 
     def learn(self, samples: Rollout, scored: Scored, advantages: Advantages, draw: Draw) -> dict[str, float]:

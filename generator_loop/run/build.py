@@ -29,8 +29,8 @@ from generator_loop.refresh.anchors import read_anchors
 from generator_loop.refresh.refresh import JudgeRefresher
 from generator_loop.rewards.scorer import RemoteJudge, Scorer, load_term
 from generator_loop.run.launch import Processes
-from generator_loop.run.sharding import Layout
 from generator_loop.run.session import Progress, RewardingJudge, Session
+from generator_loop.run.sharding import Layout
 from generator_loop.sampling.prompts import open_prompts
 from generator_loop.sampling.rollout import PromptEncoder, rollout
 from generator_loop.sampling.sampler import Sampler
@@ -108,7 +108,13 @@ def open_session(
             random_steps=objective.random_steps,
         ),
         scorer=scorer,
-        learner=Learner(generator, objective, reward=scorer.differentiable, config=config.update),
+        learner=Learner(
+            generator,
+            objective,
+            reward=scorer.differentiable,
+            config=config.update,
+            moments=processes.layout.moments,
+        ),
         refresher=_refresher(config, judge, initial_judge, train_prompts),
         watch=Watch(GUARDS),
         evaluator=_evaluator(config, held_out, judge, initial_judge, encoder, processes, served),
@@ -126,7 +132,9 @@ def open_generator(config: JointConfig, device: torch.device, layout: Layout | N
     layout = layout or Layout()
     generator = layout.with_precision(config.generator)
     if generator.compile and layout.is_sharded:
-        raise ValueError("generator.compile=true is untried on a transformer that is sharded; set generator.compile=false")
+        raise ValueError(
+            "generator.compile=true is untried on a transformer that is sharded; set generator.compile=false"
+        )
     family = generator_class(generator.family)
     if generator.path == TOY:
         generator = replace(generator, path=str(embedded("generator_loop", "toy_wan")))

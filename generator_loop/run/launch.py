@@ -87,8 +87,7 @@ def start_processes(device: Literal["auto", "cpu", "cuda"], environ: Mapping[str
     layout = requested(environ)
     use_cpu = device == "cpu" or not torch.cuda.is_available()
     state = PartialState(cpu=True) if use_cpu else PartialState()
-    if layout.is_sharded and not is_distributed():
-        raise ValueError("accelerate asks for FSDP2 but started one process alone; use --num_processes 2 or more, or none of it")
+    layout.check()
     return Processes(device=state.device, rank=state.process_index, count=state.num_processes, layout=layout)
 
 

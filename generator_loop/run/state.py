@@ -49,7 +49,7 @@ def save(session: Session) -> Path:
 
 
 def _writer(session: Session) -> Callable[[Path], None]:
-    progress, base = session.progress, None
+    progress, base, moments = session.progress, None, session.learner.updater.state()
     if isinstance(session.judge, VideoJudgeReward) and session.config.judge.shard:
         base = whole_base(session.judge.judge.model)
 
@@ -63,7 +63,7 @@ def _writer(session: Session) -> Callable[[Path], None]:
             shutil.rmtree(folder / "judge" / "adapters" / INITIAL, ignore_errors=True)
         for name in (POLICY, OLD, REFERENCE):
             checkpoint.write_tensors(state / f"{name}.safetensors", session.generator.weights(name))
-        checkpoint.write_tensors(state / "optimizer.safetensors", session.learner.updater.state())
+        checkpoint.write_tensors(state / "optimizer.safetensors", moments)
         checkpoint.write_tensors(state / "rng.safetensors", {"torch": torch.get_rng_state()})
         if session.refresher is not None:
             checkpoint.write_tensors(state / "refresher.safetensors", session.refresher.state())

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -123,7 +123,9 @@ class LoraWeights:
 
         Raises:
             ValueError: if names or shapes differ from the parameters'.
+            RuntimeError: if a layer does not compute with the trained LoRA, so that the weights would not reach it.
         """
+        self._check_reach()
         shapes = {key: parameter.shape for key, parameter in self._parameters.items()}
         if {key: value.shape for key, value in weights.items()} != shapes:
             differing = sorted(weights.keys() ^ shapes.keys())[:3] or "the same names with other shapes"
@@ -167,6 +169,25 @@ class LoraWeights:
             for component, path in paths.items()
             for name, tensor in _read(path, *self.to_peft(component)).items()
         }
+
+    def _check_reach(self) -> None:
+        """Refuse (RuntimeError) models of which a layer does not compute with the trained parameters."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        reached = {
+            id(parameter)
+            for model in self._models.values()
+            for layer in model.modules()
+            if isinstance(layer, BaseTunerLayer) and _computes(layer)
+            for parameter in layer.parameters()
+        }
+        missed = [name for name, parameter in self._parameters.items() if id(parameter) not in reached]
+        if missed or not self._parameters:
+            num = len(self._parameters)
+            raise RuntimeError(
+                f"LoRA weights reach {num - len(missed)} of {num} tensors of the model, so that it would go on with others: "
+                f"{', '.join(missed[:3])}; the run stops"
+            )
 
     def _component_of(self, name: str) -> str:
         first, *others = self._prefixes
@@ -217,6 +238,11 @@ def _read(path: Path, fitting: Mapping[str, Tensor], settings: Mapping[str, obje
             )
     wanted = {f"{_PREFIX}{name}": tensor.shape for name, tensor in fitting.items()}
     return {name.removeprefix(_PREFIX): tensor for name, tensor in read_tensors(path, wanted).items()}
+
+
+def _computes(layer: Any) -> bool:
+    """Return whether a layer adds its adapter to what the base computes."""
+    return ADAPTER in layer.active_adapters and not layer.disable_adapters and not layer.merged
 
 
 def _copy(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

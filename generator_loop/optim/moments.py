@@ -101,10 +101,20 @@ class ZeroMoments:
             raise RuntimeError(
                 f"DeepSpeed's step would miss {len(apart)} of {len(self._shares)} trained tensors: {apart[:3]}"
             )
-        gradients = [parameter.grad for parameter in self._parameters.values()]
+        self._take([_gradient(parameter) for parameter in self._parameters.values()])
+
+    def _take(self, gradients: list[Tensor]) -> None:
         self._engine.optimizer.refresh_fp32_params()  # weights that were set since the last step
         self._engine.backward(self._engine(gradients))
         self._engine.step()
+
+    def _make_room(self) -> None:
+        """Have DeepSpeed make the moments, by a step at rate 0 and without gradient that leaves the weights as they are."""
+        for group in self._inner.param_groups:
+            group["lr"], rate = 0.0, group["lr"]
+        self._take([torch.zeros_like(own) for own in self._shares.values()])
+        for group in self._inner.param_groups:
+            group["lr"] = rate
 
     def state(self) -> dict[str, Tensor]:
         """Return the moments, collected from all processes; see `Moments.state`."""
@@ -127,14 +137,9 @@ class ZeroMoments:
         parts = _by_parameter(state, self._parameters)
         if not parts:
             return
-        for group in self._inner.param_groups:
-            for flat in group["params"]:
-                self._inner.state[flat] = {
-                    "step": next(iter(parts.values()))["step"].detach().clone(),
-                    "exp_avg": torch.zeros_like(flat),
-                    "exp_avg_sq": torch.zeros_like(flat),
-                }
-        self._engine.optimizer._link_all_hp_params()
+        self._make_room()
+        for entries in self._inner.state.values():
+            entries["step"].copy_(next(iter(parts.values()))["step"])
         for name, own in self._shares.items():
             for entry in ("exp_avg", "exp_avg_sq"):
                 safe_set_full_optimizer_state(own, parts[name][entry].to(own.device), entry)
@@ -150,6 +155,11 @@ class _Pairing(nn.Module):
     def forward(self, gradients: list[Tensor]) -> Tensor:
         """Return the sum as a scalar."""
         return torch.stack([(own * gradient).sum() for own, gradient in zip(self._own, gradients, strict=True)]).sum()
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    assert parameter.grad is not None, "the updater gives every parameter a gradient"
+    return parameter.grad
 
 
 def _adamw(parameters: Mapping[str, nn.Parameter], rates: Rates) -> torch.optim.AdamW:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import zip_longest
 from typing import Any, TypeVar
 
@@ -33,6 +34,7 @@ class Lockstep:
         """Start without a sharded model."""
         self._joins: list[Callable[[], None]] = []
         self._is_joining = False
+        self._is_together = False
 
     @property
     def is_needed(self) -> bool:
@@ -60,11 +62,18 @@ class Lockstep:
             while self._meet(0):
                 pass
 
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Mark what is done inside the context as done by all processes alike, call by call, as before a backward pass."""
+        self._is_together = True
+        try:
+            yield
+        finally:
+            self._is_together = False
+
     def any(self, flag: bool) -> bool:
-        """Return whether a flag is set on any process, where calls with gradient need one answer; this process's own otherwise."""
-        if not (self.is_needed and torch.is_grad_enabled()):
-            return flag
-        return any_process(flag)
+        """Return whether any process has to make a call that it makes in some cases only; outside `together`, whether this one has."""
+        return any_process(flag) if self.is_needed and self._is_together else flag
 
     def _enter(self, number: int) -> None:
         """Return when the call of model `number` is due on all processes."""
@@ -167,11 +176,10 @@ def in_step(batches: Iterable[Item], *, device: torch.device) -> Iterator[tuple[
         if not any(have):
             return
         lent = None if all(have) else _broadcast(batch, source=have.index(True), device=device)
-        if batch is not None:
-            yield batch, True
-        else:
-            assert lent is not None
-            yield lent, False
+        chosen = lent if batch is None else batch
+        assert chosen is not None
+        with LOCKSTEP.together():
+            yield chosen, batch is not None
 
 
 def _broadcast(item: Item | None, *, source: int, device: torch.device) -> Item | None:

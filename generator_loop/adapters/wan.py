@@ -55,7 +55,7 @@ class WanGenerator(PipelineGenerator):
             is_called = LOCKSTEP.any(bool(mask.any()))
             if mask.any():
                 velocity[mask] = self._call(name, latents[mask], time[mask], cond["text"][mask])
-            elif is_called:  # by another process: a call with gradient takes all of them, forwards and backwards
+            elif is_called:  # by another process: a call takes all of them, forwards and backwards
                 velocity = velocity + 0 * self._call(name, latents[:1], time[:1], cond["text"][:1])
         return velocity
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -59,8 +58,7 @@ def _writer(session: Session) -> Callable[[Path], None]:
         state = folder / "state"
         state.mkdir()
         if isinstance(session.judge, VideoJudgeReward):
-            session.judge.save_pretrained(folder / "judge", base=base)
-            shutil.rmtree(folder / "judge" / "adapters" / INITIAL, ignore_errors=True)
+            session.judge.save_pretrained(folder / "judge", base=base, without=[INITIAL])
         for name in (POLICY, OLD, REFERENCE):
             checkpoint.write_tensors(state / f"{name}.safetensors", session.generator.weights(name))
         checkpoint.write_tensors(state / "optimizer.safetensors", moments)
@@ -154,10 +152,11 @@ def _refuse_other_settings(config: JointConfig, path: Path) -> None:
         written,
         run=replace(config.run, seed=written.run.seed),
         loop=replace(written.loop, num_rounds=config.loop.num_rounds),
+        judge=replace(written.judge, shard=config.judge.shard),
     )
     if allowed != config:
         changed = [name for name in vars(config) if getattr(allowed, name) != getattr(config, name)]
         raise ValueError(
             f"resume= continues the run of {path}, but these sections differ from it: {', '.join(changed)}; "
-            "only loop.num_rounds and run.* but the seed may change"
+            "only loop.num_rounds, judge.shard and run.* but the seed may change"
         )

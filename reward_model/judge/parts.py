@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -108,12 +108,15 @@ class JudgeParts(nn.Module):
         if missing := sorted(set(self.config.reasoned) - {"", *self.roles}):
             raise ValueError(f"{folder / ADAPTERS_FOLDER / missing[0]} is missing: the judge was taught in that role")
 
-    def save_pretrained(self, folder: str | Path, *, base: Mapping[str, Tensor] | None = None) -> None:
+    def save_pretrained(
+        self, folder: str | Path, *, base: Mapping[str, Tensor] | None = None, without: Collection[str] = ()
+    ) -> None:
         """Write configuration, tokenizer, adapters and, for a judge trained from scratch, the base.
 
         Args:
             folder: a new or existing folder.
             base: weights of the base, for a judge that holds only a part of them here; None takes its own.
+            without: roles that are left out.
         """
         place = Path(folder)
         place.mkdir(parents=True, exist_ok=True)
@@ -124,7 +127,7 @@ class JudgeParts(nn.Module):
             self.motion.save(place)
         if self.head is not None:
             self.head.save(place)
-        self._roles.save(place)
+        self._roles.save(place, without=without)
         self.tokenizer.save_pretrained(place)
         self.config.save(place)
 

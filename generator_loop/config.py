@@ -29,6 +29,9 @@ class RunConfig:
     """Minutes between checkpoints within a round; null saves at the end of each round only."""
     keep_checkpoints: int = 2
     """Finished checkpoints kept on disk; more cost space only."""
+    keep_rounds: Literal["none", "last", "all"] = "none"
+    """Write each iteration's candidates (latents) and judgements to `rounds/`: a resumed run then samples and judges nothing a
+    second time. last keeps the round under way, all every round. Not for objectives that learn from sampling steps."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -158,6 +161,9 @@ class RewardMixConfig:
     """Dimension of the judge -> weight."""
     terms: dict[str, RewardTermConfig] = field(default_factory=dict)
     """Name -> reward of the user's own."""
+    columns: dict[str, Any] = field(default_factory=dict)
+    """Name -> further readout of the judge (`rewards.COLUMNS`): comparator counts the siblings that a clip beats, specialist
+    asks another role. Each has a weight; 0 measures it for `objective.pair_by` and `refresh.rank_by` alone."""
     pessimism: float = 0.0
     """c: a clip is worth the mean of the judge and its ensemble minus c times their standard deviation, so that
     clips that fool only one judge earn less."""
@@ -177,6 +183,10 @@ class RewardMixConfig:
                 raise ValueError(f"reward.weights.{name} is no dimension; expected one of {', '.join(DIMENSIONS)}")
         if not any(self.weights.values()):
             raise ValueError("reward.weights are all zero: give the judge's dimensions a part in the reward")
+        if taken := sorted({*self.columns} & {*DIMENSIONS, *self.terms, "reward"}):
+            raise ValueError(
+                f"reward.columns.{taken[0]} has the name of a dimension, a term or the reward: choose another"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,10 +303,23 @@ class RefreshConfig:
 
     every: int = 1
     """Rounds between two refreshes; 0 never refreshes."""
-    pair_source: str = "new_beats_old"
-    """Source of the preference pairs, by its name in `refresh.PAIR_SOURCES`; new_beats_old is VQ-Insight's."""
+    sources: dict[str, Any] = field(default_factory=dict)
+    """Sources of the preference pairs by name (`refresh.PAIR_SOURCES`), each with its settings and a weight, such as
+    `{new_beats_old: {}, real_beats_generated: {weight: 2, path: clips.csv}}`. Empty takes new_beats_old, VQ-Insight's, alone."""
     num_prompts: int = 16
-    """Prompts whose newest best clip is paired with an old loser."""
+    """Prompts of the round whose clips the sources pair."""
+    rank_by: str = "reward"
+    """Score by which a prompt's best and worst clip are chosen: reward, a dimension, or a column of `reward.columns`."""
+    num_remembered: int = 0
+    """Newest pairs of each source that later refreshes draw from as well; a checkpoint keeps them, in 8 bits."""
+    readouts: list[str] = field(default_factory=lambda: ["levels"])
+    """Readouts that learn (`refresh.trainees.READOUTS`): levels, the score of `judge.role`; comparator_sft and comparator_grpo, the
+    comparison of `refresh.comparator_role`, by likelihood or by GRPO as VQ-Insight."""
+    comparator_role: str = "comparator"
+    """Adapter that compares, where a readout of the comparator learns."""
+    targets: list[str] = field(default_factory=lambda: ["text"])
+    """Parts of the judge that learn: text, vision (the tower) and merger. The role's adapter gets new weights where it has none;
+    vision is what lets a judge see what it did not see before, at the cost of a backward pass through the tower."""
     num_steps: int = 30
     """Optimiser steps of one refresh."""
     batch_size: int = 16
@@ -311,6 +334,12 @@ class RefreshConfig:
     def __post_init__(self) -> None:
         """Check ranges."""
         _positive("refresh", self, "num_prompts", "num_steps", "batch_size", "learning_rate")
+        if not self.readouts or len(set(self.readouts)) < len(self.readouts):
+            raise ValueError(f"refresh.readouts must name readouts, each once, got {self.readouts}")
+        if self.num_remembered < 0:
+            raise ValueError(f"refresh.num_remembered must be >= 0, got {self.num_remembered}")
+        if not self.targets or not set(self.targets) <= {"text", "vision", "merger"}:
+            raise ValueError(f"refresh.targets must be some of text, vision and merger, got {self.targets}")
         if self.every < 0 or not 0 <= self.max_accuracy_loss <= 1:
             raise ValueError(
                 f"refresh.every must be >= 0 and refresh.max_accuracy_loss in [0, 1], got {self.every} and "
@@ -375,10 +404,25 @@ class JointConfig:
             raise ValueError(
                 "refresh.every > 0 needs labelled clips of your domain: set refresh.anchors.path, or refresh.every=0"
             )
+        for name, source in self.refresh.sources.items():
+            if self.refresh.every and source.needs_world and self.prompts.world is None:
+                raise ValueError(
+                    f"refresh.sources.{name} needs a world's clips or oracle: set prompts.world, or its path"
+                )
         if bool(self.reward.pessimism) != bool(self.judge.ensemble):
             raise ValueError(
                 "reward.pessimism > 0 needs other judges in judge.ensemble, which nothing else reads: set both or none"
             )
+        if self.reward.columns and (self.judge.is_served or self.objective.differentiates):
+            raise ValueError(
+                "reward.columns asks other readouts of a judge that is loaded here, without gradient: not of a served judge, and "
+                f"not for objective.name={self.objective.name} if it differentiates the reward"
+            )
+        for name in self._ranking_names():
+            if name not in self._score_names():
+                raise ValueError(
+                    f"{name!r} in objective.pair_by or refresh.rank_by is no score of this run: {self._score_names()}"
+                )
         if self.update.advantages == "per_reward" and self.reward.pessimism:
             raise ValueError("update.advantages=per_reward reads each dimension of one judge: set reward.pessimism=0")
         if self.update.advantages == "per_reward" and self.reward.transform != "none":
@@ -389,6 +433,18 @@ class JointConfig:
             raise ValueError(
                 f"objective.name={self.objective.name} differentiates the judges alone: drop reward.terms and reward.transform"
             )
+
+    def _ranking_names(self) -> tuple[str, ...]:
+        return (*getattr(self.objective, "pair_by", ()), self.refresh.rank_by)
+
+    def _score_names(self) -> list[str]:
+        """Return the names by which clips of this run can be ordered."""
+        return [
+            "reward",
+            *(name for name, weight in self.reward.weights.items() if weight),
+            *self.reward.columns,
+            *self.reward.terms,
+        ]
 
 
 def _positive(section: str, settings: Any, *names: str) -> None:

@@ -22,6 +22,7 @@ from generator_loop.records import Rollout, Scored
 from generator_loop.refresh.anchors import Affine
 from generator_loop.rewards.advantages import Advantages, part_advantages
 from generator_loop.rewards.scorer import transformed
+from generator_loop.run import rounds
 from generator_loop.run.launch import CheckpointClock, Stopped
 from generator_loop.run.session import Session
 from generator_loop.run.state import save
@@ -63,6 +64,7 @@ def run(session: Session, stop: Callable[[], bool]) -> Path | None:
             if progress.iteration == 0 or clock.is_due():
                 save(session)
                 clock.restart()
+                rounds.forget(session)
     except Stopped:
         save(session)
         return None
@@ -71,11 +73,11 @@ def run(session: Session, stop: Callable[[], bool]) -> Path | None:
 
 def iterate(session: Session) -> None:
     """Sample, score and learn once."""
-    samples = session.sampler.sample(session.sampler.choose_prompts(session.step), session.draw)
-    scored = session.scorer.score(samples)
+    samples = rounds.sampled(session)
+    scored = rounds.scored(session, samples)
     refuse_invalid(scored, max_fraction=session.config.reward.max_invalid_fraction, all_sum=all_sum)
     if session.refresher is not None:
-        session.refresher.source.observe(samples, scored, session.pair_tools)
+        session.refresher.collector.observe(samples, scored, session.pair_tools)
     scored = transformed(scored, samples, session.config.reward.transform, draw=session.draw)
     advantages = compare_siblings(session, scored)
     metrics = session.learner.learn(samples, scored, advantages, session.draw)
@@ -144,8 +146,8 @@ def refresh_judge(session: Session, check: Callable[[], None]) -> dict[str, floa
     if refresher is None or not refresher.is_due(session.progress.round):
         return None
     with torch.no_grad():
-        pairs = refresher.source.pairs(session.pair_tools)
-    return refresher.refresh(pairs, seed=session.draw.fork("refresh").key(), check=check)
+        collected = refresher.collector.collect(session.pair_tools)
+    return refresher.refresh(collected, seed=session.draw.fork("refresh").key(), check=check)
 
 
 def evaluate(session: Session, *, refreshed: Mapping[str, float] | None, check: Callable[[], None]) -> None:

@@ -72,6 +72,10 @@ class Scored:
     reasons: Sequence[str] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
 
+    def by(self, name: str) -> Tensor:
+        """Return the rewards or one of the scores [B]."""
+        return self.rewards if name == "reward" else self.scores[name]
+
 
 @dataclass(frozen=True)
 class LossOutput:

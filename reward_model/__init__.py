@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from reward_model.config import load_config
-    from reward_model.datasets.base import read_manifest
+    from reward_model.datasets.base import read_manifest, read_pairs, read_records
     from reward_model.evaluation.metrics import bootstrap_interval, pair_accuracy, pairs_within_groups, srcc
+    from reward_model.media.distortions import distort
     from reward_model.media.video_io import read_video, write_video
     from reward_model.serving.client import VideoJudgeClient
     from reward_model.toy_world import moving_shapes, oracle
@@ -24,12 +25,15 @@ __all__ = [
     "VideoJudgeClient",
     "VideoJudgeReward",
     "bootstrap_interval",
+    "distort",
     "load_config",
     "moving_shapes",
     "oracle",
     "pair_accuracy",
     "pairs_within_groups",
     "read_manifest",
+    "read_pairs",
+    "read_records",
     "read_video",
     "srcc",
     "write_video",
@@ -39,10 +43,13 @@ _HOMES = {
     "VideoJudgeClient": "reward_model.serving.client",
     "VideoJudgeReward": "reward_model.video_reward",
     "bootstrap_interval": "reward_model.evaluation.metrics",
+    "distort": "reward_model.media.distortions",
     "load_config": "reward_model.config",
     "pair_accuracy": "reward_model.evaluation.metrics",
     "pairs_within_groups": "reward_model.evaluation.metrics",
     "read_manifest": "reward_model.datasets.base",
+    "read_pairs": "reward_model.datasets.base",
+    "read_records": "reward_model.datasets.base",
     "read_video": "reward_model.media.video_io",
     "srcc": "reward_model.evaluation.metrics",
     "write_video": "reward_model.media.video_io",

@@ -39,8 +39,9 @@ def load_config(
         schema: Frozen dataclass whose fields may be dataclasses themselves.
         path: YAML file; None starts from the schema's defaults.
         overrides: Items of the form "section.key=value"; values are read as YAML.
-        variants: Fields of the schema (annotated `Any`) that hold one of several dataclasses, chosen by the `name` key
-            in them; where such a field's default is an empty mapping it holds a mapping of variants.
+        variants: Fields of the schema (annotated `Any`), or of a section of it as "section.field", that hold one of several
+            dataclasses, chosen by the `name` key in them. Where such a field's default is a mapping it holds a mapping of
+            variants, whose names are their keys unless they are stated.
 
     Returns:
         The checked settings.
@@ -232,27 +233,38 @@ def _merge(schema: type, raw: Any, variants: Variants) -> Any:
     from omegaconf import DictConfig, OmegaConf, read_write
 
     typed = OmegaConf.structured(schema)
-    for field in dataclasses.fields(schema):
-        if field.name not in variants or field.name not in raw:
+    for path, choices in variants.items():
+        section, _, name = path.rpartition(".")
+        owner = typing.get_type_hints(schema)[section] if section else schema
+        given, target = (OmegaConf.select(tree, section) if section else tree for tree in (raw, typed))
+        if not isinstance(given, DictConfig) or name not in given:
             continue
-        choices, value = variants[field.name], raw[field.name]
-        default = None if field.default_factory is dataclasses.MISSING else field.default_factory()
-        if default == {} and isinstance(value, DictConfig):
-            for name in list(value):
-                value[name] = _variant(choices, value[name], key=f"{field.name}.{name}", default=None)
-            continue
-        with read_write(typed):
-            typed[field.name] = _variant(choices, value, key=field.name, default=default)
-        del raw[field.name]
+        default, value = _default_of(owner, name), given[name]
+        with read_write(target):
+            if isinstance(default, Mapping) and isinstance(value, DictConfig):
+                target[name] = {
+                    str(key): _variant(choices, item, key=f"{path}.{key!s}", default=None, called=str(key))
+                    for key, item in value.items()
+                }
+            else:
+                target[name] = _variant(choices, value, key=path, default=default)
+        del given[name]
     return OmegaConf.merge(typed, raw)
 
 
-def _variant(choices: Mapping[str, type], value: Any, *, key: str, default: Any) -> Any:
+def _default_of(schema: type, name: str) -> Any:
+    field = next(field for field in dataclasses.fields(schema) if field.name == name)
+    return None if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def _variant(choices: Mapping[str, type], value: Any, *, key: str, default: Any, called: str = "") -> Any:
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     if not isinstance(value, DictConfig):
         raise ValueError(f"{key} must be a mapping with the key name, one of {', '.join(sorted(choices))}")
+    if "name" not in value and called in choices:
+        value["name"] = called
     if "name" not in value and default is None:
         raise ValueError(f"{key}.name is missing; expected one of {', '.join(sorted(choices))}")
     name = str(value["name"]) if "name" in value else default.name

@@ -253,6 +253,19 @@ class RewardOutput:
 
 
 @dataclass(frozen=True)
+class AlignedScores:
+    """Scores of B videos in VideoAlign's form.
+
+    Attributes:
+        records: B dicts with VQ, MQ, TA and Overall; NaN where a score is unavailable.
+        reasons: B; why a score is unavailable, empty if all four are numbers.
+    """
+
+    records: list[dict[str, float]]
+    reasons: list[str]
+
+
+@dataclass(frozen=True)
 class Ranking:
     """Outcome of `rank` for N videos: `order` holds their places in the group, best first.
 

@@ -17,6 +17,7 @@ from reward_model.media.frame_sampling import FramePolicy
 from reward_model.media.intake import clips_ahead, in_chunks, num_pixels
 from reward_model.media.motion_encoders import encoder_of
 from reward_model.records import (
+    AlignedScores,
     Clip,
     Comparison,
     Explanation,
@@ -356,6 +357,33 @@ class VideoJudgeReward(nn.Module):
 
         Source: KwaiVGI/VideoAlign, VideoVLMRewardInference.reward.
         """
+        return self.aligned(video_paths, prompts, fps, num_frames, max_pixels, use_norm).records
+
+    def aligned(
+        self,
+        video_paths: Sequence[str | Path],
+        prompts: Sequence[str],
+        fps: float | None = None,
+        num_frames: int | None = None,
+        max_pixels: int | None = None,
+        use_norm: bool = True,
+    ) -> AlignedScores:
+        """Score files as `reward` does, and return the reasons of missing scores as well.
+
+        Args:
+            video_paths: see `reward`.
+            prompts: see `reward`.
+            fps: see `reward`.
+            num_frames: see `reward`.
+            max_pixels: see `reward`.
+            use_norm: see `reward`.
+
+        Returns:
+            The records of `reward`, and B reasons.
+
+        Raises:
+            ValueError: see `reward`.
+        """
         if fps is not None and num_frames is not None:
             raise ValueError("fps and num_frames exclude each other")
         policy = self.frame_policy
@@ -364,10 +392,12 @@ class VideoJudgeReward(nn.Module):
         elif num_frames is not None:
             policy = FramePolicy(mode="uniform", num_frames=num_frames)
         num, clips = self._stream(list(video_paths), policy)
-        records: list[dict[str, float]] = []
+        scores = AlignedScores([], [])
         for clip, text in zip(clips, _one_prompt_each(prompts, num), strict=True):
-            records += align_scores(self.judge, self.role, [clip], [text], max_pixels=max_pixels, use_norm=use_norm)
-        return records
+            one = align_scores(self.judge, self.role, [clip], [text], max_pixels=max_pixels, use_norm=use_norm)
+            scores.records.extend(one.records)
+            scores.reasons.extend(one.reasons)
+        return scores
 
     def as_loss(
         self,

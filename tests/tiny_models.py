@@ -61,6 +61,8 @@ def save_tiny_judge(folder: Path, *, family: str = "qwen2_5_vl", roles: tuple[st
     config = JudgeConfig.for_model(model.config, min_pixels=32 * 32, max_pixels=32 * 32, frame_policy=policy)
     judge = VideoJudge(model, tokenizer, config)
     _speak_levels(judge)
+    if "comparator" in roles:
+        speak_choices(judge)
     for number, role in enumerate(roles):
         judge.add_role(role, rank=2, alpha=4)
         stream = torch.Generator().manual_seed(number)
@@ -73,12 +75,30 @@ def save_tiny_judge(folder: Path, *, family: str = "qwen2_5_vl", roles: tuple[st
 def _speak_levels(judge) -> None:
     """Make the level words likely, as training would: a judge that says something else gives no valid score."""
     from reward_model.language.requests import score_request
-    from reward_model.records import DIMENSIONS, Clip, FramePlan
+    from reward_model.records import DIMENSIONS
+
+    _speak(judge, judge.level_ids, score_request(_noise(), "a red ring", DIMENSIONS))
+
+
+def speak_choices(judge) -> None:
+    """Make the words of a comparison likely, as training would."""
+    from reward_model.language.requests import compare_request
+
+    _speak(judge, judge.preference_ids, compare_request(_noise(), _noise(), "a red ring"))
+
+
+def _noise():
+    """Return a clip of noise."""
+    from reward_model.records import Clip, FramePlan
 
     plan = FramePlan(indices=(0, 1, 2, 3), times=(0.0, 0.1, 0.2, 0.3), kinds=("slow",) * 4, fps=8.0)
-    frames = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(9))
-    head, levels = judge.model.lm_head.weight, list(judge.level_ids)
-    logits = judge.next_token_logits([score_request(Clip(frames, plan), "a red ring", DIMENSIONS)])[0]
-    (slope,) = torch.autograd.grad(logits[:, levels[0]].mean(), head)  # row of the first level: the mean hidden state
+    return Clip(torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(9)), plan)
+
+
+def _speak(judge, ids, request) -> None:
+    """Raise the logits of some tokens behind a request."""
+    head, words = judge.model.lm_head.weight, list(ids)
+    logits = judge.next_token_logits([request])[0]
+    (slope,) = torch.autograd.grad(logits[:, words[0]].mean(), head)  # row of the first word: the mean hidden state
     with torch.no_grad():
-        head[levels] += 12 * slope[levels[0]] / slope[levels[0]].square().sum()
+        head[words] += 12 * slope[words[0]] / slope[words[0]].square().sum()

@@ -59,6 +59,7 @@ def round_record(
         "reward_audit": finite_or_none(evaluation.mean(f"{AUDIT}/reward")),
         "oracle": {name: finite_or_none(value) for name, value in oracle.items()} or None,
         "judge_oracle_srcc": finite_or_none(judge_oracle_srcc(evaluation)),
+        "sibling_srcc": finite_or_none(sibling_srcc(evaluation)),
         "anchor_accuracy": finite_or_none(anchor_accuracy),
         "judge_kept": None if refresh is None else bool(refresh["kept"]),
         "kl": finite_or_none(probes["kl"]),
@@ -128,6 +129,28 @@ def judge_oracle_srcc(evaluation: Evaluation) -> float:
     columns = [evaluation.columns.get(f"{source}/overall", ()) for source in (CURRENT, ORACLE)]
     pairs = [pair for pair in zip(*columns, strict=False) if all(map(math.isfinite, pair))]
     return float(srcc(*np.asarray(pairs).T)) if len(pairs) > 2 else math.nan
+
+
+def sibling_srcc(evaluation: Evaluation) -> float:
+    """Return the rank correlation of the current judge's reward with the oracle among clips of one prompt, as a mean over prompts.
+
+    Group-relative advantages see nothing else of a judge. NaN without an oracle or with fewer than three clips a prompt.
+    """
+    from reward_model import srcc
+
+    reward, oracle = (
+        np.asarray(evaluation.columns.get(name, ())) for name in (f"{CURRENT}/reward", f"{ORACLE}/overall")
+    )
+    if len(reward) != len(oracle):
+        return math.nan
+    values = []
+    for prompt_id in dict.fromkeys(evaluation.prompt_ids):
+        own = np.asarray(evaluation.prompt_ids) == prompt_id
+        own &= np.isfinite(reward) & np.isfinite(oracle)
+        if own.sum() > 2:
+            values.append(float(srcc(reward[own], oracle[own])))
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else math.nan
 
 
 def pair_accuracies(evaluation: Evaluation) -> dict[str, float] | None:

@@ -17,6 +17,11 @@ def measures() -> dict[str, Measure]:
     return {ORACLE: oracle.score, OPEN: _open_features}
 
 
+def quality(frames: Tensor, prompt: str) -> float:
+    """Return the oracle's overall score in [0, 1] of a clip [T, 3, H, W]."""
+    return float(oracle.score(frames, prompt)["overall"])
+
+
 def clean_clips(
     prompts: Sequence[Prompt], draw: Draw, *, sample: int, num_frames: int, size: tuple[int, int]
 ) -> Tensor:

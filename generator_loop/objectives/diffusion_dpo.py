@@ -45,6 +45,10 @@ class DiffusionDPOConfig(ObjectiveConfig):
     """Least difference of rewards in a pair; nearer pairs teach noise and are skipped. Measured: 0.05 for rewards in
     [0, 1]."""
 
+    pair_by: tuple[str, ...] = ("reward",)
+    """Scores by each of which `num_pairs` pairs of a prompt are chosen: reward, a dimension, or a column of `reward.columns`.
+    VQ-Insight chooses by its comparator and by its scorers, and learns from both sets."""
+
     dominance: bool = False
     """Keep a pair only if the winner is not worse in any dimension that the judge scored (VisionReward's MPO)."""
 
@@ -56,6 +60,8 @@ class DiffusionDPOConfig(ObjectiveConfig):
         for field in ("beta_mean", "num_pairs", "num_updates"):
             if not getattr(self, field) > 0:
                 raise ValueError(f"objective.{field} must be > 0, got {getattr(self, field)}")
+        if not self.pair_by or len(set(self.pair_by)) < len(self.pair_by):
+            raise ValueError(f"objective.pair_by must name scores, each once, got {list(self.pair_by)}")
         for field in ("anchor", "min_gap"):
             if not getattr(self, field) >= 0:
                 raise ValueError(f"objective.{field} must be >= 0, got {getattr(self, field)}")
@@ -86,12 +92,16 @@ class DiffusionDPO(LossObjective[PairBatch]):
         self, rollout: Rollout, scored: Scored, advantages: Advantages, *, draw: Draw, micro_batch_size: int
     ) -> Iterator[Iterator[PairBatch]]:
         """Yield optimiser steps over all pairs, each with fresh noise; see `Objective.plan`."""
-        pairs = choose_pairs(
-            torch.where(scored.valid, scored.rewards, torch.nan),
-            group_size=rollout.group_size,
-            num_pairs=self.config.num_pairs,
-            min_gap=self.config.min_gap,
-        )
+        chosen = [
+            choose_pairs(
+                torch.where(scored.valid, scored.by(name), torch.nan),
+                group_size=rollout.group_size,
+                num_pairs=self.config.num_pairs,
+                min_gap=self.config.min_gap,
+            )
+            for name in self.config.pair_by
+        ]
+        pairs = list(dict.fromkeys(pair for pairs in chosen for pair in pairs))  # a pair of both sets counts once
         if self.config.dominance:
             pairs = [pair for pair in pairs if dominates(scored.scores, *pair)]
         for update in range(self.num_updates):

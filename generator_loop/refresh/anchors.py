@@ -102,6 +102,7 @@ def reanchor(current: Tensor, initial: Tensor) -> Affine:
 def read_anchors(
     settings: AnchorConfig,
     *,
+    clips_per_prompt: int = 1,
     reason_of: Callable[[RatedClip], str] = lambda clip: "",
     quarantine: Path | None = None,
 ) -> Anchors:
@@ -109,6 +110,7 @@ def read_anchors(
 
     Args:
         settings: where from and how many.
+        clips_per_prompt: rendered clips of one prompt that stand together, 2 for a comparator.
         reason_of: returns why the judge cannot use a clip, nothing where it can.
         quarantine: file that receives the lines and clips that cannot be used, which are left out.
 
@@ -123,8 +125,12 @@ def read_anchors(
     if settings.path is None:
         from reward_model import moving_shapes
 
-        train = moving_shapes.sample_rated(settings.num_train, seed=_ANCHOR_SEED)
-        return Anchors(tuple(train), tuple(moving_shapes.sample_rated(settings.num_held_out, seed=_ANCHOR_SEED + 1)))
+        sizes = (settings.num_train, settings.num_held_out)
+        parts = [
+            moving_shapes.sample_rated(num, seed=_ANCHOR_SEED + part, group_size=clips_per_prompt)
+            for part, num in enumerate(sizes)
+        ]
+        return Anchors(tuple(parts[0]), tuple(parts[1]))
     clips, bad = _usable(settings, wanted, reason_of)
     if bad and quarantine is not None:
         lines = (dict(zip(("file", "manifest", "line", "reason"), one, strict=True)) for one in bad)

@@ -1,7 +1,6 @@
 """The judge learns from the generator's newest clips, and is put back if it gets worse on labelled anchors.
 
-A refresh mixes pairs of a pair source with labelled anchors and trains the level readout of the role that serves as
-reward. Accuracy on held-out anchors decides whether the result is kept; an affine map on the same anchors brings the
+A refresh mixes pairs of the pair sources with labelled anchors and trains the readouts that serve as reward. Accuracy on held-out anchors decides whether the result is kept; an affine map on the same anchors brings the
 rewards of all rounds to one scale.
 
 Source: VQ-Insight (arXiv 2506.18564), stage 3, steps 6 and 7.
@@ -10,7 +9,7 @@ Source: VQ-Insight (arXiv 2506.18564), stage 3, steps 6 and 7.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,9 +17,9 @@ from torch import Tensor
 
 from generator_loop.config import RefreshConfig
 from generator_loop.refresh.anchors import Affine, Anchors, anchor_accuracy, anchor_scores, reanchor
-from generator_loop.refresh.base import PairSource
+from generator_loop.refresh.pairs import PairCollector, WeightedPairs
+from generator_loop.refresh.trainees import READOUTS, Trainee
 from generator_loop.rewards.scorer import weighted
-from reward_model.records import VideoPair
 
 if TYPE_CHECKING:
     from reward_model.video_reward import VideoJudgeReward
@@ -29,14 +28,14 @@ log = logging.getLogger(__name__)
 
 
 class JudgeRefresher:
-    """Trains the rewarding judge's role between rounds and keeps its rewards on the initial scale."""
+    """Trains readouts of the judge between rounds and keeps its rewards on the initial scale."""
 
     def __init__(
         self,
         judge: VideoJudgeReward,
         *,
         initial: VideoJudgeReward,
-        source: PairSource,
+        collector: PairCollector,
         anchors: Anchors,
         weights: Mapping[str, float],
         config: RefreshConfig,
@@ -44,46 +43,70 @@ class JudgeRefresher:
         """Score the held-out anchors with the initial judge.
 
         Args:
-            judge: the rewarding judge; refreshes change its role's adapter in place.
+            judge: the rewarding judge; refreshes change adapters in place.
             initial: frozen view of the judge as it was at the run's start.
-            source: of the pairs.
+            collector: of the pairs.
             anchors: labelled clips.
             weights: dimension -> weight of the reward.
-            config: steps, rates, when a refresh is due, and the accuracy that may be lost.
+            config: readouts, steps, rates, when a refresh is due, and the accuracy that may be lost.
+
+        Raises:
+            ValueError: the config names a role that the judge lacks.
         """
-        self.judge, self.source, self.num_kept = judge, source, 0
+        self.judge, self.collector, self.num_kept = judge, collector, 0
         self._anchors, self._weights, self._config = anchors, weights, config
         self._initial_rewards = weighted(anchor_scores(initial, anchors.held_out), weights)
+        self._trainees = [
+            Trainee(name, judge.with_role(config.comparator_role) if READOUTS[name].compares else judge, READOUTS[name])
+            for name in config.readouts
+        ]
 
     def is_due(self, num_rounds: int) -> bool:
         """Return whether the judge is refreshed after `num_rounds` rounds."""
         return num_rounds % self._config.every == 0
 
     def refresh(
-        self, pairs: Sequence[VideoPair], *, seed: int, check: Callable[[], None] = lambda: None
+        self, collected: WeightedPairs, *, seed: int, check: Callable[[], None] = lambda: None
     ) -> dict[str, float]:
-        """Train the role on pairs and anchors; restore it if held-out anchor accuracy fell too far.
+        """Train every readout on pairs and anchors; restore those whose held-out anchor accuracy fell too far.
 
         Args:
-            pairs: preferences of the pair source.
+            collected: preferences of the pair sources.
             seed: of the batches; another one for each refresh draws other anchors.
             check: called after each step; it may raise to stop.
 
         Returns:
-            `kept` (0 or 1), `num_pairs`, and unless that is 0 `accuracy_before`, `accuracy_after` and the training's metrics.
+            `kept` (the share of readouts that were), `num_pairs`, and unless that is 0 `accuracy_before`, `accuracy_after` and the
+            training's metrics; those of a comparator begin with `comparator_`.
         """
-        from reward_model.training.methods.refresh import refresh_levels
+        metrics = {**collected.metrics, "num_pairs": float(len(collected.pairs))}
+        if not collected.pairs:
+            log.warning("the judge is not refreshed: no source of pairs has one")
+            return metrics | {"kept": 0.0}
+        outcomes = []
+        for trainee in self._trainees:
+            outcome = self._train(trainee, collected, seed=seed, check=check)
+            outcomes.append(outcome["kept"])
+            metrics |= (
+                {f"comparator_{name}": value for name, value in outcome.items()}
+                if trainee.readout.compares
+                else outcome
+            )
+        return metrics | {"kept": sum(outcomes) / len(outcomes)}
 
-        if not pairs:
-            log.warning("the judge is not refreshed: no prompt has a pair with scores on both sides")
-            return {"num_pairs": 0.0, "kept": 0.0}
-        assert self.judge.role is not None, "a refresh trains an adapter"
-        config, saved, before = self._config, adapter_tensors(self.judge), self._accuracy()
+    def _train(
+        self, trainee: Trainee, collected: WeightedPairs, *, seed: int, check: Callable[[], None]
+    ) -> dict[str, float]:
+        """Train one readout and keep it or put it back."""
+        view, config = trainee.view, self._config
+        assert view.role is not None, "a refresh trains an adapter"
+        saved, before = adapter_tensors(view), trainee.readout.accuracy(view, self._anchors.held_out)
         try:
-            metrics = refresh_levels(
-                self.judge.judge,
-                role=self.judge.role,
-                pairs=pairs,
+            metrics = trainee.readout.train(
+                view.judge,
+                role=view.role,
+                pairs=collected.pairs,
+                chances=collected.chances,
                 anchors=self._anchors.train,
                 num_steps=config.num_steps,
                 learning_rate=config.learning_rate,
@@ -92,20 +115,14 @@ class JudgeRefresher:
                 after_step=check,
             )
         finally:
-            self.judge.judge.requires_grad_(False)
-        after = self._accuracy()
+            view.judge.requires_grad_(False)
+        after = trainee.readout.accuracy(view, self._anchors.held_out)
         kept = after >= before - config.max_accuracy_loss
         if not kept:
-            load_adapter_tensors(self.judge, saved)
+            load_adapter_tensors(view, saved)
         self.num_kept += int(kept)
         metrics = {f"judge_{name}": value for name, value in metrics.items() if name not in ("step", "seconds")}
-        return {
-            **metrics,
-            "num_pairs": float(len(pairs)),
-            "accuracy_before": before,
-            "accuracy_after": after,
-            "kept": float(kept),
-        }
+        return {**metrics, "accuracy_before": before, "accuracy_after": after, "kept": float(kept)}
 
     def scale(self) -> tuple[Affine, float]:
         """Return the map of the current judge's rewards to the initial scale, and its accuracy on held-out anchors."""
@@ -113,20 +130,25 @@ class JudgeRefresher:
         accuracy = anchor_accuracy(scores, self._anchors.held_out)
         return reanchor(weighted(scores, self._weights), self._initial_rewards), accuracy
 
+    def weights(self) -> dict[str, Tensor]:
+        """Return copies of the adapters that refreshes change."""
+        return {
+            f"judge.{trainee.name}.{name}": tensor
+            for trainee in self._trainees
+            for name, tensor in adapter_tensors(trainee.view).items()
+        }
+
     def state(self) -> dict[str, Tensor]:
-        """Return everything that refreshes have changed: the role's weights, the source's pairs, and how many were kept."""
-        judge = {f"judge.{name}": tensor for name, tensor in adapter_tensors(self.judge).items()}
-        pairs = {f"pairs.{name}": tensor for name, tensor in self.source.state().items()}
-        return {**judge, **pairs, "num_kept": torch.tensor(self.num_kept)}
+        """Return everything that refreshes have changed: the roles' weights, the pairs, and how many readouts were kept."""
+        pairs = {f"pairs.{name}": tensor for name, tensor in self.collector.state().items()}
+        return {**self.weights(), **pairs, "num_kept": torch.tensor(self.num_kept)}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Continue from the tensors of `state`; ValueError if they belong to another adapter."""
-        load_adapter_tensors(self.judge, _under("judge.", state))
-        self.source.load_state(_under("pairs.", state))
+        for trainee in self._trainees:
+            load_adapter_tensors(trainee.view, _under(f"judge.{trainee.name}.", state))
+        self.collector.load_state(_under("pairs.", state))
         self.num_kept = int(state["num_kept"])
-
-    def _accuracy(self) -> float:
-        return anchor_accuracy(anchor_scores(self.judge, self._anchors.held_out), self._anchors.held_out)
 
 
 def _under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

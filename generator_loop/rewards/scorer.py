@@ -10,13 +10,14 @@ import importlib
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from generator_loop.records import Draw, Prompt, Rollout, Scored
+from generator_loop.rewards.column import RewardColumn
 from reward_model import VideoJudgeClient
 
 if TYPE_CHECKING:
@@ -117,6 +118,8 @@ class Scorer:
     """Dimension of the judge -> weight."""
     terms: Mapping[str, tuple[RewardTerm, float]]
     """Name -> (function, weight)."""
+    columns: Mapping[str, tuple[RewardColumn, float]] = field(default_factory=dict)
+    """Name -> (column, weight); a column of weight 0 is measured alone."""
     fps: float
     """Frames per second of every clip."""
     batch_size: int
@@ -143,6 +146,10 @@ class Scorer:
         texts = [prompt.text for prompt in rollout.prompts for _ in range(rollout.group_size)]
         outs = self._ask(rollout.frames, texts, batch_size=self.batch_size)
         rewards, scores = self._agreed(outs).detach().float().cpu(), dict(outs[0].scores)
+        for name, (column, weight) in self.columns.items():
+            scores[name] = column.values(rollout).detach().float().cpu()
+            # a clip without a value in a column that only chooses pairs keeps its reward
+            rewards = rewards + weight * scores[name] if weight else rewards
         left_out: dict[str, str] = {}
         for name, (term, weight) in self.terms.items():
             value, failure = self._term_values(term, rollout.frames, texts)
@@ -187,7 +194,8 @@ class Scorer:
     @property
     def parts(self) -> dict[str, float]:
         """Name -> weight of every score that the reward is a sum of."""
-        return self._asked | {name: weight for name, (_, weight) in self.terms.items() if weight}
+        further = {**self.columns, **self.terms}
+        return self._asked | {name: weight for name, (_, weight) in further.items() if weight}
 
     def _ask(self, frames: Tensor, texts: Sequence[str], **how: Any) -> list[RewardOutput]:
         return [judge(frames, texts, fps=self.fps, weights=self._asked, **how) for judge in (self.judge, *self.others)]

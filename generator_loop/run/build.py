@@ -24,9 +24,14 @@ from generator_loop.objectives import OBJECTIVES, objective_configs
 from generator_loop.optim.learner import Learner
 from generator_loop.processes import any_process
 from generator_loop.records import Draw, Prompt
-from generator_loop.refresh import PAIR_SOURCES
+from generator_loop.refresh import PAIR_SOURCES, pair_source_configs
 from generator_loop.refresh.anchors import read_anchors
+from generator_loop.refresh.new_beats_old import NewBeatsOldConfig
+from generator_loop.refresh.pairs import PairCollector
 from generator_loop.refresh.refresh import JudgeRefresher
+from generator_loop.refresh.trainees import READOUTS
+from generator_loop.rewards import COLUMNS, column_configs
+from generator_loop.rewards.column import RewardColumn
 from generator_loop.rewards.scorer import RemoteJudge, Scorer, load_term
 from generator_loop.run.launch import Processes
 from generator_loop.run.session import Progress, RewardingJudge, Session
@@ -59,11 +64,13 @@ def read_config(path: str | Path, overrides: list[str]) -> JointConfig:
     Raises:
         ValueError: see `load_config`; or a name that no registry knows.
     """
-    config = load_config(JointConfig, path, overrides, variants={"objective": objective_configs()})
+    variants = {"objective": objective_configs(), "refresh.sources": pair_source_configs()}
+    variants["reward.columns"] = column_configs()
+    config = load_config(JointConfig, path, overrides, variants=variants)
     generator_class(config.generator.family)
-    if config.refresh.pair_source not in PAIR_SOURCES:
-        hint = did_you_mean(config.refresh.pair_source, list(PAIR_SOURCES))
-        raise ValueError(f"refresh.pair_source is {config.refresh.pair_source!r}{hint}")
+    for name in config.refresh.readouts:
+        if name not in READOUTS:
+            raise ValueError(f"refresh.readouts holds {name!r}{did_you_mean(name, list(READOUTS))}")
     return config
 
 
@@ -88,6 +95,11 @@ def open_session(
     judge, initial_judge = _open_judge(config, processes, served)
     train_prompts, held_out = open_prompts(config.prompts, seed=config.run.seed)
     encoder, objective = PromptEncoder(generator), OBJECTIVES[config.objective.name](config.objective)
+    if config.run.keep_rounds != "none" and (objective.tail_span or objective.random_steps is not None):
+        raise ValueError(
+            f"run.keep_rounds stores clean samples, but objective.name={config.objective.name} learns from steps of the "
+            "sampler: set run.keep_rounds=none"
+        )
     draw, output = Draw(seed=config.run.seed, step=0), Path(config.run.output)
     scorer = _scorer(config, judge, processes, served)
     return Session(
@@ -167,14 +179,19 @@ def _open_judge(config: JointConfig, processes: Processes, served: Served) -> tu
         return remote, remote
     base = _load_judge(config, embedded("reward_model", "toy_judge") if path == TOY else path, processes.device)
     role = config.judge.role
-    if role in base.judge.roles:
-        base.judge.add_role(INITIAL, copy_from=role)
-        initial = base.with_role(INITIAL)
-    elif base.judge.roles:
-        raise ValueError(f"judge.role is {role!r}, but {path} has the roles {', '.join(base.judge.roles)}")
-    else:
-        base.judge.add_role(role)
-        initial = base.with_role(None)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.run.seed)  # new adapter weights are the same on all processes and in a resumed run
+        if role in base.judge.roles:
+            base.judge.add_role(INITIAL, copy_from=role)
+            initial = base.with_role(INITIAL)
+        elif base.judge.roles:
+            raise ValueError(f"judge.role is {role!r}, but {path} has the roles {', '.join(base.judge.roles)}")
+        else:
+            base.judge.add_role(role)
+            initial = base.with_role(None)
+        if config.refresh.every:
+            for learning in {READOUTS[name].compares: None for name in config.refresh.readouts}:
+                base.judge.widen_role(config.refresh.comparator_role if learning else role, config.refresh.targets)
     _freeze(config, base, processes)
     return base.with_role(role), initial
 
@@ -192,11 +209,22 @@ def _scorer(config: JointConfig, judge: RewardingJudge, processes: Processes, se
         pessimism=config.reward.pessimism,
         judge=judge,
         weights=config.reward.weights,
+        columns=_columns(config, judge),
         terms={name: (load_term(term.callable), term.weight) for name, term in config.reward.terms.items()},
         fps=config.generator.fps,
         batch_size=config.judge.batch_size,
         any_process=any_process,
     )
+
+
+def _columns(config: JointConfig, judge: RewardingJudge) -> dict[str, tuple[RewardColumn, float]]:
+    fps, size = config.generator.fps, config.judge.batch_size
+    if not isinstance(judge, VideoJudgeReward):
+        return {}
+    return {
+        name: (COLUMNS[own.name](own, judge, fps=fps, batch_size=size), own.weight)
+        for name, own in config.reward.columns.items()
+    }
 
 
 def _watcher(config: JointConfig, path: str | Path, processes: Processes, served: Served) -> RewardingJudge:
@@ -294,15 +322,22 @@ def _refresher(
     return JudgeRefresher(
         judge,
         initial=initial,
-        source=PAIR_SOURCES[config.refresh.pair_source](prompts),
+        collector=_collector(config, prompts),
         anchors=read_anchors(
             config.refresh.anchors,
+            clips_per_prompt=2 if any(READOUTS[name].compares for name in config.refresh.readouts) else 1,
             reason_of=partial(_reason_of, judge),
             quarantine=Path(config.run.output) / "quarantine.jsonl",
         ),
         weights=config.reward.weights,
         config=config.refresh,
     )
+
+
+def _collector(config: JointConfig, prompts: tuple[Prompt, ...]) -> PairCollector:
+    settings = config.refresh.sources or {"new_beats_old": NewBeatsOldConfig()}
+    sources = {name: (PAIR_SOURCES[own.name](own), own.weight) for name, own in settings.items()}
+    return PairCollector(prompts, sources, num_remembered=config.refresh.num_remembered, rank_by=config.refresh.rank_by)
 
 
 def embedded(package: str, name: str) -> Path:

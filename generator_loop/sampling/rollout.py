@@ -141,6 +141,42 @@ def rollout(
     )
 
 
+@torch.no_grad()
+def decoded(
+    generator: VideoGenerator,
+    prompts: Sequence[Prompt],
+    noise: Tensor,
+    latents: Tensor,
+    *,
+    encoder: PromptEncoder,
+    group_size: int,
+    batch_size: int,
+) -> Rollout:
+    """Decode clips whose latents are known.
+
+    Args:
+        generator: it decodes.
+        prompts: of the groups.
+        noise: starting latents [B, c, F, h, w].
+        latents: clean ones.
+        encoder: text embeddings.
+        group_size: samples G of each prompt.
+        batch_size: as when they were sampled.
+
+    Returns:
+        The same as `rollout` gave.
+    """
+    noise, latents = noise.to(generator.device), latents.to(generator.device)
+    return Rollout(
+        prompts=tuple(prompts),
+        group_size=group_size,
+        noise=noise,
+        latents=latents,
+        cond=encoder([prompt for prompt in prompts for _ in range(group_size)]),
+        frames=torch.cat([generator.decode(part).cpu() for part in latents.split(batch_size)]),
+    )
+
+
 class TrajectoryRecorder:
     """Draws the random steps of some samples, each from its own stream, and remembers them."""
 

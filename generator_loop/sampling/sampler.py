@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from generator_loop.adapters.base import OLD, VideoGenerator
 from generator_loop.config import SamplingConfig
 from generator_loop.flow.sde import RandomSteps
 from generator_loop.records import Draw, Prompt, Rollout
 from generator_loop.sampling.prompts import draw_prompts
-from generator_loop.sampling.rollout import PromptEncoder, rollout
+from generator_loop.sampling.rollout import PromptEncoder, decoded, rollout
+
+Known = tuple[Tensor, Tensor]
+"""Noise and clean latents of clips."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,17 +52,29 @@ class Sampler:
             num_ranks=self.num_ranks,
         )
 
-    def sample(self, prompts: Sequence[Prompt], draw: Draw, *, policy: str = OLD) -> Rollout:
+    def sample(
+        self, prompts: Sequence[Prompt], draw: Draw, *, policy: str = OLD, known: Known | None = None
+    ) -> Rollout:
         """Draw a group of clips for each prompt.
 
         Args:
             prompts: distinct prompts.
             draw: random streams.
             policy: name of the weights that sample; by default the policy as of the last iteration's end.
+            known: noise and latents [B, c, F, h, w] of these clips if they were sampled before; they are only decoded.
 
         Returns:
             The groups, with the states that the objective needs.
         """
+        if known is not None:
+            return decoded(
+                self.generator,
+                prompts,
+                *known,
+                encoder=self.encoder,
+                group_size=self.config.group_size,
+                batch_size=self.config.batch_size,
+            )
         return rollout(
             self.generator,
             prompts,

@@ -8,11 +8,13 @@ from __future__ import annotations
 import asyncio
 import functools
 import math
+import traceback
+import warnings
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -29,6 +31,18 @@ JudgeLike = VideoJudgeReward | str | Path
 
 OVERSHOOT = 0.5
 """Largest distance from [-1, 1] at which a decoder's output is clamped, not refused; frames in 0..255 lie further out."""
+
+OnMissing = Literal["nan", "raise", "stop"]
+"""Treatment of a missing reward: "nan" keeps it and warns of the reason, "raise" raises RuntimeError, "stop" ends the process by
+`TrainingStop`, for hosts that neither check rewards nor let an exception through."""
+
+
+class TrainingStop(SystemExit):
+    """End of a training process whose host has no value for a missing reward.
+
+    A host's `except Exception` does not catch it. The process exits with status 1, upon which `torchrun` ends the others, and
+    prints the reason.
+    """
 
 
 @dataclass(frozen=True)
@@ -57,11 +71,71 @@ class HostScores:
         Raises:
             RuntimeError: a reward is missing.
         """
-        missing = [f"video {index}: {reason}" for index, reason in enumerate(self.reasons) if reason]
-        if missing:
-            total = len(self.reasons)
-            raise RuntimeError(f"{len(missing)} of {total} rewards are unavailable: {'; '.join(missing)}. {advice}")
+        return self.checked("raise", advice)
+
+    def checked(self, on_missing: OnMissing, advice: str = "") -> HostScores:
+        """Return these scores; treat a missing reward as the host needs it.
+
+        Args:
+            on_missing: "nan", "raise" or "stop".
+            advice: last sentence of the message.
+
+        Returns:
+            The same scores.
+
+        Raises:
+            RuntimeError: a reward is missing, with "raise".
+            TrainingStop: a reward is missing, with "stop".
+        """
+        report_missing(self.reasons, on_missing, advice)
         return self
+
+
+def report_missing(reasons: Sequence[str], on_missing: OnMissing, advice: str = "") -> None:
+    """Warn, raise or stop if a reward is missing.
+
+    Args:
+        reasons: B; why each reward is missing, empty where it is not.
+        on_missing: "nan" warns, "raise" raises, "stop" ends the process.
+        advice: last sentence of the message.
+
+    Raises:
+        ValueError: another treatment.
+        RuntimeError: a reward is missing, with "raise".
+        TrainingStop: a reward is missing, with "stop".
+    """
+    if on_missing not in get_args(OnMissing):
+        raise ValueError(f"on_missing must be one of {', '.join(get_args(OnMissing))}, got {on_missing!r}")
+    missing = [f"video {index}: {reason}" for index, reason in enumerate(reasons) if reason]
+    if not missing:
+        return
+    message = f"{len(missing)} of {len(reasons)} rewards are unavailable: {'; '.join(missing)}. {advice}".rstrip()
+    if on_missing == "stop":
+        raise TrainingStop(message)
+    if on_missing == "raise":
+        raise RuntimeError(message)
+    warnings.warn(message, stacklevel=3)
+
+
+def stopping(function: Callable[..., ReturnT]) -> Callable[..., ReturnT]:
+    """Return the function with each of its exceptions raised as `TrainingStop`, for hosts that would score it instead.
+
+    Args:
+        function: a reward function; called by a host that catches exceptions and goes on with a made-up reward.
+
+    Returns:
+        The function; its `TrainingStop` holds the traceback.
+    """
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> ReturnT:
+        """Call the function; an exception ends the process."""
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            raise TrainingStop(f"the reward failed: {error}\n{traceback.format_exc()}") from error
+
+    return call
 
 
 _LOADING = Lock()

@@ -197,6 +197,18 @@ class JudgeParts(nn.Module):
         """
         self._roles.add(name, rank=rank, alpha=alpha, targets=targets, copy_from=copy_from)
 
+    def widen_role(self, name: str, targets: Sequence[str]) -> None:
+        """Let a role adapt further parts of the model; its answers stay as they are until it is trained.
+
+        Args:
+            name: a role that is not in use.
+            targets: as in `add_role`; parts that it adapts already stay as they are.
+
+        Raises:
+            ValueError: unknown role or targets.
+        """
+        self._roles.widen(name, targets)
+
     def add_motion(self, settings: Mapping[str, Any]) -> None:
         """Show clips' motion features from now on, in slots behind their frames.
 

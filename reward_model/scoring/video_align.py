@@ -9,9 +9,12 @@ import torch
 
 from reward_model.dimensions import video_align_names
 from reward_model.judge.model import VideoJudge
-from reward_model.records import Clip
+from reward_model.records import NO_PROMPT, AlignedScores, Clip
 from reward_model.scoring.assemble import ScoreAssembler
 from reward_model.scoring.score import ClipToScore, score_batch
+
+NOT_FINITE = "no finite score"
+"""Reason of a score that is missing although the clip could be read and the judge has answered."""
 
 
 @torch.no_grad()
@@ -23,7 +26,7 @@ def align_scores(
     *,
     max_pixels: int | None,
     use_norm: bool,
-) -> list[dict[str, float]]:
+) -> AlignedScores:
     """Return VQ, MQ, TA and their sum, Overall, of each clip; clips are scored one by one, as VideoAlign does.
 
     Args:
@@ -35,20 +38,31 @@ def align_scores(
         use_norm: z scores; otherwise raw 1..5, or a head's own numbers.
 
     Returns:
-        A dict per clip; NaN where a score is unavailable.
+        A dict per clip, NaN where a score is unavailable, and why.
     """
     names = video_align_names()
     with judge.use_role(role), judge.pixel_cap(max_pixels):
         if judge.head is not None:
             scores = [_head_scores(judge, clip, text, use_norm) for clip, text in zip(clips, prompts, strict=True)]
+            reasons = [_head_reason(clip, text) for clip, text in zip(clips, prompts, strict=True)]
         else:
             assembler = ScoreAssembler(tuple(names.values()), len(clips), judge.config, judge.device)
             for index, (clip, text) in enumerate(zip(clips, prompts, strict=True)):
                 score_batch(judge, assembler, [ClipToScore(index, clip, text)], "level")
             out = assembler.output(None, "z" if use_norm else "raw")
             scores = [{name: out.scores[name][index].item() for name in out.scores} for index in range(len(clips))]
+            reasons = [
+                next((out.reasons[name][index] for name in names.values() if out.reasons[name][index]), "")
+                for index in range(len(clips))
+            ]
     records = [{key: one[name] for key, name in names.items()} for one in scores]
-    return [{**record, "Overall": sum(record.values())} for record in records]
+    records = [{**record, "Overall": sum(record.values())} for record in records]
+    pairs = zip(records, reasons, strict=True)
+    return AlignedScores(records, ["" if math.isfinite(one["Overall"]) else why or NOT_FINITE for one, why in pairs])
+
+
+def _head_reason(clip: Clip | str, prompt: str | None) -> str:
+    return clip if isinstance(clip, str) else NO_PROMPT if prompt is None else ""
 
 
 def _head_scores(judge: VideoJudge, clip: Clip | str, prompt: str | None, use_norm: bool) -> dict[str, float]:

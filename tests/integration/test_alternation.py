@@ -14,9 +14,11 @@ from generator_loop import loop
 from generator_loop.adapters.base import OLD, POLICY, REFERENCE
 from generator_loop.records import Rollout
 from generator_loop.run import state
+from generator_loop.run.build import read_config
 from generator_loop.run.launch import Stopped
 from generator_loop.run.session import Session
 from generator_loop.sampling.sampler import Sampler
+from tests.tiny_models import save_tiny_judge
 from tests.tiny_runs import Recipe, never, opened, tiny_recipe
 
 pytestmark = pytest.mark.slow
@@ -135,7 +137,9 @@ def test_a_run_whose_judge_gets_worse_goes_on_with_the_judge_it_had(
     session = begun(recipe(tmp_path / "run", loop__num_rounds=1))
     assert session.refresher is not None
     accuracies = iter([0.75, 0.5])
-    monkeypatch.setattr(session.refresher, "_accuracy", lambda: next(accuracies))
+    (trainee,) = session.refresher._trainees
+    readout = dataclasses.replace(trainee.readout, accuracy=lambda _judge, _clips: next(accuracies))
+    session.refresher._trainees = [dataclasses.replace(trainee, readout=readout)]
     before = {name: value for name, value in session.refresher.state().items() if name.startswith("judge.")}
     loop.run(session, never)
     after = session.refresher.state()
@@ -167,3 +171,114 @@ def test_a_checkpoint_is_written_at_each_rounds_end_and_nowhere_else(
     monkeypatch.setattr(loop, "finish", lambda _session: tmp_path)
     assert loop.run(begun(recipe(tmp_path / "run", refresh__every=0)), never) == tmp_path
     assert saved == [(1, 0), (2, 0)]
+
+
+def test_new_adapter_weights_of_a_judge_are_the_same_on_every_process(recipe: Recipe, tmp_path: Path) -> None:
+    settings = {"judge__path": save_tiny_judge(tmp_path / "stock", roles=()), "judge__audit_path": "null"}
+
+    def adapters(**changes: Any) -> list[torch.Tensor]:
+        torch.rand(int(torch.randint(1, 9, ())))  # processes need not have drawn as many numbers before
+        session = begun(recipe(tmp_path / "run", refresh__targets="[text,vision]", **settings, **changes))
+        assert session.refresher is not None
+        return [value for name, value in session.refresher.state().items() if name.startswith("judge.")]
+
+    first, second, other = adapters(), adapters(), adapters(run__seed=4)
+    assert len(first) > 0 and all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+STAGE_3: dict[str, object] = {
+    "reward__columns": "{natural: {name: specialist, role: natural, weight: 1}, wins: {name: comparator}}",
+    "objective__name": "dpo",
+    "objective__pair_by": "[wins,reward]",
+    "objective__num_pairs": 1,
+    "objective__min_gap": 0.0,
+    "objective__num_updates": 2,
+    "refresh__readouts": "[comparator_grpo]",
+    "refresh__rank_by": "wins",
+    "refresh__num_steps": 1,
+    "loop__reset_reference": True,
+}
+
+
+def stage_3(recipe: Recipe, folder: Path, **changes: object) -> list[str]:
+    """Return the overrides of a tiny run of VQ-Insight's stage 3."""
+    judge = save_tiny_judge(folder / "judge", roles=("generated", "natural", "comparator"))
+    options = recipe(folder / "run", judge__path=judge, judge__audit_path="null", **{**STAGE_3, **changes})
+    return [item for item in options if "samples_per_group" not in item]
+
+
+def test_stage_3_judges_by_three_roles_learns_from_both_sets_of_pairs_and_trains_the_comparator_alone(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from generator_loop.objectives.diffusion_dpo import DiffusionDPO
+
+    seen: list[int] = []
+    plain = DiffusionDPO.loss
+    monkeypatch.setattr(
+        DiffusionDPO, "loss", lambda self, batch, who: (seen.append(len(batch)), plain(self, batch, who))[1]
+    )
+    session = begun(stage_3(recipe, tmp_path))
+    assert session.refresher is not None
+    judge = session.refresher.judge.judge
+    before = {role: [p.clone() for p in judge.role_parameters(role)] for role in judge.roles}
+    rejected: list[list[float]] = []
+    observe = session.refresher.collector.observe
+
+    def noted(samples: Rollout, scored: Any, tools: Any) -> None:
+        assert {"wins", "natural", "overall"} <= scored.scores.keys()
+        torch.testing.assert_close(scored.rewards, scored.scores["overall"] + scored.scores["natural"])
+        rejected.append([int(group.argmin()) for group in scored.scores["wins"].view(-1, samples.group_size)])
+        observe(samples, scored, tools)
+
+    monkeypatch.setattr(session.refresher.collector, "observe", noted)
+    loop.run(session, never)
+    assert seen and max(seen) > 2  # two prompts, and up to two pairs of each
+    changed = {role for role in judge.roles if not all(map(torch.equal, before[role], judge.role_parameters(role)))}
+    assert changed == {"comparator"}
+    logged = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    refreshed = [line for line in logged if line["kind"] == "refresh"]
+    assert len(refreshed) == 2 and all(0 <= line["comparator_accuracy_before"] <= 1 for line in refreshed)
+    assert all("score_wins" in line and "score_natural" in line for line in logged if line["kind"] == "iteration")
+
+
+def test_a_resumed_stage_3_ends_as_the_whole_one(recipe: Recipe, tmp_path: Path) -> None:
+    whole = begun(stage_3(recipe, tmp_path / "a"))
+    loop.run(whole, never)
+    options = stage_3(recipe, tmp_path / "b")
+    session = begun(options)
+    assert loop.run(session, lambda: session.step == 3) is None
+    resumed = opened(options)
+    state.restore(resumed)
+    loop.run(resumed, never)
+    assert whole.refresher is not None and resumed.refresher is not None
+    one, other = whole.refresher.state(), resumed.refresher.state()
+    assert one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+    assert torch.equal(weights(whole, POLICY), weights(resumed, POLICY))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"objective__pair_by": "[wins,rewards]"}, "'rewards' in objective.pair_by or refresh.rank_by is no score"),
+        (
+            {"refresh__rank_by": "motion_quality"},
+            "'motion_quality' in objective.pair_by or refresh.rank_by is no score",
+        ),
+        ({"refresh__readouts": "[comparator]"}, "refresh.readouts holds 'comparator'; did you mean 'comparator_"),
+        ({"refresh__readouts": "[levels,levels]"}, "refresh.readouts must name readouts, each once"),
+        (
+            {"reward__columns": "{overall: {name: comparator}, wins: {name: comparator}}"},
+            "reward.columns.overall has the name of",
+        ),
+        ({"judge__path": "http://localhost:1", "refresh__every": 0}, "not of a served judge"),
+    ],
+)
+def test_settings_of_stage_3_that_do_not_fit_are_refused(
+    recipe: Recipe, tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_config(
+            None,
+            [*stage_3(recipe, tmp_path), *(f"{name.replace('__', '.')}={value}" for name, value in changes.items())],
+        )

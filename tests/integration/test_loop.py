@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -16,9 +18,9 @@ import torch
 from generator_loop import loop
 from generator_loop.__main__ import main
 from generator_loop.guards import GUARDS
-from generator_loop.records import Prompt, Rollout, Scored
+from generator_loop.records import Rollout, Scored
 from generator_loop.refresh import PAIR_SOURCES
-from generator_loop.refresh.base import PairTools
+from generator_loop.refresh.base import Candidate, PairSourceConfig, PairTools, preferred
 from generator_loop.run import state
 from generator_loop.run.build import read_config
 from generator_loop.run.estimate import num_clips
@@ -26,7 +28,7 @@ from generator_loop.run.launch import Processes
 from generator_loop.run.session import Session
 from generator_loop.tracking import checkpoint
 from reward_model import read_video
-from reward_model.records import Video, VideoPair
+from reward_model.records import VideoPair
 from tests.tiny_runs import Recipe, never, opened, scores, tiny_recipe
 
 pytestmark = pytest.mark.slow
@@ -141,25 +143,27 @@ def test_a_finished_run_is_sampled_by_prompt_and_noise(finished: Path, tmp_path:
     assert trained.frames.shape == base.frames.shape and not torch.equal(trained.frames, base.frames)
 
 
+@dataclass(frozen=True, kw_only=True)
+class FirstBeatsLastConfig(PairSourceConfig):
+    """Config of a plug-in."""
+
+    name: Literal["first_beats_last"] = "first_beats_last"
+
+
 class FirstBeatsLast:
-    """A pair source of a plug-in: a prompt's first clip beats its last one."""
+    """A pair source of a plug-in: a prompt's first new clip beats its last one."""
 
-    def __init__(self, prompts: Sequence[Prompt]) -> None:
-        self.frames = torch.zeros(0)
+    config_class = FirstBeatsLastConfig
 
-    def observe(self, samples: Rollout, scored: Scored, tools: PairTools) -> None:
-        self.frames = torch.cat([self.frames, samples.frames]) if len(self.frames) else samples.frames
+    def __init__(self, config: FirstBeatsLastConfig) -> None:
+        self.asked: list[str] = []
 
-    def pairs(self, tools: PairTools) -> list[VideoPair]:
-        first, last = (Video(frames=self.frames[place], fps=tools.fps) for place in (0, -1))
-        self.frames = torch.zeros(0)
-        return [VideoPair(first, last, None, {"overall": 1.0}, "plug-in")]
-
-    def state(self) -> Mapping[str, torch.Tensor]:
-        return {"frames": self.frames}
-
-    def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
-        self.frames = state["frames"]
+    def pairs(self, candidates: Sequence[Candidate], tools: PairTools) -> list[tuple[int, VideoPair]]:
+        self.asked += [one.prompt.text for one in candidates]
+        return [
+            (one.place, preferred(one.frames[0], one.frames[-1], one.prompt, fps=tools.fps, source="plug-in"))
+            for one in candidates
+        ]
 
 
 class SecondIteration:
@@ -175,25 +179,40 @@ class SecondIteration:
 def test_a_pair_source_and_a_guard_are_one_entry_each(recipe, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setitem(PAIR_SOURCES, "first_beats_last", FirstBeatsLast)
     monkeypatch.setitem(GUARDS, "second", SecondIteration())
-    overrides = recipe(tmp_path / "run", refresh__pair_source="first_beats_last", loop__num_rounds=1)
+    overrides = recipe(tmp_path / "run", refresh__sources="{first_beats_last: {weight: 2}}", loop__num_rounds=1)
     session = opened(overrides)
     state.begin(session)
     assert loop.run(session, lambda: session.step == 1) is None
     resumed = opened(overrides)
     state.restore(resumed)
-    assert torch.equal(resumed.refresher.source.frames, session.refresher.source.frames)
-    assert len(resumed.refresher.source.frames) == 6
     loop.run(resumed, never)
+    assert len(resumed.refresher.collector._sources["first_beats_last"][0].asked) == 2  # refresh.num_prompts
     found = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert found["rounds"][-1]["judge_kept"] is not None
     assert "iteration 2: 6 clips again" in found["alarms"]
     logged = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["num_clips"] for line in logged if line["kind"] == "iteration"] == [6.0, 6.0]
+    (refreshed,) = [line for line in logged if line["kind"] == "refresh"]
+    assert refreshed["pairs_first_beats_last"] == refreshed["num_pairs"] == 2.0
 
 
 def test_an_unknown_pair_source_is_refused_with_the_nearest_name(recipe, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="refresh.pair_source is 'new_beats_odl'; did you mean 'new_beats_old'"):
-        read_config(None, recipe(tmp_path, refresh__pair_source="new_beats_odl"))
+    with pytest.raises(ValueError, match="refresh.sources.a.name is 'new_beats_odl'; did you mean 'new_beats_old'"):
+        read_config(None, recipe(tmp_path, refresh__sources="{a: {name: new_beats_odl}}"))
+    with pytest.raises(ValueError, match="refresh.sources.new_beats_odl.name is missing; expected one of clean_beats"):
+        read_config(None, recipe(tmp_path, refresh__sources="{new_beats_odl: {}}"))
+    with pytest.raises(ValueError, match=r"refresh\.sources\.new_beats_old\.weight must be > 0"):
+        read_config(None, recipe(tmp_path, refresh__sources="{new_beats_old: {weight: 0}}"))
+
+
+@pytest.mark.parametrize("source", ["simulated_rater", "real_beats_generated"])
+def test_a_source_that_needs_a_world_is_refused_without_one(recipe, tmp_path: Path, source: str) -> None:
+    (tmp_path / "prompts.txt").write_text("a dog\n")
+    changes = {"prompts__world": "null", "prompts__path": tmp_path / "prompts.txt", "refresh__anchors__path": "a.csv"}
+    given = f"refresh.sources={{{source}: {{}}}}"
+    with pytest.raises(ValueError, match=f"refresh.sources.{source} needs a world"):
+        read_config(None, [*recipe(tmp_path, **changes), given])
+    assert read_config(None, [*recipe(tmp_path, **changes), given, "refresh.every=0"]).refresh.every == 0
 
 
 def test_resuming_with_other_settings_is_refused(recipe, finished: Path) -> None:

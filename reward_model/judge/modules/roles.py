@@ -66,13 +66,32 @@ class Roles:
         weights = get_peft_model_state_dict(self._model, adapter_name=copy_from)
         self._inject(name, self._configs[copy_from], {key: value.clone() for key, value in weights.items()})
 
+    def widen(self, name: str, targets: Sequence[str]) -> None:
+        """Let a role adapt further parts as well; see `VideoJudge.widen_role`."""
+        self.check(name)
+        check_targets(targets)
+        from peft import get_peft_model_state_dict
+
+        config, active = self._configs[name], self._active
+        covered = _pattern(config.target_modules)
+        if missing := [TARGETS[part] for part in TARGETS if part in targets and TARGETS[part] not in covered]:
+            weights = get_peft_model_state_dict(self._model, adapter_name=name)
+            self._active = None if active == name else active
+            self.remove(name)
+            wider = dataclasses.replace(config, target_modules="|".join([covered, *missing]))
+            self._inject(name, wider, {key: value.clone() for key, value in weights.items()})
+            self._switch(active)
+
     def remove(self, name: str) -> None:
         """Remove a role; see `VideoJudge.remove_role`."""
         self.check(name)
         if name == self._active:
             raise ValueError(f"role {name!r} is in use, it can be removed afterwards")
-        for layer in self._layers:
-            layer.delete_adapter(name)
+        with warnings.catch_warnings():
+            # PEFT's own choice of the next adapter is undone below
+            warnings.filterwarnings("ignore", message="Adapter .* was active which is now deleted")
+            for layer in self._layers:
+                layer.delete_adapter(name)
         del self._configs[name]
         configs: Any = self._model.peft_config
         configs.pop(name)
@@ -182,6 +201,13 @@ class Roles:
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
         self._active = name
+
+
+def _pattern(targets: Any) -> str:
+    """Return the layers that an adapter covers as one pattern; PEFT reads a list as the ends of their names."""
+    if isinstance(targets, str):
+        return targets
+    return rf"(.*\.)?({'|'.join(map(re.escape, sorted(targets)))})"
 
 
 def check_targets(targets: Sequence[str]) -> None:

@@ -56,6 +56,7 @@ def refresh_levels(
     num_steps: int,
     learning_rate: float,
     batch_size: int,
+    chances: Sequence[float] | None = None,
     pair_weight: float = 1.0,
     seed: int = 0,
     after_step: Callable[[], None] | None = None,
@@ -70,6 +71,7 @@ def refresh_levels(
         num_steps: optimiser steps.
         learning_rate: peak rate of AdamW.
         batch_size: pairs and anchors per step, half and half.
+        chances: relative chance of each pair to be drawn; None draws all alike.
         pair_weight: weight of the pair loss against the anchor loss.
         seed: seed of the draws.
         after_step: called after each step; it may raise to leave the role as it is then.
@@ -95,7 +97,7 @@ def refresh_levels(
         draw = random.Random(f"{seed}/{step}")
         examples = [clip_example(clip, planner, ["rate"]) for clip in draw.choices(anchors, k=half)]
         anchor_loss, metrics = example_loss(judge, examples, {"rate": 1.0})
-        chosen = draw.choices(pairs, k=half)
+        chosen = draw.choices(pairs, weights=chances, k=half)
         first, second = (_overall(judge, planner, side, chosen) for side in ("first", "second"))
         probability = preference_probability(first, second)
         target = torch.tensor([pair.preference["overall"] for pair in chosen], device=probability.device)

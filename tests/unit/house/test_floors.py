@@ -41,7 +41,7 @@ FLOORS = {
     "generator_loop": (
         ("processes",),
         ("config", "records", "tracking"),
-        ("adapters", "flow", "guards", "rewards"),
+        ("adapters", "flow", "guards", "real_clips", "rewards"),
         ("objectives", "refresh", "sampling"),
         ("evaluation", "optim", "pretrain"),
         ("run",),
@@ -53,6 +53,7 @@ FLOORS = {
 PACKAGES = ("reward_model", "generator_loop")
 PUBLIC = {"VideoJudgeReward", "read_video", "write_video", "srcc", "bootstrap_interval", "moving_shapes", "oracle"}
 PUBLIC |= {"VideoJudgeClient", "load_config", "pair_accuracy", "pairs_within_groups", "read_manifest"}
+PUBLIC |= {"distort", "read_pairs", "read_records"}
 VOCABULARY = ("reward_model.config", "reward_model.files", "reward_model.records", "reward_model.weights")
 HEAVY = {"transformers", "diffusers", "peft", "av", "trl", "accelerate", "datasets", "decord", "torchcodec"}
 TORCHLESS = {

@@ -68,6 +68,62 @@ def test_a_mapping_may_hold_several_variants(tmp_path: Path) -> None:
     assert found.stages == {"one": Slow(patience=5), "two": Fast(speed=1.0)}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    ways: dict[str, Any] = field(default_factory=lambda: {"slow": Slow()})
+    way: Any = field(default_factory=Slow)
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nested:
+    section: Section = field(default_factory=Section)
+
+
+CHOICES = {"slow": Slow, "fast": Fast}
+NESTED = {"section.ways": CHOICES, "section.way": CHOICES}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], Section()),
+        (["section.seed=3"], Section(seed=3)),
+        (["section.ways={}"], Section(ways={})),
+        (["section.ways={fast: {speed: 2}}"], Section(ways={"fast": Fast(speed=2.0)})),
+        (["section.ways.fast.speed=2"], Section(ways={"fast": Fast(speed=2.0)})),
+        (
+            ["section.ways={a: {name: slow, patience: 1}, fast: {speed: 3}}"],
+            Section(ways={"a": Slow(patience=1), "fast": Fast(speed=3.0)}),
+        ),
+        (["section.way={name: fast, speed: 4}", "section.seed=1"], Section(way=Fast(speed=4.0), seed=1)),
+        (["section.way.patience=5"], Section(way=Slow(patience=5))),
+    ],
+)
+def test_variants_of_a_section_are_named_by_their_keys(tmp_path: Path, overrides: list[str], expected: Section) -> None:
+    loaded = load_config(Nested, None, overrides, variants=NESTED)
+    assert loaded.section == expected
+    save_config(loaded, tmp_path / "saved.yaml")
+    assert load_config(Nested, tmp_path / "saved.yaml", variants=NESTED) == loaded
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("section.ways={a: {patience: 1}}", r"section\.ways\.a\.name is missing; expected one of fast, slow"),
+        ("section.ways={a: {name: fats}}", r"section\.ways\.a\.name is 'fats'; did you mean 'fast'"),
+        ("section.ways={slow: {patienc: 1}}", r"section\.ways\.slow\.patienc"),
+        ("section.ways={fast: {speed: -1}}", r"section\.ways\.fast.*speed must be > 0"),
+        ("section.ways={slow: 3}", r"section\.ways\.slow must be a mapping"),
+        ("section.ways=[slow]", r"section\.ways must be a mapping, got a list"),
+        ("section.wayz={}", r"section\.wayz"),
+    ],
+)
+def test_a_wrong_variant_of_a_section_is_refused_by_its_full_name(override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_config(Nested, None, [override], variants=NESTED)
+
+
 def test_a_saved_config_loads_to_an_equal_one(tmp_path: Path) -> None:
     found = load(tmp_path, "seed: 1\nway: {name: fast, speed: 1.0e-5}\nsizes: {names: [x, y]}\n")
     save_config(found, tmp_path / "saved.yaml")

@@ -69,6 +69,21 @@ def test_judge_and_oracle_agree_in_rank_or_nothing_is_said() -> None:
     assert math.isnan(summary.judge_oracle_srcc(evaluation(current__overall=(0.1, 0.2, 0.3, 0.9))))
 
 
+def test_siblings_are_compared_with_their_prompts_clips_alone() -> None:
+    # the prompts' means are opposite, so that a correlation over all clips would be below 0
+    ids = (5, 5, 5, 9, 9, 9, 7, 7)
+    columns = {
+        "current/reward": (0.1, 0.2, 0.3, 0.9, 0.8, 0.7, 0.5, 0.6),
+        "oracle/overall": (0.7, 0.8, 0.9, 0.2, 0.3, 0.1, 0.1, 0.9),
+    }
+    # 1 for the first prompt, 1/2 for the second (ranks 3 2 1 against 2 3 1); the third has too few clips
+    assert summary.sibling_srcc(Evaluation(ids, columns)) == pytest.approx(0.75)
+    missing = columns | {"current/reward": (math.nan, 0.2, 0.3, 0.9, 0.8, 0.7, 0.5, 0.6)}
+    assert summary.sibling_srcc(Evaluation(ids, missing)) == pytest.approx(0.5)
+    assert math.isnan(summary.sibling_srcc(Evaluation(ids, {"current/reward": columns["current/reward"]})))
+    assert math.isnan(summary.sibling_srcc(evaluation(current__reward=(1, 2, 3, 4), oracle__overall=(1, 2, 3, 4))))
+
+
 def test_judges_are_set_beside_random_scores_on_pairs_of_one_prompt() -> None:
     found = evaluation(
         oracle__overall=(0.1, 0.9, 0.5, 0.52),  # the second prompt's clips are too close to form a pair

@@ -113,6 +113,36 @@ def test_settings_out_of_range_are_refused(setting):
         DiffusionDPOConfig(**setting)
 
 
+def test_pairs_are_chosen_by_each_score_and_a_pair_of_both_counts_once():
+    rollout = toy_rollout(num_prompts=1, group_size=4)
+    rewards = torch.tensor([0.1, 0.9, 0.5, 0.4])
+    scored = Scored(
+        rewards=rewards,
+        valid=torch.ones(4, dtype=torch.bool),
+        scores={"wins": torch.tensor([0.2, 0.3, 0.9, NAN]), "other": rewards * 2},
+    )
+
+    def chosen(*names):
+        config = DiffusionDPOConfig(num_updates=1, num_pairs=1, pair_by=names)
+        advantages = group_advantages(rewards, group_size=4)
+        steps = DiffusionDPO(config).plan(rollout, scored, advantages, draw=Draw(0, 0), micro_batch_size=8)
+        (batch,) = next(steps)
+        places = [
+            [int((rollout.latents - clip).flatten(1).abs().sum(1).argmin()) for clip in clips]
+            for clips in (batch.winners, batch.losers)
+        ]
+        return list(zip(*places, strict=True))
+
+    assert chosen("reward") == [(1, 0)] and chosen("wins") == [(2, 0)]
+    assert chosen("wins", "reward", "other") == [(2, 0), (1, 0)]
+
+
+@pytest.mark.parametrize("names", [(), ("wins", "wins")])
+def test_scores_that_choose_pairs_are_named_once_each(names):
+    with pytest.raises(ValueError, match="objective.pair_by must name scores"):
+        DiffusionDPOConfig(pair_by=names)
+
+
 def test_with_dominance_a_winner_must_not_be_worse_in_any_dimension():
     nan = float("nan")
     scores = {"visual_quality": torch.tensor([0.5, 0.6, 0.5]), "text_alignment": torch.tensor([0.5, 0.4, nan])}

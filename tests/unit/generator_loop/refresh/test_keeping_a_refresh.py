@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from generator_loop.config import RefreshConfig
 from generator_loop.records import Scored
 from generator_loop.refresh.anchors import Anchors
-from generator_loop.refresh.new_beats_old import NewBeatsOld
+from generator_loop.refresh.new_beats_old import NewBeatsOld, NewBeatsOldConfig
+from generator_loop.refresh.pairs import PairCollector, WeightedPairs
 from generator_loop.refresh.refresh import JudgeRefresher, load_adapter_tensors
 from reward_model.records import RatedClip, Video, VideoPair
 from reward_model.training.methods import refresh as training
@@ -52,13 +52,23 @@ class TableJudge:
         return SimpleNamespace(scores={"overall": self.judge.values.detach().clone()})
 
 
+def collector() -> PairCollector:
+    """Return a collector of VQ-Insight's pairs."""
+    return PairCollector(PROMPTS, {"new_beats_old": (NewBeatsOld(NewBeatsOldConfig()), 1.0)})
+
+
+def only(*pairs: VideoPair) -> WeightedPairs:
+    """Return pairs of equal chances."""
+    return WeightedPairs(pairs, (0.5,) * len(pairs), {"pairs_new_beats_old": float(len(pairs))})
+
+
 def refresher(start: Sequence[float], **settings: float) -> JudgeRefresher:
     """Return a refresher whose judge scores the held-out anchors as `start` says."""
     clips = tuple(RatedClip(CLIP, None, {"overall": quality}, str(n)) for n, quality in enumerate((0.0, 0.0, 1.0, 1.0)))
     return JudgeRefresher(
         TableJudge(start),  # type: ignore[arg-type]
         initial=TableJudge(RIGHT),  # type: ignore[arg-type]
-        source=NewBeatsOld(PROMPTS),
+        collector=collector(),
         anchors=Anchors(train=clips[:2], held_out=clips),
         weights={"overall": 1.0},
         config=RefreshConfig(**settings),  # type: ignore[arg-type]
@@ -106,10 +116,11 @@ def test_a_refresh_is_kept_where_accuracy_falls_by_no_more_than_the_config_allow
 ) -> None:
     train_to(end)
     one = refresher(RIGHT, max_accuracy_loss=max_loss)
-    metrics = one.refresh([PAIR], seed=5)
+    metrics = one.refresh(only(PAIR), seed=5)
     assert one.judge.judge.values.tolist() == pytest.approx(list(end) if kept else RIGHT)  # type: ignore[attr-defined]
     assert metrics == {
         "judge_fidelity": 0.25,
+        "pairs_new_beats_old": 1.0,
         "num_pairs": 1.0,
         "accuracy_before": 1.0,
         "accuracy_after": accuracy,
@@ -123,11 +134,11 @@ def test_a_better_judge_is_kept_and_the_next_refresh_is_held_against_it(
 ) -> None:
     one = refresher(HALF, max_accuracy_loss=0.1)
     train_to(RIGHT)
-    assert one.refresh([PAIR], seed=1)["accuracy_before"] == 0.5 and one.num_kept == 1
+    assert one.refresh(only(PAIR), seed=1)["accuracy_before"] == 0.5 and one.num_kept == 1
     train_to(HALF)
-    assert one.refresh([PAIR], seed=2)["kept"] == 0.0 and one.num_kept == 1
+    assert one.refresh(only(PAIR), seed=2)["kept"] == 0.0 and one.num_kept == 1
     train_to(RIGHT)
-    assert one.refresh([PAIR], seed=3)["kept"] == 1.0 and one.num_kept == 2
+    assert one.refresh(only(PAIR), seed=3)["kept"] == 1.0 and one.num_kept == 2
     assert one.scale() == (one.scale()[0], 1.0)
 
 
@@ -140,10 +151,11 @@ def test_the_training_gets_the_settings_the_seed_and_the_train_anchors(
     def check() -> None:
         raise AssertionError
 
-    one.refresh([PAIR, PAIR], seed=11, check=check)
+    one.refresh(only(PAIR, PAIR), seed=11, check=check)
     assert given == {
         "role": "generated",
-        "pairs": [PAIR, PAIR],
+        "pairs": (PAIR, PAIR),
+        "chances": (0.5, 0.5),
         "anchors": one._anchors.train,
         "num_steps": 7,
         "learning_rate": 3e-3,
@@ -157,7 +169,7 @@ def test_the_training_gets_the_settings_the_seed_and_the_train_anchors(
 def test_without_pairs_nothing_is_trained(train_to: Callable[[Sequence[float]], dict[str, Any]]) -> None:
     given = train_to(HALF)
     one = refresher(RIGHT)
-    assert one.refresh([], seed=1) == {"num_pairs": 0.0, "kept": 0.0}
+    assert one.refresh(only(), seed=1) == {"pairs_new_beats_old": 0.0, "num_pairs": 0.0, "kept": 0.0}
     assert given == {} and one.num_kept == 0
 
 
@@ -169,7 +181,7 @@ def test_a_judge_is_frozen_again_where_its_training_stops_early(monkeypatch: pyt
     monkeypatch.setattr(training, "refresh_levels", refresh_levels)
     one = refresher(RIGHT)
     with pytest.raises(InterruptedError):
-        one.refresh([PAIR], seed=1)
+        one.refresh(only(PAIR), seed=1)
     assert not one.judge.judge.values.requires_grad and one.num_kept == 0  # type: ignore[attr-defined]
 
 
@@ -183,13 +195,13 @@ def test_the_state_restores_weights_pairs_and_the_count(
 ) -> None:
     train_to(THREE_OF_FOUR)
     one, other = refresher(RIGHT, max_accuracy_loss=0.5), refresher(RIGHT)
-    one.refresh([PAIR], seed=1)
-    one.source.load_state({"000000.7": torch.ones(1), "000001.3": torch.zeros(1)})
+    one.refresh(only(PAIR), seed=1)
+    one.collector.load_state({"rejected.000000.7": torch.ones(1), "rejected.000001.3": torch.zeros(1)})
     other.load_state(one.state())
-    assert one.state().keys() == {"judge.0000", "pairs.000000.7", "pairs.000001.3", "num_kept"}
+    assert one.state().keys() == {"judge.levels.0000", "pairs.rejected.000000.7", "pairs.rejected.000001.3", "num_kept"}
     assert all(torch.equal(value, other.state()[name]) for name, value in one.state().items())
     assert other.num_kept == 1
-    saved = one.state()["judge.0000"]
+    saved = one.state()["judge.levels.0000"]
     one.judge.judge.values.data.zero_()  # type: ignore[attr-defined]
     assert saved.tolist() == pytest.approx(THREE_OF_FOUR)  # a copy
 
@@ -213,11 +225,11 @@ def test_the_first_rejected_clip_stays_whatever_comes_later() -> None:
     class NoTools:
         gather = staticmethod(lambda items: items)
 
-    def observe(source: NewBeatsOld, brightness: list[float], values: Scored) -> list[float]:
+    def observe(source: PairCollector, brightness: list[float], values: Scored) -> list[float]:
         source.observe(drawn(brightness), values, NoTools())  # type: ignore[arg-type]
         return [float(latents) for latents in source.state().values()]
 
-    source = NewBeatsOld(PROMPTS)
+    source = collector()
     nothing = float("nan")
     assert observe(source, [0.1, 0.2, 0.3, 0.4], scored([nothing, nothing, 0.4, 0.3])) == pytest.approx([0.4])
     assert observe(source, [0.5, 0.6, 0.7, 0.8], scored([0.1, 0.9, 0.0, 0.0])) == pytest.approx([0.4, 0.5])
@@ -225,14 +237,15 @@ def test_the_first_rejected_clip_stays_whatever_comes_later() -> None:
         assert observe(source, [0.0, 0.9, 0.0, 0.9], scored(rewards)) == pytest.approx([0.4, 0.5])
 
 
-def test_ties_and_infinite_rewards_choose_no_clip_without_a_score() -> None:
-    from generator_loop.refresh.new_beats_old import chosen_of, rejected_of
+def test_ties_choose_the_first_clip_and_a_group_without_scores_none() -> None:
+    from generator_loop.refresh.base import Candidate
+    from generator_loop.refresh.pairs import rejected_of
 
     samples = drawn([0.1, 0.2, 0.3, 0.4])
     tied = scored([0.5, 0.5, float("nan"), float("nan")])
-
-    def brightness(items: list[tuple[int, Tensor]]) -> list[tuple[int, float]]:
-        return [(prompt_id, round(float(values.mean()), 4)) for prompt_id, values in items]
-
-    assert brightness(rejected_of(samples, tied)) == [(PROMPTS[0].prompt_id, 0.1)]
-    assert brightness(chosen_of(samples, tied)) == [(PROMPTS[0].prompt_id, 0.1)]
+    ((prompt_id, latents),) = rejected_of(samples, tied)
+    assert prompt_id == PROMPTS[0].prompt_id and float(latents) == pytest.approx(0.1)
+    first, second = (
+        Candidate(0, PROMPTS[0], samples.frames[place : place + 2], tied.rewards[place : place + 2]) for place in (0, 2)
+    )
+    assert float(first.best.mean()) == pytest.approx(0.1) and second.best is None  # type: ignore[union-attr]

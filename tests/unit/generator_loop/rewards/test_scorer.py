@@ -43,6 +43,29 @@ def test_terms_are_added_with_their_weights() -> None:
     torch.testing.assert_close(found.scores["dark"], torch.tensor([1.0, 0.75, 0.5, 0.0]))
 
 
+class Place:
+    """A column whose values are given."""
+
+    def __init__(self, *given: float) -> None:
+        self.given = torch.tensor(given)
+
+    def values(self, samples: object) -> Tensor:
+        """Return them."""
+        return self.given
+
+
+def test_columns_are_added_with_their_weights_and_kept_as_scores() -> None:
+    columns = {"wins": (Place(0.0, 1.0, 0.5, math.nan), 0.0), "natural": (Place(1.0, 2.0, 3.0, 4.0), 0.1)}
+    one = scorer(columns=columns)
+    found = one.score(drawn([0.0, 0.25, 0.5, 1.0]))
+    torch.testing.assert_close(found.rewards, torch.tensor([0.1, 0.45, 0.8, 1.4]))
+    assert bool(found.valid.all())  # a column that is only measured leaves the reward as it is
+    assert found.by("wins").tolist()[:3] == [0.0, 1.0, 0.5] and found.by("reward") is found.rewards
+    assert one.parts == {"overall": 1.0, "natural": 0.1}
+    broken = scorer(columns={"natural": (Place(1.0, math.nan, 3.0, 4.0), 0.1)}).score(drawn([0.0, 0.25, 0.5, 1.0]))
+    assert broken.valid.tolist() == [True, False, True, True]
+
+
 def test_a_missing_score_is_not_valid() -> None:
     found = scorer(terms={"broken": (lambda *_, **__: [math.nan, 0, 0, 0], 1.0)}).score(drawn([0.1, 0.2, 0.3, 0.4]))
     assert found.valid.tolist() == [False, True, True, True]

@@ -12,7 +12,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from reward_model.hosts.core import HostScores, from_signed, in_thread, load_judge, score, with_time
+from reward_model.hosts.core import (
+    HostScores,
+    TrainingStop,
+    from_signed,
+    in_thread,
+    load_judge,
+    score,
+    stopping,
+    with_time,
+)
 from reward_model.hosts.micro_batcher import MicroBatcher
 from reward_model.video_reward import VideoJudgeReward
 from tests.tiny_judge import build_judge
@@ -66,6 +75,36 @@ def test_a_missing_score_keeps_the_reason_of_what_was_weighed(tmp_path):
     assert score(mute, [clip], None, fps=8.0, weights={"text_alignment": 1.0}).reasons == ["no prompt"]
     with pytest.raises(RuntimeError, match="2 of 2 rewards are unavailable: video 0: no prompt; video 1: .*. Look"):
         found.or_raise("Look there.")
+
+
+GAP = HostScores([0.5, math.nan], {"overall": [0.5, math.nan]}, ["", "too narrow"])
+SENTENCE = "1 of 2 rewards are unavailable: video 1: too narrow. Look there."
+
+
+def test_a_missing_reward_is_kept_raised_or_ends_the_process_as_the_host_needs_it():
+    with pytest.warns(UserWarning, match=SENTENCE):
+        assert GAP.checked("nan", "Look there.") is GAP
+    with pytest.raises(RuntimeError, match=SENTENCE):
+        GAP.checked("raise", "Look there.")
+    with pytest.raises(SystemExit) as stopped:
+        try:
+            GAP.checked("stop", "Look there.")
+        except Exception:  # noqa: BLE001  # as a host does
+            pytest.fail("a host would go on")
+    assert stopped.value.code == SENTENCE  # Python prints a text and exits with status 1
+    whole = HostScores([0.5], {"overall": [0.5]}, [""])
+    assert all(whole.checked(how) is whole for how in ("nan", "raise", "stop"))
+    with pytest.raises(ValueError, match="on_missing must be one of nan, raise, stop, got 'zero'"):
+        whole.checked("zero")
+
+
+def test_an_exception_that_a_host_would_score_ends_the_process():
+    def reward(paths, *, fps):
+        raise ValueError(f"{paths} at {fps} Hz")
+
+    with pytest.raises(TrainingStop, match=r"(?s)the reward failed: a.mp4 at 8 Hz\nTraceback .*in reward"):
+        stopping(reward)("a.mp4", fps=8)
+    assert stopping(len)([1, 2]) == 2
 
 
 def test_stills_are_clips_of_one_frame():

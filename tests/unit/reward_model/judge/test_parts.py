@@ -1,11 +1,14 @@
 """Changes that a judge makes to weights and to the model it is handed: said by name, and undone."""
 
+import re
+
 import pytest
 import torch
 from torch.testing import assert_close
 
 from generator_loop.refresh.refresh import adapter_tensors, load_adapter_tensors
 from reward_model.judge.attention import tree, windows
+from reward_model.judge.model import VideoJudge
 from reward_model.language.requests import describe_request, score_request
 from reward_model.records import DIMENSIONS
 from reward_model.video_reward import VideoJudgeReward
@@ -160,3 +163,45 @@ def test_gradients_of_every_target_behind_shared_prefixes_are_those_of_finite_di
 
     # along the gradient the value rises by its norm; float32 leaves about 1e-5 of the 2e-2 between both ends
     assert (moved(1) - moved(-1)) / (2 * step) == pytest.approx(size, rel=1e-2)
+
+
+def test_a_widened_role_says_the_same_until_it_learns_and_survives_saving(tmp_path):
+    judge = build_judge()
+    judge.add_role("a", rank=2, alpha=4)
+    judge.add_role("b", rank=2)
+    for parameter in judge.role_parameters("a"):
+        torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(3))
+    request = describe_request(make_clip())
+
+    def said(judge):
+        with judge.use_role("a"), torch.no_grad():
+            return judge.next_token_logits([request])[0]
+
+    before, num = said(judge), len(judge.role_parameters("a"))
+    judge.widen_role("a", ["text"])
+    assert len(judge.role_parameters("a")) == num  # it has these layers
+    judge.widen_role("a", ["merger", "vision"])
+    assert len(judge.role_parameters("a")) > num and len(judge.role_parameters("b")) == num
+    torch.testing.assert_close(said(judge), before, rtol=0, atol=0)
+    for parameter in judge.role_parameters("a"):
+        torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(4))
+    judge.save_pretrained(tmp_path / "judge")
+    loaded = VideoJudge.from_pretrained(tmp_path / "judge")
+    torch.testing.assert_close(said(loaded), said(judge), rtol=0, atol=1e-6)
+    assert not torch.allclose(said(judge), before)
+    with pytest.raises(ValueError, match="unknown role 'c'"):
+        judge.widen_role("c", ["vision"])
+    with pytest.raises(ValueError, match="lora.targets must be"):
+        judge.widen_role("b", ["eyes"])
+
+
+def test_an_adapter_that_lists_its_layers_by_name_can_be_widened():
+    from reward_model.judge.modules.roles import TARGETS, _pattern
+
+    pattern = _pattern({"q_proj", "v_proj"})
+    assert re.fullmatch(f"{pattern}|{TARGETS['vision']}", "model.language_model.layers.0.self_attn.q_proj")
+    assert (
+        re.fullmatch(pattern, "q_proj")
+        and not re.fullmatch(pattern, "model.k_proj")
+        and not re.fullmatch(pattern, "xq_proj")
+    )

@@ -42,8 +42,9 @@ def test_a_head_is_shown_readable_clips_with_a_prompt_alone(use_norm: bool, expe
     judge, clip = HeadJudge(), make_clip()
     clips, prompts = [clip, "unreadable", clip, "unreadable"], ["a dog", "a dog", None, None]
     scores = align_scores(judge, None, clips, prompts, max_pixels=None, use_norm=use_norm)  # type: ignore[arg-type]
-    assert scores[0] == dict(zip(("VQ", "MQ", "TA", "Overall"), expected, strict=True))
-    for missing in scores[1:]:
+    assert scores.reasons == ["", "unreadable", "no prompt", "unreadable"]
+    assert scores.records[0] == dict(zip(("VQ", "MQ", "TA", "Overall"), expected, strict=True))
+    for missing in scores.records[1:]:
         assert list(missing) == ["VQ", "MQ", "TA", "Overall"] and all(map(math.isnan, missing.values()))
     assert [prompt for _, prompt in judge.shown] == ["a dog"]
 

@@ -184,6 +184,31 @@ def test_a_refresh_turns_a_preference_round_and_leaves_the_base_alone():
     assert all(torch.equal(base[name], p) for name, p in judge.named_parameters() if name in base)
 
 
+def test_a_refresh_draws_pairs_by_their_chances():
+    judge = build_judge()
+    judge.add_role("generated", rank=2, alpha=4)
+    good, bad = rated(0, 0.9), rated(1, 0.1)
+    drawn = VideoPair(good.video, bad.video, good.prompt, {"overall": 1.0}, "p")
+    never = VideoPair(Video(frames=torch.zeros(0, 3, 4, 4), fps=8.0), bad.video, None, {"overall": 1.0}, "q")
+    settings = {"num_steps": 4, "learning_rate": 1e-3, "batch_size": 8, "anchors": [good, bad], "role": "generated"}
+    refresh_levels(judge, pairs=[never, drawn, never], chances=[0.0, 2.0, 0.0], **settings)
+    with pytest.raises(ValueError):
+        refresh_levels(judge, pairs=[never, drawn], chances=[2.0, 0.0], **settings)
+
+
+def test_a_refresh_of_a_widened_role_trains_the_vision_tower_and_the_merger_too():
+    judge = build_judge()
+    judge.add_role("generated", rank=2, alpha=4)
+    judge.widen_role("generated", ["text", "vision", "merger"])
+    good, bad = rated(0, 0.9), rated(1, 0.1)
+    pair = VideoPair(good.video, bad.video, good.prompt, {"overall": 1.0}, "p")
+    before = {name: p.clone() for name, p in judge.named_parameters() if "lora_B" in name}
+    settings = {"num_steps": 3, "learning_rate": 1e-2, "batch_size": 4}
+    refresh_levels(judge, role="generated", pairs=[pair], anchors=[good, bad], **settings)
+    moved = {name for name, p in judge.named_parameters() if name in before and not torch.equal(p, before[name])}
+    assert all(any(part in name for name in moved) for part in ("language_model", "visual.blocks", "visual.merger"))
+
+
 def recipe(output, stages):
     scratch = ScratchConfig(hidden=32, layers=1, patch_size=8)
     return RecipeConfig(

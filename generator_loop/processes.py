@@ -9,8 +9,9 @@ step, where gradients have to be collected as well, one that has no batch left c
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterable, Iterator
+import copy
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import zip_longest
 from typing import Any, TypeVar
@@ -184,13 +185,25 @@ def in_step(batches: Iterable[Item], *, device: torch.device) -> Iterator[tuple[
 
 def _broadcast(item: Item | None, *, source: int, device: torch.device) -> Item | None:
     """Return the item of process `source`, its tensors on this process's device."""
-    buffer = io.BytesIO()
-    if torch.distributed.get_rank() == source:
-        torch.save(item, buffer)
-    content = [buffer.getvalue()]
+    content = [_moved(item, torch.device("cpu")) if torch.distributed.get_rank() == source else None]
     torch.distributed.broadcast_object_list(content, src=source)
-    # written a moment ago by another process of this run
-    return torch.load(io.BytesIO(content[0]), map_location=device, weights_only=False)
+    return _moved(content[0], device)
+
+
+def _moved(item: Any, device: torch.device) -> Any:
+    """Return a value with all tensors in it on the device; dataclasses, mappings and sequences are gone through."""
+    if isinstance(item, Tensor):
+        return item.detach().to(device)
+    if dataclasses.is_dataclass(item):
+        moved = copy.copy(item)
+        for field in dataclasses.fields(item):
+            object.__setattr__(moved, field.name, _moved(getattr(item, field.name), device))
+        return moved
+    if isinstance(item, Mapping):
+        return {key: _moved(value, device) for key, value in item.items()}
+    if isinstance(item, (list, tuple)):
+        return type(item)(_moved(value, device) for value in item)
+    return item
 
 
 def _reduced(values: Tensor, how: str) -> Tensor:

@@ -276,6 +276,10 @@ class PipelineGenerator(ABC):
         """Return the LoRA parameters by name."""
         return self._lora.parameters()
 
+    def models(self) -> dict[str, nn.Module]:
+        """Return the models of the pipeline by name."""
+        return {name: part for name, part in self.pipeline.components.items() if isinstance(part, nn.Module)}
+
     def use(self, name: str) -> AbstractContextManager[None]:
         """Predict with the named weights inside the context."""
         return self._lora.use(name)

@@ -31,7 +31,7 @@ class Layout:
     """Where weights and moments are: whole on every process, or spread over all of them."""
 
     kind: Kind = "whole"
-    """What is spread: nothing; frozen weights (fsdp2); moments (zero2); both (zero3)."""
+    """Parts that are spread: none; frozen weights (fsdp2); moments (zero2); both (zero3)."""
     precision: Literal["no", "bf16"] = "no"
     """Mixed precision of accelerate's config, in which frozen weights are kept; the adapter is float32 always."""
     reshards: bool = True
@@ -60,14 +60,24 @@ class Layout:
     def place(self, model: nn.Module, device: torch.device) -> nn.Module:
         """Bring a transformer to the device: whole, or this process's part of it."""
         if self.kind == "fsdp2":
-            shard(model, self._blocks(model), device=device, reshards=self.reshards)
+            shard(model, self.blocks(model), device=device, reshards=self.reshards)
         elif self.kind == "zero3":
             model.to(device)
             shard_by_deepspeed(model)
         return model.to(device) if self.kind != "zero3" else model
 
-    def _blocks(self, model: Any) -> list[nn.Module]:
-        """Return the blocks of a diffusers transformer that are collected one at a time."""
+    def blocks(self, model: Any) -> list[nn.Module]:
+        """Return the blocks of a diffusers transformer that are collected one at a time.
+
+        Args:
+            model: the transformer.
+
+        Returns:
+            Its modules of `classes`, or of those that the model names as its repeated blocks.
+
+        Raises:
+            ValueError: it has none.
+        """
         own = getattr(model, "_repeated_blocks", None) or getattr(model, "_no_split_modules", None) or ()
         classes = self.classes or tuple(own)
         blocks = [module for module in model.modules() if type(module).__name__ in classes]
@@ -95,8 +105,7 @@ class Layout:
                 f"judge.shard=true needs FSDP2, but the processes run by {NAMES[self.kind]}: launch them with --config_file "
                 "configs/accelerate/fsdp2.yaml, or set it to false"
             )
-        for tower, blocks in ((model.model.visual, "blocks"), (model.model.language_model, "layers")):
-            layers = list(getattr(tower, blocks))
+        for tower, layers in towers_of(model):
             spread = {
                 id(weight) for layer in layers for name, weight in layer.named_parameters() if ".lora_" not in name
             }
@@ -123,6 +132,12 @@ class Layout:
                 "mixed_precision: 'no'"
             )
         return replace(config, dtype="bfloat16")
+
+
+def towers_of(model: Any) -> tuple[tuple[nn.Module, list[nn.Module]], ...]:
+    """Return the vision tower and the text model of a judge, each with its layers."""
+    visual, text = model.model.visual, model.model.language_model
+    return (visual, list(visual.blocks)), (text, list(text.layers))
 
 
 _REFUSED: tuple[tuple[str, tuple[str, ...], str, str], ...] = (
@@ -297,14 +312,16 @@ def shard_by_deepspeed(model: nn.Module) -> None:
     LOCKSTEP.add(model, join)
 
 
-def whole_base(model: nn.Module) -> dict[str, Tensor]:
-    """Return the weights of a judge's base, without adapters, collected from all processes, which call this together."""
+def collected(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights as whole tensors, on the CPU where they are spread; all processes call this together.
+
+    Args:
+        weights: name to tensor, the same names on every process.
+
+    Returns:
+        The same names.
+    """
     from torch.distributed.tensor import DTensor
 
-    from reward_model.judge.modules.roles import base_state
-
     wait()
-    return {
-        name: value.full_tensor().cpu() if isinstance(value, DTensor) else value
-        for name, value in base_state(model).items()
-    }
+    return {name: value.full_tensor().cpu() if isinstance(value, DTensor) else value for name, value in weights.items()}

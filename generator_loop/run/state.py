@@ -18,7 +18,7 @@ from generator_loop.config import JointConfig
 from generator_loop.evaluation.columns import INITIAL, Evaluation
 from generator_loop.run.build import read_config
 from generator_loop.run.session import Progress, Session
-from generator_loop.run.sharding import whole_base
+from generator_loop.run.sharding import collected
 from generator_loop.tracking import checkpoint
 from reward_model import VideoJudgeReward
 from reward_model.config import save_config
@@ -50,7 +50,7 @@ def save(session: Session) -> Path:
 def _writer(session: Session) -> Callable[[Path], None]:
     progress, base, moments = session.progress, None, session.learner.updater.state()
     if isinstance(session.judge, VideoJudgeReward) and session.config.judge.shard:
-        base = whole_base(session.judge.judge.model)
+        base = collected(session.judge.judge.base_state())
 
     def write(folder: Path) -> None:
         """Write everything that a resumed run needs into `folder`."""

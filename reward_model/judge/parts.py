@@ -122,7 +122,7 @@ class JudgeParts(nn.Module):
         place.mkdir(parents=True, exist_ok=True)
         if self.config.base in (BASE_FOLDER, SAME_FOLDER):
             with quiet():
-                self.model.save_pretrained(place / self.config.base, state_dict=base or base_state(self.model))
+                self.model.save_pretrained(place / self.config.base, state_dict=base or self.base_state())
         if self.motion is not None:
             self.motion.save(place)
         if self.head is not None:
@@ -130,6 +130,10 @@ class JudgeParts(nn.Module):
         self._roles.save(place, without=without)
         self.tokenizer.save_pretrained(place)
         self.config.save(place)
+
+    def base_state(self) -> dict[str, Tensor]:
+        """Return the base's weights under the names of a stock checkpoint, without any adapter."""
+        return base_state(self.model)
 
     def release(self) -> nn.Module:
         """Give the model back with the attention implementations that it came with, and return it.

@@ -113,7 +113,9 @@ def test_two_processes_share_generator_and_judges_and_one_goes_on_from_their_che
 def test_a_gradient_through_a_shared_judge_and_generator_is_that_of_whole_ones(recipe: Recipe, tmp_path: Path) -> None:
     """DRaFT runs backwards through the judge, whose towers are spread as well."""
     settings = {"objective__name": "draft", "refresh__every": 0, "judge__shard": True}
-    overrides = [item for item in recipe(tmp_path / "run", **settings) if not item.startswith(("objective.num", "objective.sam"))]
+    overrides = [
+        item for item in recipe(tmp_path / "run", **settings) if not item.startswith(("objective.num", "objective.sam"))
+    ]
     (tmp_path / "run").mkdir()
     alone = opened([*overrides, "judge.shard=false"])
     expected = trained(alone)

@@ -1,4 +1,4 @@
-"""What accelerate asks for, from its own configurations: followed, or refused with one sentence."""
+"""Requests of accelerate's configurations: followed, or refused with one sentence."""
 
 from __future__ import annotations
 
@@ -75,7 +75,11 @@ REFUSED = [
     ("fsdp2", {"fsdp_config": {"fsdp_version": 1}}, "FSDP 1"),
     ("fsdp2", {"fsdp_config": {"fsdp_offload_params": True}}, "generator.offload=model"),
     ("fsdp2", {"fsdp_config": {"fsdp_activation_checkpointing": True}}, "generator.checkpoint_transformer=true"),
-    ("fsdp2", {"fsdp_config": {"fsdp_cpu_ram_efficient_loading": True}}, "keep text encoders and judges without weights"),
+    (
+        "fsdp2",
+        {"fsdp_config": {"fsdp_cpu_ram_efficient_loading": True}},
+        "keep text encoders and judges without weights",
+    ),
     ("fsdp2", {"fsdp_config": {"fsdp_state_dict_type": "SHARDED_STATE_DICT"}}, "sharded checkpoints"),
     ("fsdp2", {"fsdp_config": {"fsdp_auto_wrap_policy": "SIZE_BASED_WRAP"}}, "another fsdp_auto_wrap_policy"),
     ("fsdp2", {"fsdp_config": {"fsdp_auto_wrap_policy": "NO_WRAP"}}, "another fsdp_auto_wrap_policy"),
@@ -105,7 +109,9 @@ def test_what_a_run_does_not_do_is_refused_with_one_sentence(
 ) -> None:
     environ = exported(changed(tmp_path, name, **changes))
     if name == "ddp" and "megatron_lm_config" in changes:
-        environ |= {"ACCELERATE_USE_MEGATRON_LM": "true"}  # which accelerate's parser sets where Megatron-LM is installed
+        environ |= {
+            "ACCELERATE_USE_MEGATRON_LM": "true"
+        }  # which accelerate's parser sets where Megatron-LM is installed
     with pytest.raises(ValueError, match=reason) as refusal:
         requested(environ)
     assert str(refusal.value).startswith("accelerate") and "\n" not in str(refusal.value)

@@ -27,6 +27,7 @@ def run_forked(work: Callable[[int], None], folder: Path, *, num_processes: int)
 
 def _exit_code(work: Callable[[int], None], rank: int, folder: Path, num_processes: int) -> int:
     try:
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(num_processes))  # for DeepSpeed
         torch.distributed.init_process_group(
             "gloo",
             init_method=f"file://{folder / 'rendezvous'}",

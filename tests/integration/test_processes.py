@@ -138,6 +138,23 @@ def trained(session: Session) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in session.generator.weights(POLICY).items()}
 
 
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
+def test_two_processes_by_zero_go_on_from_the_checkpoint_of_one(recipe: Recipe, alone: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    overrides = recipe(output, **SETTINGS)
+    session = opened(overrides)
+    state.begin(session)
+    assert loop.run(session, lambda: session.step == 1) is None
+
+    def work(rank: int) -> None:
+        resumed = opened(overrides, Processes(CPU, rank=rank, count=2, layout=Layout(kind="zero3")))
+        state.restore(resumed)
+        loop.run(resumed, never)
+
+    assert run_forked(work, tmp_path, num_processes=2) == [0, 0]
+    check_same_losses(output, alone)
+
+
 LAUNCHES = {"fsdp2": None, "zero2": "deepspeed", "zero3": "deepspeed"}
 """Configuration of accelerate -> the package that it needs."""
 

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from generator_loop.objectives import OBJECTIVES
 from generator_loop.optim.step import Updater, policies_of
-from generator_loop.processes import LOCKSTEP, any_process, gather, in_step, wait
+from generator_loop.processes import LOCKSTEP, all_sum, any_process, gather, in_step, wait
 from generator_loop.records import Draw, Prompt
 from generator_loop.rewards.advantages import group_advantages
 from generator_loop.run.sharding import Layout
@@ -37,6 +37,7 @@ FAMILIES: dict[str, tuple[Any, Any]] = {
 }
 LAYOUTS = {"given up": Layout(kind="fsdp2"), "kept": Layout(kind="fsdp2", reshards=False)}
 NUM_CLIPS = 3
+STEPS = [("nft", "no"), ("nft", "two"), ("draft", "no"), ("draft", "two"), ("flow_grpo", "two")]
 
 
 def pair_of(build_pipeline: Any, build: Any, layout: Layout, **settings: Any) -> tuple[Any, Any]:
@@ -103,21 +104,25 @@ def compare_experts(rank: int) -> Tensor:
     return torch.tensor([largest(found, expected)])
 
 
-def step_of(generator: Any, name: str, rank: int, num_ranks: int) -> list[Tensor]:
-    """Take one optimiser step in which the second prompt has no reward at all, and return the trained weights."""
+SECOND = {"no": [torch.nan] * 3, "two": [0.3, torch.nan, 0.7]}
+"""Rewards of the second prompt, whose process has fewer batches than the first one's or none."""
+
+
+def step_of(generator: Any, name: str, second: str, rank: int, num_ranks: int) -> Tensor:
+    """Take the objective's optimiser steps with some clips that have no reward, and return the trained weights."""
     objective = OBJECTIVES[name](OBJECTIVES[name].config_class())
     prompts = [Prompt(0, "a red ball"), Prompt(1, "a blue square")][rank::num_ranks]
     kept = dict(tail_span=objective.tail_span, random_steps=objective.random_steps)
     settings = dict(encoder=PromptEncoder(generator), draw=Draw(0, 0), group_size=3, num_steps=3, batch_size=2)
     samples = rollout(generator, prompts, **settings, **kept)
-    rewards = torch.tensor([[0.1, 0.9, 0.5], [torch.nan] * 3])[rank::num_ranks].flatten()
-    advantages = group_advantages(rewards, group_size=3)
+    rewards = torch.tensor([[0.1, 0.9, 0.5], SECOND[second]])[rank::num_ranks].flatten()
+    advantages = group_advantages(rewards, group_size=3, all_sum=all_sum)
     updater = Updater(generator.trainable_parameters(), lr=1e-2)
     policies = policies_of(generator, lambda frames, found: frames.flatten(1).mean(1) + 0 * float(found[0].prompt_id))
     plan = objective.plan(samples, toy_scores(rewards), advantages, draw=Draw(0, 0), micro_batch_size=2)
     for batches in plan:
         updater.step(objective, batches, policies)
-    return [parameter.detach() for parameter in generator.trainable_parameters().values()]
+    return torch.cat([weight.detach().flatten() for weight in generator.trainable_parameters().values()])
 
 
 def refuse_out_of_step(rank: int) -> Tensor:
@@ -142,10 +147,10 @@ def scenarios(rank: int) -> dict[str, Tensor]:
     found["kept"] = compare_family(rank, "wan", LAYOUTS["kept"])
     LOCKSTEP.clear()
     found["experts"] = compare_experts(rank)
-    for name in ("nft", "draft", "flow_grpo"):
+    for name, second in STEPS:
         LOCKSTEP.clear()
         _, spread = pair_of(build_wan, build_generator, LAYOUTS["given up"])
-        found[f"step {name}"] = torch.cat([weight.flatten() for weight in step_of(spread, name, rank, 2)])
+        found[f"{name} {second}"] = step_of(spread, name, second, rank, 2)
     LOCKSTEP.clear()
     found["dealt"] = torch.tensor(gather([0, 2, 4] if rank == 0 else [1]))
     _, spread = pair_of(build_wan, build_generator, LAYOUTS["given up"])
@@ -186,15 +191,17 @@ def test_two_transformers_of_which_a_process_needs_one_alone_stay_in_step(found)
         assert float(numbers["experts"]) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["nft", "draft", "flow_grpo"])
-def test_a_process_without_any_scored_clip_steps_as_the_others_do(found, name: str) -> None:
+@pytest.mark.parametrize(("name", "second"), STEPS)
+def test_a_process_with_fewer_scored_clips_or_none_steps_as_the_others_do(found, name: str, second: str) -> None:
     whole = build_generator()
     randomise_lora(whole)
-    before = torch.cat([weight.flatten().clone() for weight in whole.trainable_parameters().values()])
-    expected = torch.cat([weight.flatten() for weight in step_of(whole, name, 0, 1)])
+    before = torch.cat([weight.detach().flatten().clone() for weight in whole.trainable_parameters().values()])
+    expected = step_of(whole, name, second, 0, 1)
     assert float((expected - before).abs().max()) > 1e-3
     for numbers in found:
-        assert_close(numbers[f"step {name}"], expected, atol=1e-5, rtol=0)
+        assert_close(
+            numbers[f"{name} {second}"], expected, atol=2e-5, rtol=0
+        )  # Adam divides small gradients by themselves
 
 
 def test_items_of_all_processes_come_in_the_order_of_one(found) -> None:

@@ -73,7 +73,9 @@ def _launch(path: str, overrides: Sequence[str], *, dry_run: bool) -> int:
     if dry_run:
         from generator_loop.run.estimate import estimate
 
-        print(estimate(open_session(config, processes)))
+        text = estimate(open_session(config, processes))
+        if processes.is_main:
+            print(text)
         return 0
 
     from generator_loop.loop import run

@@ -80,8 +80,8 @@ class Layout:
         """
         own = getattr(model, "_repeated_blocks", None) or getattr(model, "_no_split_modules", None) or ()
         classes = self.classes or tuple(own)
-        blocks = [module for module in model.modules() if type(module).__name__ in classes]
-        if missing := set(self.classes) - {type(module).__name__ for module in blocks}:
+        blocks = [module for module in model.modules() if _class_name(module) in classes]
+        if missing := set(self.classes) - {_class_name(module) for module in blocks}:
             raise ValueError(
                 f"fsdp_transformer_layer_cls_to_wrap names {', '.join(sorted(missing))}, of which "
                 f"{type(model).__name__} has no module; leave it out, and the model's own blocks are taken"
@@ -132,6 +132,11 @@ class Layout:
                 "mixed_precision: 'no'"
             )
         return replace(config, dtype="bfloat16")
+
+
+def _class_name(module: nn.Module) -> str:
+    """Return the name of a module's class, which FSDP2 puts its own name before."""
+    return type(module).__name__.removeprefix("FSDP")
 
 
 def towers_of(model: Any) -> tuple[tuple[nn.Module, list[nn.Module]], ...]:

@@ -15,6 +15,7 @@ from generator_loop.optim.step import Updater, policies_of
 from generator_loop.processes import LOCKSTEP, all_sum, any_process, gather, in_step, wait
 from generator_loop.records import Draw, Prompt
 from generator_loop.rewards.advantages import group_advantages
+from generator_loop.run.memory import footprint_of
 from generator_loop.run.sharding import Layout
 from generator_loop.sampling.rollout import PromptEncoder, rollout
 from tests.forked import run_forked
@@ -93,6 +94,12 @@ def compare_family(rank: int, family: str, layout: Layout) -> Tensor:
     return torch.tensor([away, here / sum(weight.numel() for weight in base), float(least)])
 
 
+def footprints() -> list[Any]:
+    """Return the footprints of a whole generator and of a spread one."""
+    pair = pair_of(build_wan, build_generator, LAYOUTS["given up"])
+    return [footprint_of(generator.models(), [], adapter=1, num_copies=2) for generator in pair]
+
+
 def compare_experts(rank: int) -> Tensor:
     """Return the same of two transformers, of which one process calls both and the other one only."""
     whole, spread = pair_of(lambda: build_wan(kind="2.2 A14B"), build_generator, LAYOUTS["given up"])
@@ -146,6 +153,9 @@ def scenarios(rank: int) -> dict[str, Tensor]:
     LOCKSTEP.clear()
     found["kept"] = compare_family(rank, "wan", LAYOUTS["kept"])
     LOCKSTEP.clear()
+    whole, spread = footprints()
+    found["footprints are equal"] = torch.tensor([float(whole == spread and spread.block > 0)])
+    LOCKSTEP.clear()
     found["experts"] = compare_experts(rank)
     for name, second in STEPS:
         LOCKSTEP.clear()
@@ -184,6 +194,10 @@ def test_a_spread_transformer_computes_as_a_whole_one_and_each_process_holds_hal
         away, share, has_gradient = numbers[name].tolist()
         assert away < 1e-5 and has_gradient
         assert 0.4 < share < 0.65  # tiny tensors do not split evenly
+
+
+def test_the_memory_of_each_layout_is_estimated_alike_from_whole_and_from_spread_models(found) -> None:
+    assert [float(numbers["footprints are equal"]) for numbers in found] == [1, 1]
 
 
 def test_two_transformers_of_which_a_process_needs_one_alone_stay_in_step(found) -> None:

@@ -1,4 +1,4 @@
-"""Writes docs/memory.md: memory per GPU of weights and moments, by generator, layout and number of GPUs.
+"""Writes docs/memory.md and comments of recipes: memory per GPU of weights and moments, by generator, layout and number of GPUs.
 
     python scripts/memory_table.py
 
@@ -9,7 +9,7 @@ table of `joint_train.py --dry-run`, which measures the peak of a step beside it
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,7 @@ def adapter_bytes(transformer: nn.Module, targets: Sequence[str], *, rank: int) 
 
 def footprint(recipe: str, build: Callable[[], Models]) -> Footprint:
     """Return the footprint of a generator by its recipe, beside a judge of Qwen2.5-VL 3B's shape."""
-    config = read_config(ROOT / "configs" / "joint" / f"{recipe}.yaml", []).generator
+    config = read_config(recipe_path(recipe), []).generator
     with torch.device("meta"):
         models, watching = build(), judge()
     targets = generator_class(config.family).lora_targets
@@ -113,9 +113,35 @@ def footprint(recipe: str, build: Callable[[], Models]) -> Footprint:
     return footprint_of(models, [watching], adapter=adapter, num_copies=NUM_COPIES)
 
 
-def page() -> str:
+def footprints() -> dict[str, Footprint]:
+    """Return the footprint of each generator by name."""
+    return {name: footprint(*how) for name, how in GENERATORS.items()}
+
+
+def recipe_text(recipe: str, found: Mapping[str, Footprint]) -> str:
+    """Return a recipe's text with the memory of its generators in comments at its head."""
+    lines = recipe_path(recipe).read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if not line.startswith(_COMMENT)]
+    place = next(number for number, line in enumerate(kept) if not line.startswith("#"))
+    comments = []
+    for name, (file, _) in GENERATORS.items():
+        table = dict(found[name].table())
+        whole, spread = (", ".join(f"{size:.0f}" for size in table[layout]) for layout in ("ddp", "fsdp2, judge.shard"))
+        if file == recipe:
+            comments.append(f"{_COMMENT} {name}: {whole} by ddp.yaml; {spread} by fsdp2.yaml with judge.shard=true.\n")
+    return "".join([*kept[:place], *comments, *kept[place:]])
+
+
+def recipe_path(recipe: str) -> Path:
+    """Return the file of a recipe."""
+    return ROOT / "configs" / "joint" / f"{recipe}.yaml"
+
+
+_COMMENT = "# GB of weights and moments per GPU at 1, 8 and 64 GPUs (docs/memory.md),"
+
+
+def page(found: Mapping[str, Footprint]) -> str:
     """Return docs/memory.md."""
-    found = {name: footprint(*how) for name, how in GENERATORS.items()}
     rows = [
         f"| {name} | {layout} | " + " | ".join(f"{size:.1f}" for size in sizes) + " |"
         for name, one in found.items()
@@ -164,8 +190,11 @@ All on one GPU, by part; the adapter is counted with its gradients, their messag
 
 
 def main() -> None:
-    """Write the page."""
-    PAGE.write_text(page(), encoding="utf-8")
+    """Write the page and the comments of the recipes."""
+    found = footprints()
+    PAGE.write_text(page(found), encoding="utf-8")
+    for recipe in {recipe for recipe, _ in GENERATORS.values()}:
+        recipe_path(recipe).write_text(recipe_text(recipe, found), encoding="utf-8")
 
 
 if __name__ == "__main__":

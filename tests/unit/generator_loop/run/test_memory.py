@@ -101,9 +101,13 @@ def test_the_page_is_up_to_date() -> None:
     assert spec is not None and spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    assert script.PAGE.read_text(encoding="utf-8") == script.page(), "run python scripts/memory_table.py"
+    found = script.footprints()
+    assert script.PAGE.read_text(encoding="utf-8") == script.page(found), "run python scripts/memory_table.py"
+    for recipe in ("nft_wan", "nft_hunyuan_video"):
+        text = script.recipe_path(recipe).read_text(encoding="utf-8")
+        assert text == script.recipe_text(recipe, found), "run python scripts/memory_table.py"
     # published sizes: 1.3 and 14 billion in bfloat16, and 13
-    sizes = {name: script.footprint(*how).transformers / 2e9 for name, how in script.GENERATORS.items()}
+    sizes = {name: one.transformers / 2e9 for name, one in found.items()}
     assert sizes["Wan 2.1 1.3B"] == pytest.approx(1.42, abs=0.03)
     assert sizes["Wan 2.1 14B"] == pytest.approx(14.3, abs=0.1)
     assert sizes["HunyuanVideo"] == pytest.approx(12.8, abs=0.1)

@@ -293,7 +293,11 @@ def shard_by_deepspeed(model: nn.Module) -> None:
 
     config = {
         "train_micro_batch_size_per_gpu": 1,
-        "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
+        "zero_optimization": {
+            "stage": 3,
+            "stage3_param_persistence_threshold": 0,
+            "memory_efficient_linear": False,  # it would take the place of torch's linear layers everywhere
+        },
     }
     model.requires_grad_(False)
     # without mixed precision of its own, DeepSpeed would turn 16-bit weights into 32-bit ones

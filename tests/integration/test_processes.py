@@ -149,7 +149,9 @@ def test_two_processes_by_zero_go_on_from_the_checkpoint_of_one(recipe: Recipe, 
     def work(rank: int) -> None:
         linear = torch.nn.functional.linear
         resumed = opened(overrides, Processes(CPU, rank=rank, count=2, layout=Layout(kind="zero3")))
-        assert torch.nn.functional.linear is linear  # DeepSpeed's own rounds 16-bit gradients differently, in all models
+        assert (
+            torch.nn.functional.linear is linear
+        )  # DeepSpeed's own rounds 16-bit gradients differently, in all models
         state.restore(resumed)
         loop.run(resumed, never)
 

@@ -49,7 +49,14 @@ class GeneratorConfig:
     revision: str | None = None
     """Hub revision; null takes the newest."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Dtype of the frozen weights; auto is float32 on a CPU and bfloat16 elsewhere. The adapter is always float32."""
+    """Dtype of the frozen weights, and of the transformer's arithmetic; auto is float32 on a CPU and bfloat16 elsewhere. What
+    learns, the adapter or with train=full the transformer, is always kept in float32."""
+    train: Literal["lora", "full"] = "lora"
+    """lora trains an adapter; full trains every weight of the transformers, at some six times their 32-bit size in memory, and
+    saves them whole. Full wants a lower `update.learning_rate`, 1e-5 rather than 3e-4 (DanceGRPO)."""
+    copies: Literal["device", "cpu"] = "device"
+    """Where the copies of the trained weights that sampled last and that the policy stays near (old, reference) wait; cpu frees
+    twice the trained size on the GPU, and costs a transfer each time that one of them predicts."""
     num_frames: int
     """Pixel frames per clip, 4k + 1 for Wan; more cost memory and time in proportion."""
     height: int
@@ -59,9 +66,9 @@ class GeneratorConfig:
     fps: float
     """Frames per second at which clips are shown and judged."""
     lora_rank: int = 16
-    """Rank of the adapter; raising it adds capacity and memory (32 in DiffusionNFT's recipes)."""
+    """Rank of the adapter (train=lora); raising it adds capacity and memory (32 in DiffusionNFT's recipes)."""
     lora_alpha: int = 32
-    """Scale of the adapter, in ranks: its output is multiplied by alpha / rank."""
+    """Scale of the adapter (train=lora), in ranks: its output is multiplied by alpha / rank."""
     guidance_scale: float = 1.0
     """Classifier-free guidance while sampling and learning; 1 is off, halves the cost, as in the papers."""
     guidance_scale_2: float | None = None
@@ -91,6 +98,11 @@ class GeneratorConfig:
         """Check ranges."""
         names = ("num_frames", "height", "width", "fps", "lora_rank", "lora_alpha", "max_sequence_length")
         _positive("generator", self, *names, "decode_batch_size")
+        if self.train == "full" and self.dtype == "float16":
+            raise ValueError(
+                "generator.train=full cannot compute in generator.dtype=float16, whose small gradients vanish unless they are "
+                "scaled; set generator.dtype=bfloat16 or float32"
+            )
         if self.guidance_scale < 1:
             raise ValueError(f"generator.guidance_scale must be >= 1, got {self.guidance_scale}")
         if self.guidance_scale_2 is not None and self.guidance_scale_2 < 1:

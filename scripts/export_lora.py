@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from generator_loop.adapters.pipeline import LORA_FILE
+from generator_loop.adapters.lora import LORA_FILE
 
 LAYERS = {
     "attn1.to_q": "self_attn.q",
@@ -71,6 +71,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("folder", type=Path, help=f"folder with {LORA_FILE}")
     parser.add_argument("output", type=Path, help="file to write")
     arguments = parser.parse_args(argv)
+    if not (arguments.folder / LORA_FILE).is_file():
+        parser.error(
+            f"{arguments.folder} has no {LORA_FILE}: it is no folder of a run's generator, or one of generator.train=full, "
+            "whose transformer other front ends read as it is"
+        )
     with safe_open(arguments.folder / LORA_FILE, framework="pt") as file:
         settings = json.loads(file.metadata()["lora_adapter_metadata"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}

@@ -113,8 +113,8 @@ def build_generator(*, pipeline=None, **settings):
 
 
 def randomise_lora(generator, *, std=0.3, seed=1):
-    """Give LoRA's B, which starts at zero, values that change the output."""
+    """Give the trained weights, among them LoRA's B, which starts at zero, values that change the output."""
     noise = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in generator.trainable_parameters().values():
-            parameter.add_(std * torch.randn(parameter.shape, generator=noise))
+            parameter.add_((std * torch.randn(parameter.shape, generator=noise)).to(parameter.device))

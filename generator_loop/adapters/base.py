@@ -23,12 +23,12 @@ class VideoGenerator(Protocol):
     """A text-to-video model in the vocabulary of the loop: sigma, velocity and normalised latents.
 
     Named weights are copies of the trained parameters: `policy` is live, `old` and `reference` start equal to it.
-    Freshly attached LoRA changes nothing, so the first reference is the base model itself.
+    The first policy is the base model itself, with LoRA that changes nothing where an adapter is trained, and so is the reference.
     """
 
     name: str
     pipeline_name: ClassVar[str]
-    """Class of diffusers that loads the model and the LoRA that `save` wrote; the model card names it."""
+    """Class of diffusers that loads the model and what `save` wrote; the model card names it."""
     fps: float
     num_frames: int
     size: tuple[int, int]
@@ -143,7 +143,7 @@ class VideoGenerator(Protocol):
             name: `policy` or a name given to `set_weights`.
 
         Returns:
-            Parameter name to tensor.
+            Parameter name to tensor; copies may wait on another device than the policy.
         """
         ...
 

@@ -45,14 +45,23 @@ class Source:
         return {"revision": self.revision, "local_files_only": self.is_local}
 
 
-def load_pipeline(name: str, path: str, *, revision: str | None, dtype: torch.dtype, vae_dtype: torch.dtype) -> Any:
+def load_pipeline(
+    name: str,
+    path: str,
+    *,
+    revision: str | None,
+    dtype: torch.dtype,
+    transformer_dtype: torch.dtype,
+    vae_dtype: torch.dtype,
+) -> Any:
     """Load a pipeline whose models each got all of their weights and no others.
 
     Args:
         name: its class in diffusers.
         path: folder or hub id.
         revision: of a hub id.
-        dtype: of all models but the VAE.
+        dtype: of all models but these.
+        transformer_dtype: of the transformers.
         vae_dtype: of the VAE.
 
     Returns:
@@ -67,8 +76,9 @@ def load_pipeline(name: str, path: str, *, revision: str | None, dtype: torch.dt
     source = _source(path, revision)
     loader = getattr(diffusers, name)
     index = _index_of(loader, source)
+    dtypes = {"vae": vae_dtype, "transformer": transformer_dtype, "transformer_2": transformer_dtype}
     models = {
-        part: _load_model(source, part, library, kind, vae_dtype if part == "vae" else dtype)
+        part: _load_model(source, part, library, kind, dtypes.get(part, dtype))
         for part, (library, kind) in _models_of(index, source).items()
     }
     try:

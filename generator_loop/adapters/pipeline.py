@@ -20,19 +20,18 @@ from torch.utils.checkpoint import checkpoint
 
 from generator_loop.adapters.base import POLICY
 from generator_loop.adapters.folders import load_pipeline
+from generator_loop.adapters.full import FullWeights
 from generator_loop.adapters.kernels import compile_blocks, use_attention
 from generator_loop.adapters.lora import LoraWeights
+from generator_loop.adapters.named_weights import NamedWeights
 from generator_loop.adapters.offload import offload_of
 from generator_loop.adapters.partial_decode import check_excerpt, held_outside
 from generator_loop.config import GeneratorConfig
 from generator_loop.records import Conditioning
 
-LORA_FILE = "pytorch_lora_weights.safetensors"
-"""File name that stock `load_lora_weights` looks for."""
-
 
 class PipelineGenerator(ABC):
-    """A frozen pipeline with LoRA on its transformers; see `VideoGenerator` for the contract.
+    """A pipeline whose transformers learn, by LoRA or as a whole; see `VideoGenerator` for the contract.
 
     Families fill in `_check`, `_factors`, `_schedule_of`, `_sigmas`, `_velocity`, `_pixels` and `_normalise`, and `_pixels_of`
     where their decoder can leave latent frames out.
@@ -49,11 +48,11 @@ class PipelineGenerator(ABC):
     def __init__(
         self, pipeline: Any, config: GeneratorConfig, *, lora_seed: int = 0, lora_targets: Sequence[str] | None = None
     ) -> None:
-        """Freeze the pipeline and attach LoRA to its transformers.
+        """Freeze the pipeline, and attach LoRA to its transformers or let them learn as a whole.
 
         Args:
             pipeline: loaded pipeline, on its device; it is changed in place.
-            config: clip, LoRA, guidance and memory settings; its path, revision and dtype are not read here.
+            config: clip, training, guidance and memory settings; its path and revision are not read here.
             lora_seed: seed of LoRA's first state.
             lora_targets: endings of module names; None takes the family's.
 
@@ -71,13 +70,7 @@ class PipelineGenerator(ABC):
         self.device = pipeline.transformer.device
         self._schedule = self._schedule_of(pipeline.scheduler)
         self._transformers = {name: getattr(pipeline, name) for name in self._transformer_names()}
-        self._lora = LoraWeights(
-            self._transformers,
-            rank=config.lora_rank,
-            alpha=config.lora_alpha,
-            targets=lora_targets or self.lora_targets,
-            seed=lora_seed,
-        )
+        self._trained = self._trained_weights(lora_targets or self.lora_targets, lora_seed)
         if config.checkpoint_decode:
             self._checkpoint_decoder()
         if config.vae_tiling:
@@ -85,6 +78,19 @@ class PipelineGenerator(ABC):
         for transformer in self._transformers.values():
             _prepare(transformer, config)
         self._offload = offload_of(pipeline, config.offload)
+
+    def _trained_weights(self, lora_targets: Sequence[str], lora_seed: int) -> NamedWeights:
+        config = self.config
+        if config.train == "full":
+            return FullWeights(self._transformers, copies=config.copies)
+        return LoraWeights(
+            self._transformers,
+            rank=config.lora_rank,
+            alpha=config.lora_alpha,
+            targets=lora_targets,
+            seed=lora_seed,
+            copies=config.copies,
+        )
 
     @classmethod
     def from_pretrained(
@@ -95,10 +101,10 @@ class PipelineGenerator(ABC):
         lora_seed: int = 0,
         place: Callable[[nn.Module, torch.device], object] = nn.Module.to,
     ) -> Self:
-        """Load the pipeline folder or hub id that `config.path` names and attach LoRA.
+        """Load the pipeline folder or hub id that `config.path` names, ready to learn.
 
         Args:
-            config: the generator; its dtype is that of transformer and text encoder, the VAE and LoRA are always float32.
+            config: the generator; its dtype is that of transformer and text encoder, the VAE and what learns are always float32.
             device: where the models live; None is the CPU.
             lora_seed: seed of LoRA's first state.
             place: brings a transformer to the device, whole or in part; LoRA, which is attached afterwards, stays whole.
@@ -110,13 +116,13 @@ class PipelineGenerator(ABC):
             ValueError: a path that cannot be loaded as this family's pipeline, see `load_pipeline`.
         """
         device = device or torch.device("cpu")
-        standard = "float32" if device.type == "cpu" else "bfloat16"
-        dtype = standard if config.dtype == "auto" else config.dtype
+        dtype = dtype_of(config, device)
         pipeline = load_pipeline(
             cls.pipeline_name,
             config.path,
             revision=config.revision,
-            dtype=getattr(torch, dtype),
+            dtype=dtype,
+            transformer_dtype=torch.float32 if config.train == "full" else dtype,
             vae_dtype=torch.float32,
         )
         for name, component in pipeline.components.items():
@@ -135,11 +141,19 @@ class PipelineGenerator(ABC):
         """Predict the velocity [B, c, F, h, w], guided where the conditioning holds a negative prompt."""
         if self._offload is not None:
             self._offload.end_text()
-        velocity = self._velocity(latents, sigma, _side(cond, "positive"))
-        if "negative" not in cond.tensors:
-            return velocity
-        unguided = self._velocity(latents, sigma, _side(cond, "negative"))
+        with self._precision():
+            velocity = self._velocity(latents, sigma, _side(cond, "positive"))
+            if "negative" not in cond.tensors:
+                return velocity
+            unguided = self._velocity(latents, sigma, _side(cond, "negative"))
         return unguided + self._guidance(sigma) * (velocity - unguided)
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        """Compute in the config's dtype where all weights learn, which are 32-bit; elsewhere weights are of that dtype themselves."""
+        dtype = dtype_of(self.config, self.device)
+        if self.config.train == "lora" or dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=dtype)
 
     def _guidance(self, sigma: Tensor) -> float | Tensor:
         """Return the scale of guidance, one for all samples or as [B, 1, 1, 1, 1]."""
@@ -273,8 +287,8 @@ class PipelineGenerator(ABC):
         """Decode normalised latents to pixels [B, 3, T, H, W] in [-1, 1]."""
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
-        """Return the LoRA parameters by name."""
-        return self._lora.parameters()
+        """Return the trained parameters by name."""
+        return self._trained.parameters()
 
     def models(self) -> dict[str, nn.Module]:
         """Return the models of the pipeline by name."""
@@ -282,37 +296,35 @@ class PipelineGenerator(ABC):
 
     def use(self, name: str) -> AbstractContextManager[None]:
         """Predict with the named weights inside the context."""
-        return self._lora.use(name)
+        return self._trained.use(name)
 
     def weights(self, name: str) -> dict[str, Tensor]:
         """Return the named weights, detached and not copied."""
-        return self._lora.weights(name)
+        return self._trained.weights(name)
 
     def set_weights(self, name: str, weights: Mapping[str, Tensor]) -> None:
         """Copy weights into the named set, creating it if it is new."""
-        self._lora.set_weights(name, weights)
+        self._trained.set_weights(name, weights)
 
     def save(self, folder: Path) -> None:
-        """Write the policy as a diffusers LoRA folder; alpha is kept in the file's metadata.
+        """Write the policy as stock diffusers loads it: a LoRA folder with alpha in its metadata, or a transformer's own folder.
 
         Every transformer beside the first has a folder of its own inside, of its name.
         """
-        for name in self._transformers:
-            tensors, settings = self._lora.to_peft(name)
-            self.pipeline.save_lora_weights(
-                self._folder_of(name, folder),
-                transformer_lora_layers=tensors,
-                weight_name=LORA_FILE,
-                transformer_lora_adapter_metadata=settings,
-            )
+        self._trained.save(self.pipeline, self._folders(folder))
 
     def load(self, folder: Path) -> None:
-        """Read a policy that `save` wrote, exactly; a LoRA of another rank, alpha or shape, or a cut file raises ValueError."""
-        paths = {name: self._folder_of(name, folder) / LORA_FILE for name in self._transformers}
-        self.set_weights(POLICY, self._lora.read(paths))
+        """Read a policy that `save` wrote, exactly; one of another rank, alpha, shape or model, or a cut file raises ValueError."""
+        self.set_weights(POLICY, self._trained.read(self._folders(folder)))
 
-    def _folder_of(self, name: str, folder: Path) -> Path:
-        return folder if name == next(iter(self._transformers)) else folder / name
+    def _folders(self, folder: Path) -> dict[str, Path]:
+        return {name: folder if place == 0 else folder / name for place, name in enumerate(self._transformers)}
+
+
+def dtype_of(config: GeneratorConfig, device: torch.device) -> torch.dtype:
+    """Return the dtype that a config asks for on a device, by which `auto` is decided."""
+    standard = "float32" if device.type == "cpu" else "bfloat16"
+    return getattr(torch, standard if config.dtype == "auto" else config.dtype)
 
 
 def _side(cond: Conditioning, side: str) -> dict[str, Tensor]:

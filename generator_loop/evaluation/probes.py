@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from generator_loop.adapters.base import VideoGenerator, predict_with
-from generator_loop.evaluation.columns import INITIAL
+from generator_loop.adapters.base import POLICY, VideoGenerator, predict_with
 from generator_loop.flow.path import keyed_noise, mean_square, noised
 from generator_loop.records import Draw, Prompt, Rollout
 from generator_loop.sampling.rollout import PromptEncoder
@@ -30,15 +29,16 @@ class Probes:
         """Fix the probes while the generator still is the initial one.
 
         Args:
-            generator: its live weights are remembered as the initial policy's.
+            generator: the velocities of its live weights are remembered, not the weights.
             sampled: samples of the initial policy, one per prompt.
             clean: real or rendered frames [N, T, C, H, W] with their prompts; None leaves the flow loss out.
             encoder: text embeddings.
             draw: the probes' own random streams.
         """
-        generator.set_weights(INITIAL, generator.weights("policy"))
         self._generator, self._has_clean = generator, clean is not None
         self._own = self._noised(sampled.latents, sampled.prompts, sampled.cond, draw.fork("own"))
+        with torch.no_grad():
+            self._initial = predict_with(generator, POLICY)(*self._own[:3])
         if clean is not None:
             frames, prompts = clean
             self._clean = self._noised(generator.encode(frames), prompts, encoder(prompts), draw.fork("clean"))
@@ -46,9 +46,9 @@ class Probes:
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
         """Return `kl`, the mean squared velocity difference to the initial policy, and `flow_loss` on clean clips."""
-        policy, initial = predict_with(self._generator, "policy"), predict_with(self._generator, INITIAL)
+        policy = predict_with(self._generator, POLICY)
         latents, sigma, cond, _ = self._own
-        measured = {"kl": float(mean_square(policy(latents, sigma, cond) - initial(latents, sigma, cond)).mean())}
+        measured = {"kl": float(mean_square(policy(latents, sigma, cond) - self._initial).mean())}
         if self._has_clean:
             latents, sigma, cond, target = self._clean
             measured["flow_loss"] = float(mean_square(policy(latents, sigma, cond) - target).mean())

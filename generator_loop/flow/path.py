@@ -34,6 +34,35 @@ def logit_normal_sigmas(draw: Draw, keys: Sequence[tuple[int, int]]) -> Tensor:
     return torch.stack([torch.randn((), generator=stream) for stream in streams]).sigmoid()
 
 
+def uniform_sigmas(
+    draw: Draw, keys: Sequence[tuple[int, int]], *, between: tuple[float, float], shift: float
+) -> Tensor:
+    """Draw sigmas [N] by (prompt id, sample), uniform between two values and then moved up.
+
+    Args:
+        draw: random streams.
+        keys: N pairs of prompt id and sample; equal pairs get equal sigmas.
+        between: the lowest and the highest value before the shift.
+        shift: s of s u / (1 + (s - 1) u); 1 leaves them where they are.
+
+    Returns:
+        [N].
+    """
+    low, high = between
+    uniform = torch.stack([torch.rand((), generator=draw.fork("sigma").generator(*key)) for key in keys])
+    sigma = low + (high - low) * uniform
+    return shift * sigma / (1 + (shift - 1) * sigma)
+
+
+def check_sigmas(between: tuple[float, float], shift: float) -> None:
+    """Refuse (ValueError) an objective's `sigma_range` and `sigma_shift` that `uniform_sigmas` cannot draw from."""
+    low, high = between
+    if not 0 < low < high <= 1:
+        raise ValueError(f"objective.sigma_range must be two rising values in (0, 1], got {between}")
+    if not shift > 0:
+        raise ValueError(f"objective.sigma_shift must be > 0, got {shift}")
+
+
 def noised(latents: Tensor, noise: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
     """Return noisy latents and their velocity target.
 

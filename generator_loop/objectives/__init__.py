@@ -2,7 +2,10 @@
 
 from typing import Any
 
+from generator_loop.objectives.awm import AWM
 from generator_loop.objectives.base import ObjectiveConfig
+from generator_loop.objectives.crd import CRD
+from generator_loop.objectives.dgpo import DGPO
 from generator_loop.objectives.diffusion_dpo import DiffusionDPO
 from generator_loop.objectives.draft import Draft
 from generator_loop.objectives.flow_grpo import FlowGRPO
@@ -17,6 +20,9 @@ OBJECTIVES: dict[str, Any] = {
     "refl": ReFL,
     "flow_grpo": FlowGRPO,
     "rwr": RWR,
+    "awm": AWM,
+    "crd": CRD,
+    "dgpo": DGPO,
 }
 """Name -> class, an `Objective` that is built from its `config_class`."""
 

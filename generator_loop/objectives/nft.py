@@ -13,10 +13,10 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from generator_loop.flow.path import keyed_noise, like_latents, mean_square, noised
+from generator_loop.flow.path import check_sigmas, keyed_noise, like_latents, mean_square, noised, uniform_sigmas
 from generator_loop.objectives.base import LossObjective, ObjectiveConfig, Policies
 from generator_loop.records import Conditioning, Draw, LossOutput, Rollout, Scored
-from generator_loop.rewards.advantages import Advantages
+from generator_loop.rewards.advantages import Advantages, optimality
 
 MIN_ERROR = 1e-5
 """Floor of the mean absolute error that weights a sample (authors' code)."""
@@ -52,12 +52,10 @@ class NFTConfig(ObjectiveConfig):
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        for field in ("beta", "advantage_clip", "num_updates", "samples_per_group", "sigma_shift"):
+        for field in ("beta", "advantage_clip", "num_updates", "samples_per_group"):
             if not getattr(self, field) > 0:
                 raise ValueError(f"objective.{field} must be > 0, got {getattr(self, field)}")
-        low, high = self.sigma_range
-        if not 0 < low < high <= 1:
-            raise ValueError(f"objective.sigma_range must be two rising values in (0, 1], got {self.sigma_range}")
+        check_sigmas(self.sigma_range, self.sigma_shift)
         if self.kl_coef < 0:
             raise ValueError(f"objective.kl_coef must be >= 0, got {self.kl_coef}")
 
@@ -100,12 +98,13 @@ class NFT(LossObjective[NFTBatch]):
         for start in range(0, len(samples), micro_batch_size):
             micro_batch = samples[start : start + micro_batch_size]
             keys = [(rollout.prompts[sample // size].prompt_id, sample % size) for sample in micro_batch]
-            uniform = torch.stack([torch.rand((), generator=draw.fork("sigma").generator(*key)) for key in keys])
             index = torch.tensor(micro_batch, device=device)
             yield NFTBatch(
                 latents=rollout.latents[index],
                 noise=keyed_noise(draw, keys, rollout.latents),
-                sigma=self._sigma(uniform).to(device),
+                sigma=uniform_sigmas(draw, keys, between=self.config.sigma_range, shift=self.config.sigma_shift).to(
+                    device
+                ),
                 cond=rollout.cond.select(index),
                 optimality=optimality(advantages.values[torch.tensor(micro_batch)], clip=self.config.advantage_clip).to(
                     device
@@ -117,11 +116,6 @@ class NFT(LossObjective[NFTBatch]):
         shuffle = draw.fork("choice").generator(rollout.prompts[group].prompt_id, 0)
         order = torch.randperm(len(usable), generator=shuffle)[: self.config.samples_per_group]
         return [group * rollout.group_size + usable[place] for place in order.tolist()]
-
-    def _sigma(self, uniform: Tensor) -> Tensor:
-        low, high = self.config.sigma_range
-        sigma = low + (high - low) * uniform
-        return self.config.sigma_shift * sigma / (1 + (self.config.sigma_shift - 1) * sigma)
 
     def loss(self, batch: NFTBatch, policies: Policies) -> LossOutput:
         """Compute the loss of one micro-batch.
@@ -149,19 +143,6 @@ class NFT(LossObjective[NFTBatch]):
             "kl": kl.detach(),
         }
         return LossOutput(loss, {name: float(value) for name, value in metrics.items()})
-
-
-def optimality(advantages: Tensor, *, clip: float) -> Tensor:
-    """Map advantages to the optimality probability r, that a sample is a good one.
-
-    Args:
-        advantages: [N].
-        clip: advantage A_max that maps to 1.
-
-    Returns:
-        clip(A / A_max, -1, 1) / 2 + 1/2, [N].
-    """
-    return (advantages / clip).clamp(-1, 1) / 2 + 0.5
 
 
 def nft_loss(

@@ -8,7 +8,7 @@ from typing import Any
 from generator_loop.adapters.base import OLD, POLICY, VideoGenerator
 from generator_loop.config import UpdateConfig
 from generator_loop.objectives.base import Objective, PixelReward
-from generator_loop.optim.ema import blend
+from generator_loop.optim.ema import follow
 from generator_loop.optim.moments import Moments, WholeMoments
 from generator_loop.optim.step import Updater, policies_of
 from generator_loop.records import Draw, Rollout, Scored
@@ -61,8 +61,7 @@ class Learner:
         size = self._config.micro_batch_size
         steps = self.objective.plan(samples, scored, advantages, draw=draw, micro_batch_size=size)
         metrics = [self.updater.step(self.objective, batches, self._policies) for batches in steps]
-        followed = blend(self._generator.weights(OLD), self._generator.weights(POLICY), decay=self._config.old_decay)
-        self._generator.set_weights(OLD, followed)
+        follow(self._generator.weights(OLD), self._generator.weights(POLICY), decay=self._config.old_decay)
         return mean_metrics(metrics)
 
 

@@ -1,7 +1,7 @@
 """The optimiser step: accumulate, sum over processes once, check, clip, step.
 
 Every objective's gradient is a sum over samples here; one all-reduce carries gradients, sample count and metrics
-together, so that N processes step exactly like one with the same samples. There is no DDP wrapper: only LoRA trains.
+together, so that N processes step exactly like one with the same samples. There is no DDP wrapper.
 """
 
 from __future__ import annotations

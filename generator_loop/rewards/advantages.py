@@ -119,3 +119,16 @@ def part_advantages(
         own = torch.where(usable, rewards, torch.nan)
         total = total + weight * group_advantages(own, group_size=group_size, std=std, all_sum=all_sum).values
     return group_advantages(torch.where(usable, total, torch.nan), group_size=group_size, std=std, all_sum=all_sum)
+
+
+def optimality(advantages: Tensor, *, clip: float) -> Tensor:
+    """Map advantages to the optimality probability r, that a sample is a good one.
+
+    Args:
+        advantages: [N].
+        clip: advantage A_max that maps to 1.
+
+    Returns:
+        clip(A / A_max, -1, 1) / 2 + 1/2, [N].
+    """
+    return (advantages / clip).clamp(-1, 1) / 2 + 0.5

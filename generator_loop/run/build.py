@@ -140,7 +140,7 @@ def open_session(
 
 
 def open_generator(config: JointConfig, device: torch.device, layout: Layout | None = None) -> VideoGenerator:
-    """Return the base generator that a config names, with LoRA that changes nothing yet."""
+    """Return the generator that a config names, which as yet is its base."""
     layout = layout or Layout()
     generator = layout.with_precision(config.generator)
     if generator.compile and layout.is_sharded:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import torch
+from torch import nn
 
 from generator_loop.adapters.base import POLICY
+from generator_loop.config import GeneratorConfig
 from generator_loop.optim.step import policies_of
 from generator_loop.records import Draw
 from generator_loop.rewards.advantages import group_advantages
@@ -18,8 +20,8 @@ from generator_loop.run.session import Session
 from reward_model import VideoJudgeReward
 
 Result = TypeVar("Result")
-NUM_COPIES = 3
-"""Copies of the trained weights beside the live ones: old, reference, and the initial ones of the probes."""
+NUM_COPIES = 2
+"""Copies of the trained weights beside the live ones: old and reference."""
 
 
 def estimate(session: Session) -> str:
@@ -36,7 +38,7 @@ def estimate(session: Session) -> str:
     """
     config, generator, objective = session.config, session.generator, session.learner.objective
     clips = num_clips(session)
-    before = {name: tensor.clone() for name, tensor in generator.weights(POLICY).items()}
+    before = {name: tensor.to("cpu", copy=True) for name, tensor in generator.weights(POLICY).items()}
     draw, group = Draw(config.run.seed, 0).fork("estimate"), config.sampling.group_size
     samples, sample_seconds = _timed(lambda: session.sampler.sample(session.sampler.prompts[:1], draw, policy=POLICY))
     scored, score_seconds = _timed(lambda: session.scorer.score(samples))
@@ -58,10 +60,31 @@ def estimate(session: Session) -> str:
         f"{'in all':<12}{sum(seconds.values()) / 3600:>12.2f} hours on {processes} process(es), refreshes apart"
     )
     lines.append(f"{'memory':<12}{_peak_gigabytes(generator.device):>12.2f} GB per process at the peak of these steps")
-    lines += memory_lines(session)
-    trained = sum(parameter.numel() for parameter in generator.trainable_parameters().values())
-    lines.append(f"{'adapter':<12}{trained:>12,} trained parameters")
+    if config.generator.train == "lora":  # else nothing can be spread, and the lines below say it all
+        lines += memory_lines(session)
+    lines += trained_lines(generator.trainable_parameters(), config.generator)
     return "\n".join(lines)
+
+
+def trained_lines(trained: Mapping[str, nn.Parameter], config: GeneratorConfig) -> list[str]:
+    """Return lines with the number of trained parameters and the memory of all that a run keeps of them.
+
+    Args:
+        trained: parameters by name.
+        config: how they are trained, and where their copies wait.
+
+    Returns:
+        Two lines of text.
+    """
+    parameters = list(trained.values())
+    size = sum(parameter.numel() * parameter.element_size() for parameter in parameters) / 1e9
+    kept = {"weights": 1, "gradients": 1, "moments": 2, "old and reference": 2}
+    parts = ", ".join(f"{name} {count * size:.2f}" for name, count in kept.items())
+    place = " (these in the computer's memory)" if config.copies == "cpu" else ""
+    return [
+        f"{'trained':<12}{sum(parameter.numel() for parameter in parameters):>12,} parameters, generator.train={config.train}",
+        f"{'kept':<12}{sum(kept.values()) * size:>12.2f} GB of these for the whole run: {parts}{place}",
+    ]
 
 
 def memory_lines(session: Session) -> list[str]:

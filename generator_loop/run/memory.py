@@ -32,7 +32,7 @@ class Footprint:
     adapter: int
     """LoRA, in 32 bits."""
     num_copies: int
-    """Copies of LoRA beside the live one: of the sampling policy, the reference and the initial policy."""
+    """Copies of LoRA beside the live one: of the sampling policy and the reference."""
     others: int
     """Text encoders and VAE."""
     judges: int

@@ -1,4 +1,4 @@
-"""The model card beside a trained LoRA: its base, how it is loaded, and the change it made.
+"""The model card beside a trained generator: its base, how it is loaded, and the change it made.
 
 The card is made from the summary of the training run alone and can be made again at any time.
 """
@@ -26,18 +26,24 @@ def write_model_card(output: str | Path, *, pipeline: str) -> Path:
     output = Path(output)
     summary = json.loads((output / "summary.json").read_text(encoding="utf-8"))
     folder = output / summary["generator_checkpoint"]
-    further = tuple(sorted(path.parent.name for path in folder.glob("*/*.safetensors")))
-    write_text(folder / "README.md", model_card(summary, pipeline=pipeline, further=further))
+    further = tuple(sorted({path.parent.name for path in folder.glob("*/*.safetensors")}))
+    whole = None
+    if summary["config"]["generator"]["train"] == "full":
+        whole = json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"]
+    write_text(folder / "README.md", model_card(summary, pipeline=pipeline, further=further, whole=whole))
     return folder / "README.md"
 
 
-def model_card(summary: Mapping[str, Any], *, pipeline: str, further: Sequence[str] = ()) -> str:
+def model_card(
+    summary: Mapping[str, Any], *, pipeline: str, further: Sequence[str] = (), whole: str | None = None
+) -> str:
     """Return the card's Markdown, with the front matter that hubs read.
 
     Args:
         summary: content of `summary.json`.
         pipeline: class of diffusers that loads the base and the LoRA.
-        further: transformers of the pipeline beside the first, whose LoRA has a folder of its name inside.
+        further: transformers of the pipeline beside the first, which have a folder of their name inside.
+        whole: class of diffusers that loads the transformer where it was trained as a whole; None for a LoRA.
 
     Returns:
         Base and revision, the lines that load it, the change on held-out prompts with its interval, and how it was trained.
@@ -50,20 +56,19 @@ def model_card(summary: Mapping[str, Any], *, pipeline: str, further: Sequence[s
         "---",
         f"base_model: {json.dumps(base)}",
         "library_name: diffusers",
-        "tags: [lora, text-to-video, rlhf]",
+        f"tags: [{'lora' if whole is None else 'full-fine-tuning'}, text-to-video, rlhf]",
         "---",
         "",
-        "# LoRA trained against a video judge",
+        f"# {'LoRA' if whole is None else 'Transformer'} trained against a video judge",
         "",
-        f"For {base}{f' at {revision}' if revision else ''}; rank {generator['lora_rank']}, alpha {generator['lora_alpha']}, which",
-        "stands in the file. Suggested scale: 1.0, at which it was trained and measured; less mixes in the base.",
+        f"For {base}{f' at {revision}' if revision else ''}; {_kind(generator)}",
         "",
         "```python",
-        f"from diffusers import {pipeline}",
-        "",
-        f'pipe = {pipeline}.from_pretrained("{base}"{pinned})',
-        'pipe.load_lora_weights("path/to/this/folder")',
-        *(f'pipe.load_lora_weights("path/to/this/folder/{name}", load_into_{name}=True)' for name in further),
+        *(
+            _lora_lines(pipeline, base, pinned, further)
+            if whole is None
+            else _whole_lines(pipeline, base, pinned, further, whole)
+        ),
         "```",
         "",
         "## What it changed",
@@ -85,6 +90,35 @@ def model_card(summary: Mapping[str, Any], *, pipeline: str, further: Sequence[s
     if summary["alarms"]:
         lines += ["", "The run's monitors warned:", "", *(f"- {sentence}" for sentence in summary["alarms"])]
     return "\n".join([*lines, ""])
+
+
+def _kind(generator: Mapping[str, Any]) -> str:
+    if generator["train"] == "full":
+        return "all weights of the transformer were\ntrained, and take the place of the base's. They are 32-bit."
+    return (
+        f"rank {generator['lora_rank']}, alpha {generator['lora_alpha']}, which\n"
+        "stands in the file. Suggested scale: 1.0, at which it was trained and measured; less mixes in the base."
+    )
+
+
+def _lora_lines(pipeline: str, base: str, pinned: str, further: Sequence[str]) -> list[str]:
+    return [
+        f"from diffusers import {pipeline}",
+        "",
+        f'pipe = {pipeline}.from_pretrained("{base}"{pinned})',
+        'pipe.load_lora_weights("path/to/this/folder")',
+        *(f'pipe.load_lora_weights("path/to/this/folder/{name}", load_into_{name}=True)' for name in further),
+    ]
+
+
+def _whole_lines(pipeline: str, base: str, pinned: str, further: Sequence[str], whole: str) -> list[str]:
+    folders = {"transformer": "path/to/this/folder", **{name: f"path/to/this/folder/{name}" for name in further}}
+    return [
+        f"from diffusers import {', '.join(sorted((pipeline, whole)))}",
+        "",
+        *(f'{name} = {whole}.from_pretrained("{folder}")' for name, folder in folders.items()),
+        f'pipe = {pipeline}.from_pretrained("{base}"{pinned}, {", ".join(f"{name}={name}" for name in folders)})',
+    ]
 
 
 def _public(path: str) -> str:

@@ -75,6 +75,31 @@ def test_the_generator_predicts_and_decodes_as_on_the_cpu():
         torch.testing.assert_close(gpu, cpu, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("copies", ["device", "cpu"])
+def test_all_weights_learn_beside_copies_that_wait_anywhere(copies):
+    from generator_loop.adapters.base import OLD, POLICY, predict_with
+    from generator_loop.optim.ema import follow
+
+    generator = build_generator(pipeline=build_wan().to(GPU), train="full", copies=copies, dtype="float32")
+    given = (
+        generator.init_latents([torch.Generator().manual_seed(0)]),
+        torch.tensor([0.5], device=GPU),
+        generator.encode_prompts(["a red ball"]),
+    )
+    before = predict_with(generator, POLICY)(*given).detach()
+    randomise_lora(generator, std=0.05)
+    assert {tensor.device.type for tensor in generator.weights(OLD).values()} == {
+        "cuda" if copies == "device" else "cpu"
+    }
+    assert torch.equal(predict_with(generator, OLD)(*given), before)
+    moved = generator.predict(*given)
+    assert not torch.allclose(moved, before)
+    moved.square().mean().backward()
+    assert {parameter.device.type for parameter in generator.trainable_parameters().values()} == {"cuda"}
+    follow(generator.weights(OLD), generator.weights(POLICY), decay=0.0)
+    assert torch.equal(predict_with(generator, OLD)(*given), moved)
+
+
 def test_the_benchmark_runs(tmp_path):
     out = tmp_path / "gpu.json"
     command = [sys.executable, "scripts/bench/gpu.py", "--size", "tiny", "--repeats", "1", "--out", str(out)]

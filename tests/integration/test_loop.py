@@ -278,6 +278,7 @@ def darkness(frames: torch.Tensor, prompts: list[str], *, fps: float) -> torch.T
 
 def test_two_processes_hold_disjoint_prompts_and_step_like_one(recipe, tmp_path: Path) -> None:
     alone = opened(recipe(tmp_path / "one"))
+    started = {name: tensor.clone() for name, tensor in alone.generator.weights("policy").items()}
     whole = one_iteration(alone)
     children = []
     for rank in range(2):
@@ -297,7 +298,6 @@ def test_two_processes_hold_disjoint_prompts_and_step_like_one(recipe, tmp_path:
     assert not prompts[0] & prompts[1] and prompts[0] | prompts[1] == set(whole.pop("prompts").tolist())
     for found in shares:
         torch.testing.assert_close(found, whole, atol=1e-5, rtol=0)
-    started = alone.generator.weights("initial")
     assert max(float((whole[name] - started[name]).abs().max()) for name in started) > 1e-4
 
 

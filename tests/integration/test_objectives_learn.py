@@ -26,6 +26,9 @@ SETTINGS = {
     "refl": ({}, 3e-3),
     "flow_grpo": ({"clip_range": 0.2}, 3e-3),
     "rwr": ({"num_updates": 4}, 3e-3),
+    "awm": ({"num_updates": 4}, 3e-3),
+    "crd": ({"num_updates": 4}, 3e-3),
+    "dgpo": ({}, 3e-3),
 }
 
 
@@ -117,13 +120,13 @@ def test_training_on_the_reward_raises_it(fitted, name):
     assert after > before + 0.3
 
 
-@pytest.mark.parametrize("name", ["nft", "dpo", "flow_grpo"])
+@pytest.mark.parametrize("name", ["nft", "dpo", "flow_grpo", "awm", "crd", "dgpo"])
 def test_training_on_the_reversed_reward_lowers_it(fitted, name):
     before, after = train(fitted, name, transform=lambda rewards: -rewards)
     assert after < before - 0.3
 
 
-@pytest.mark.parametrize("name", ["nft", "dpo", "flow_grpo"])
+@pytest.mark.parametrize("name", ["nft", "dpo", "flow_grpo", "awm", "crd", "dgpo"])
 def test_training_on_shuffled_rewards_does_little(fitted, name):
     stream = torch.Generator().manual_seed(0)
     before, after = train(fitted, name, transform=lambda rewards: rewards[torch.randperm(64, generator=stream)])

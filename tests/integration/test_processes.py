@@ -125,7 +125,7 @@ def test_a_gradient_through_a_shared_judge_and_generator_is_that_of_whole_ones(r
         checkpoint.write_tensors(tmp_path / f"{rank}.safetensors", trained(session))
 
     assert run_forked(work, tmp_path, num_processes=2) == [0, 0]
-    started = alone.generator.weights("initial")
+    started = alone.generator.weights("reference")
     assert max(float((expected[name] - started[name]).abs().max()) for name in started) > 1e-4
     for rank in range(2):
         found = checkpoint.read_tensors(tmp_path / f"{rank}.safetensors")

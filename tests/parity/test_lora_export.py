@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from torch.testing import assert_close
 
-from generator_loop.adapters.pipeline import LORA_FILE
+from generator_loop.adapters.lora import LORA_FILE
 from generator_loop.records import Draw, Prompt
 from generator_loop.sampling.rollout import PromptEncoder, rollout
 from tests.tiny_wan import build_generator, build_wan, randomise_lora
@@ -63,6 +63,15 @@ def test_the_original_key_layout_reproduces_our_samples(trained, tmp_path):
     pipeline = build_wan()
     pipeline.load_lora_weights(file)
     assert_close(stock_sample(pipeline), sample(generator), atol=1e-5, rtol=0)
+
+
+def test_a_folder_without_a_lora_is_refused_in_one_sentence(tmp_path):
+    build_generator(train="full").save(tmp_path)
+    command = [sys.executable, "scripts/export_lora.py", str(tmp_path), str(tmp_path / "out.safetensors")]
+    ended = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert ended.returncode == 2 and "Traceback" not in ended.stderr and "generator.train=full" in ended.stderr
 
 
 @pytest.mark.parity

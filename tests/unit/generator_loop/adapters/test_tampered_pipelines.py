@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from generator_loop.adapters import GENERATORS
-from generator_loop.adapters.pipeline import LORA_FILE
+from generator_loop.adapters.lora import LORA_FILE
 from generator_loop.config import GeneratorConfig
 from reward_model.weights import tensor_notes
 from tests.tiny_ltx import build_ltx

@@ -5,9 +5,9 @@ import torch
 from torch.testing import assert_close
 
 from generator_loop.flow.path import noised
-from generator_loop.objectives.nft import NFT, NFTBatch, NFTConfig, nft_loss, optimality
+from generator_loop.objectives.nft import NFT, NFTBatch, NFTConfig, nft_loss
 from generator_loop.records import Conditioning, Draw
-from generator_loop.rewards.advantages import group_advantages
+from generator_loop.rewards.advantages import group_advantages, optimality
 from tests.toy_flow import LinearField, policies, toy_rollout, toy_scores
 
 

@@ -11,7 +11,7 @@ WAN = "WanPipeline"
 
 
 def summary(**generator):
-    settings = dict(path="org/wan", family="wan", revision=None, lora_rank=32, lora_alpha=64)
+    settings = dict(path="org/wan", family="wan", revision=None, train="lora", lora_rank=32, lora_alpha=64)
     settings |= dict(num_frames=33, height=240, width=416, fps=16.0)
     rewards = {"initial": {"overall": 0.4, "reward": 0.41}, "audit": {"reward": 0.3}}
     after = {"initial": {"overall": 0.6, "reward": 0.61}, "audit": {"reward": 0.35}}
@@ -45,6 +45,34 @@ def test_it_names_base_and_scale_and_the_lines_that_load_it():
     card = model_card(summary(revision="v1"), pipeline="LTXPipeline")
     assert 'base_model: "org/wan"' in card and "rank 32, alpha 64" in card and "Suggested scale: 1.0" in card
     assert 'pipe = LTXPipeline.from_pretrained("org/wan", revision="v1")' in card
+
+
+def test_a_whole_transformer_is_loaded_in_place_of_the_bases():
+    card = model_card(
+        summary(train="full", revision="v1"), pipeline=WAN, further=["transformer_2"], whole="WanTransformer3DModel"
+    )
+    lines = [
+        "from diffusers import WanPipeline, WanTransformer3DModel",
+        "",
+        'transformer = WanTransformer3DModel.from_pretrained("path/to/this/folder")',
+        'transformer_2 = WanTransformer3DModel.from_pretrained("path/to/this/folder/transformer_2")',
+        'pipe = WanPipeline.from_pretrained("org/wan", revision="v1", transformer=transformer, transformer_2=transformer_2)',
+    ]
+    assert "```python\n" + "\n".join(lines) + "\n```" in card
+    assert "tags: [full-fine-tuning, text-to-video, rlhf]" in card and "lora" not in card.lower()
+
+
+@pytest.mark.parametrize("files", [1, 3])
+def test_the_class_of_a_whole_transformer_is_read_beside_it(tmp_path, files):
+    (tmp_path / "summary.json").write_text(json.dumps(summary(train="full")))
+    folder = tmp_path / "checkpoints/round-002/generator"
+    (folder / "transformer_2").mkdir(parents=True)
+    (folder / "config.json").write_text('{"_class_name": "WanTransformer3DModel"}')
+    for number in range(files):
+        (folder / "transformer_2" / f"part-{number}.safetensors").write_bytes(b"")
+    card = write_model_card(tmp_path, pipeline=WAN).read_text()
+    expected = dict(pipeline=WAN, further=["transformer_2"], whole="WanTransformer3DModel")
+    assert card == model_card(summary(train="full"), **expected)
 
 
 def test_the_change_stands_with_its_ends_and_interval():

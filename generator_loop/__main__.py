@@ -68,7 +68,7 @@ def _launch(path: str, overrides: Sequence[str], *, dry_run: bool) -> int:
     )
     config = config or read_config(path, settings)
     set_threads(config.run.num_threads)
-    processes = start_processes(config.run.device)
+    processes = start_processes(config.run.device, os.environ)
     if config.sampling.num_prompts % processes.count:
         raise ValueError(
             f"sampling.num_prompts={config.sampling.num_prompts} must be a multiple of the {processes.count} processes"
@@ -76,7 +76,9 @@ def _launch(path: str, overrides: Sequence[str], *, dry_run: bool) -> int:
     if dry_run:
         from generator_loop.run.estimate import estimate
 
-        print(estimate(open_session(config, processes)))
+        text = estimate(open_session(config, processes))
+        if processes.is_main:
+            print(text)
         return 0
 
     from generator_loop.guards.monitors import TooFewScoresError

@@ -135,6 +135,9 @@ class JudgesConfig:
     """Attention backend of the judges."""
     batch_size: int = 16
     """Clips per forward pass; raising it costs memory, results do not change."""
+    shard: bool = False
+    """Spread the weights of all judges that are loaded here over the processes, where accelerate is launched with FSDP2: less
+    memory on each, and transfers for every batch. false keeps them whole on each process."""
 
     def __post_init__(self) -> None:
         """Check ranges."""

@@ -18,7 +18,7 @@ from generator_loop.evaluation.samples import SampleWriter
 from generator_loop.evaluation.summary import diversity, log_record, round_record, summary
 from generator_loop.guards.monitors import refuse_invalid, statistics
 from generator_loop.guards.rounds import decide, triggered
-from generator_loop.optim.step import all_sum
+from generator_loop.processes import all_sum
 from generator_loop.records import Rollout, Scored
 from generator_loop.refresh.anchors import Affine
 from generator_loop.rewards.advantages import Advantages, part_advantages

@@ -5,7 +5,7 @@ Shapes: B videos, D dimensions, K = 5 levels; frames are float32 RGB [B, T, C, H
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -119,9 +119,17 @@ class VideoJudgeReward(nn.Module):
         )
         return cls(judge.requires_grad_(False).eval(), role=role, allow_damaged=allow_damaged)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write the judge (adapters, base if trained from scratch, configuration) to a folder."""
-        self.judge.save_pretrained(folder)
+    def save_pretrained(
+        self, folder: str | Path, *, base: Mapping[str, Tensor] | None = None, without: Collection[str] = ()
+    ) -> None:
+        """Write the judge (adapters, base if trained from scratch, configuration) to a folder.
+
+        Args:
+            folder: a new or existing folder.
+            base: weights of the base, for a judge that holds only a part of them here; None takes its own.
+            without: roles that are left out.
+        """
+        self.judge.save_pretrained(folder, base=base, without=without)
 
     def with_role(self, role: str | None) -> VideoJudgeReward:
         """Return a view with another adapter; the weights are shared."""

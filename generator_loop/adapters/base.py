@@ -121,6 +121,10 @@ class VideoGenerator(Protocol):
         """Return the parameters that training updates, by name, in a fixed order."""
         ...
 
+    def models(self) -> dict[str, torch.nn.Module]:
+        """Return the models of the pipeline by name; the names of transformers begin with "transformer"."""
+        ...
+
     def use(self, name: str) -> AbstractContextManager[None]:
         """Predict with the named weights inside the context; all but the policy are used without gradient.
 

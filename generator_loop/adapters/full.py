@@ -60,6 +60,16 @@ class FullWeights(NamedWeights):
             parameter.requires_grad_(True)
         super().__init__(models, parameters, copies)
 
+    def _check_reach(self) -> None:
+        """Refuse (RuntimeError) models that hold other parameters than the trained ones."""
+        live = {id(parameter) for model in self._models.values() for parameter in model.parameters()}
+        missed = [name for name, parameter in self._parameters.items() if id(parameter) not in live]
+        if missed:
+            raise RuntimeError(
+                f"{len(missed)} of {len(self._parameters)} trained tensors are not those of the model: {', '.join(missed[:3])}; "
+                "the run stops"
+            )
+
     def save(self, pipeline: Any, folders: Mapping[str, Path]) -> None:
         """Write each transformer as a folder that its class in diffusers loads."""
         with self.use(POLICY):

@@ -96,6 +96,25 @@ class LoraWeights(NamedWeights):
             for name, tensor in _read(folder / LORA_FILE, self._own(component), self._settings(component)).items()
         }
 
+    def _check_reach(self) -> None:
+        """Refuse (RuntimeError) models of which a layer does not compute with the trained parameters."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        reached = {
+            id(parameter)
+            for model in self._models.values()
+            for layer in model.modules()
+            if isinstance(layer, BaseTunerLayer) and _computes(layer)
+            for parameter in layer.parameters()
+        }
+        missed = [name for name, parameter in self._parameters.items() if id(parameter) not in reached]
+        if missed or not self._parameters:
+            num = len(self._parameters)
+            raise RuntimeError(
+                f"LoRA weights reach {num - len(missed)} of {num} tensors of the model, so that it would go on with others: "
+                f"{', '.join(missed[:3])}; the run stops"
+            )
+
     def _settings(self, component: str) -> dict[str, object]:
         """Return the adapter's settings, alpha among them, as JSON can hold them."""
         model: Any = self._models[component]
@@ -132,3 +151,8 @@ def _read(path: Path, fitting: Mapping[str, Tensor], settings: Mapping[str, obje
             )
     wanted = {f"{_PREFIX}{name}": tensor.shape for name, tensor in fitting.items()}
     return {name.removeprefix(_PREFIX): tensor for name, tensor in read_tensors(path, wanted).items()}
+
+
+def _computes(layer: Any) -> bool:
+    """Return whether a layer adds its adapter to what the base computes."""
+    return ADAPTER in layer.active_adapters and not layer.disable_adapters and not layer.merged

@@ -76,9 +76,13 @@ class NamedWeights(ABC):
 
         Returns:
             Parameter name to tensor; those of a copy lie where copies wait.
+
+        Raises:
+            RuntimeError: if the model does not compute with the policy that training changes.
         """
         with self._lock:
             if name == POLICY:
+                self._check_reach()
                 return self._tensors() if self._active == POLICY else dict(self._policy)
             return dict(self._known(name))
 
@@ -91,7 +95,9 @@ class NamedWeights(ABC):
 
         Raises:
             ValueError: if names or shapes differ from the parameters'.
+            RuntimeError: if a layer does not compute with the trained parameters, so that the weights would not reach it.
         """
+        self._check_reach()
         shapes = {key: parameter.shape for key, parameter in self._parameters.items()}
         if {key: value.shape for key, value in weights.items()} != shapes:
             differing = sorted(weights.keys() ^ shapes.keys())[:3] or "the same names with other shapes"
@@ -103,6 +109,10 @@ class NamedWeights(ABC):
                 tensor.copy_(weights[key])
             if name == self._active != POLICY:
                 self._put_in_place(name)
+
+    @abstractmethod
+    def _check_reach(self) -> None:
+        """Refuse (RuntimeError) models that do not compute with the trained parameters."""
 
     @abstractmethod
     def save(self, pipeline: Any, folders: Mapping[str, Path]) -> None:

@@ -9,7 +9,7 @@ Shape legend: B batch, T pixel frames, F latent frames, c latent channels, h, w 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -95,7 +95,12 @@ class PipelineGenerator(ABC):
 
     @classmethod
     def from_pretrained(
-        cls, config: GeneratorConfig, *, device: torch.device | None = None, lora_seed: int = 0
+        cls,
+        config: GeneratorConfig,
+        *,
+        device: torch.device | None = None,
+        lora_seed: int = 0,
+        place: Callable[[nn.Module, torch.device], object] = nn.Module.to,
     ) -> Self:
         """Load the pipeline folder or hub id that `config.path` names, ready to learn.
 
@@ -103,6 +108,7 @@ class PipelineGenerator(ABC):
             config: the generator; its dtype is that of transformer and text encoder, the VAE and what learns are always float32.
             device: where the models live; None is the CPU.
             lora_seed: seed of LoRA's first state.
+            place: brings a transformer to the device, whole or in part; LoRA, which is attached afterwards, stays whole.
 
         Returns:
             The generator.
@@ -121,7 +127,9 @@ class PipelineGenerator(ABC):
             vae_dtype=torch.float32,
         )
         for name, component in pipeline.components.items():
-            if isinstance(component, nn.Module) and (config.offload == "none" or name.startswith("transformer")):
+            if isinstance(component, nn.Module) and name.startswith("transformer"):
+                place(component, device)
+            elif isinstance(component, nn.Module) and config.offload == "none":
                 component.to(device)
         return cls(pipeline, config, lora_seed=lora_seed)
 
@@ -282,6 +290,10 @@ class PipelineGenerator(ABC):
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """Return the trained parameters by name."""
         return self._trained.parameters()
+
+    def models(self) -> dict[str, nn.Module]:
+        """Return the models of the pipeline by name."""
+        return {name: part for name, part in self.pipeline.components.items() if isinstance(part, nn.Module)}
 
     def use(self, name: str) -> AbstractContextManager[None]:
         """Predict with the named weights inside the context."""

@@ -26,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from generator_loop.adapters.partial_decode import constant_calls
 from generator_loop.adapters.pipeline import PipelineGenerator
+from generator_loop.processes import LOCKSTEP
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
@@ -51,8 +52,11 @@ class WanGenerator(PipelineGenerator):
         early = self._is_early(sigma)
         velocity = torch.empty_like(latents, dtype=torch.float32)
         for name, mask in (("transformer", early), ("transformer_2", ~early)):
+            is_called = LOCKSTEP.any(bool(mask.any()))
             if mask.any():
                 velocity[mask] = self._call(name, latents[mask], time[mask], cond["text"][mask])
+            elif is_called:  # by another process: a call takes all of them, forwards and backwards
+                velocity = velocity + 0 * self._call(name, latents[:1], time[:1], cond["text"][:1])
         return velocity
 
     def _is_early(self, sigma: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from einops import rearrange
@@ -16,10 +15,10 @@ from torch import Tensor
 
 from generator_loop.adapters.base import VideoGenerator
 from generator_loop.evaluation.columns import CURRENT, INITIAL, SPREAD, UNCERTAINTY, Evaluation, Measure
+from generator_loop.processes import gather
 from generator_loop.records import Draw, Prompt, Rollout
 from generator_loop.rewards.scorer import ScoringJudge, weighted
 from generator_loop.sampling.rollout import PromptEncoder, rollout
-from generator_loop.tracking.metric_log import is_distributed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,12 +127,7 @@ class Evaluator:
 
     def _gather(self, prompts: Sequence[Prompt], measured: Sequence[tuple[int, Mapping[str, float]]]) -> Evaluation:
         """Put the clips of all processes in the order of the prompts."""
-        pairs = list(measured)
-        if is_distributed():
-            shares: list[Any] = [None] * self.num_ranks
-            torch.distributed.all_gather_object(shares, pairs)
-            pairs = [pair for share in shares for pair in share]
-        table = dict(pairs)
+        table = dict(gather(list(measured)))
         names = sorted({name for numbers in table.values() for name in numbers})
         columns = {name: tuple(table[place].get(name, math.nan) for place in sorted(table)) for name in names}
         return Evaluation(tuple(p.prompt_id for p in prompts for _ in range(self.num_seeds)), columns)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from generator_loop.flow.sde import RandomSteps
-from generator_loop.records import Draw, LossOutput, Predict, Prompt, Rollout, Scored
+from generator_loop.records import Conditioning, Draw, LossOutput, Predict, Prompt, Rollout, Scored
 from generator_loop.rewards.advantages import Advantages
 
 PixelReward = Callable[[Tensor, Sequence[Prompt]], Tensor]
@@ -115,6 +115,16 @@ class Objective(Protocol[BatchT]):
         ...
 
 
+@dataclass(frozen=True)
+class NoisyBatch:
+    """Clean latents [N, ...] with the noise [N, ...] and sigma [N] at which a regulariser looks at them."""
+
+    latents: Tensor
+    noise: Tensor
+    sigma: Tensor
+    cond: Conditioning
+
+
 class Regulariser(Protocol):
     """A loss beside any objective, in every optimiser step.
 
@@ -133,12 +143,20 @@ class Regulariser(Protocol):
         """
         ...
 
-    def backward(self, policies: Policies, draw: Draw, *, scale: float) -> Mapping[str, float]:
+    def batches(self, draw: Draw) -> Iterator[NoisyBatch]:
+        """Yield this process's share of one optimiser step: one batch, or none.
+
+        Args:
+            draw: random streams of the optimiser step.
+        """
+        ...
+
+    def backward(self, batch: NoisyBatch, policies: Policies, *, scale: float) -> Mapping[str, float]:
         """Add the gradient of scale x (mean loss) to the policy's parameters.
 
         Args:
+            batch: one of `batches`.
             policies: the functions that it may call.
-            draw: random streams of the optimiser step.
             scale: factor on the mean loss.
 
         Returns:

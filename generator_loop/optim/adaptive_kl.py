@@ -5,13 +5,13 @@ Shape legend: B samples of an iteration, N of an optimiser step.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from generator_loop.flow.path import keyed_noise, logit_normal_sigmas, mean_square, noised
-from generator_loop.objectives.base import Policies
+from generator_loop.objectives.base import NoisyBatch, Policies
 from generator_loop.records import Draw, Rollout, Scored
 
 SLACK, FACTOR = 1.5, 2.0
@@ -54,21 +54,26 @@ class AdaptiveKL:
         """
         self._samples, self._held = samples, held_samples(scored, self._fraction, num=len(samples.latents))
 
-    def backward(self, policies: Policies, draw: Draw, *, scale: float) -> Mapping[str, float]:
-        """Add the gradient of scale x coefficient x mean distance; see `Regulariser.backward`."""
+    def batches(self, draw: Draw) -> Iterator[NoisyBatch]:
+        """Yield held samples, unless there are none; see `Regulariser.batches`."""
         samples = self._samples
         assert samples is not None, "prepare comes first"
         draw = draw.fork("held")
         shuffle = draw.generator(samples.prompts[0].prompt_id, 0)
         index = self._held[torch.randperm(len(self._held), generator=shuffle)[: self._num]]
         if not len(index):
-            return {"held_distance": 0.0}
+            return
         size = samples.group_size
         keys = [(samples.prompts[place // size].prompt_id, place % size) for place in index.tolist()]
         latents, cond = samples.latents[index], samples.cond.select(index.to(samples.latents.device))
         sigma = logit_normal_sigmas(draw, keys).to(latents.device)
-        noisy, _ = noised(latents, keyed_noise(draw, keys, latents), sigma)
-        difference = policies.policy(noisy, sigma, cond) - policies.reference(noisy, sigma, cond)
+        yield NoisyBatch(latents, keyed_noise(draw, keys, latents), sigma, cond)
+
+    def backward(self, batch: NoisyBatch, policies: Policies, *, scale: float) -> Mapping[str, float]:
+        """Add the gradient of scale x coefficient x mean distance; see `Regulariser.backward`."""
+        noisy, _ = noised(batch.latents, batch.noise, batch.sigma)
+        policy, reference = (predict(noisy, batch.sigma, batch.cond) for predict in (policies.policy, policies.reference))
+        difference = policy - reference
         distance = mean_square(difference).mean()
         (scale * self.coefficient * distance).backward()
         return {"held_distance": float(distance.detach())}

@@ -10,7 +10,7 @@ Shape legend: N clips of one optimiser step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from generator_loop.adapters.base import VideoGenerator
 from generator_loop.flow.path import keyed_noise, logit_normal_sigmas, mean_square, noised
-from generator_loop.objectives.base import Policies
+from generator_loop.objectives.base import NoisyBatch, Policies
 from generator_loop.real_clips import RealClips
 from generator_loop.records import Conditioning, Draw, Prompt, Rollout, Scored
 
@@ -90,16 +90,19 @@ class DataLoss:
     def prepare(self, samples: Rollout, scored: Scored) -> None:
         """Look at nothing: real clips do not depend on the samples."""
 
-    def backward(self, policies: Policies, draw: Draw, *, scale: float) -> Mapping[str, float]:
-        """Add the gradient of scale x weight x mean loss; see `Regulariser.backward`."""
+    def batches(self, draw: Draw) -> Iterator[NoisyBatch]:
+        """Yield real clips, unless none can be read; see `Regulariser.batches`."""
         draw = draw.fork(f"data {self._rank}")
         prompts, latents = self._clips(self._num, draw) if self._num else ((), torch.zeros(0))
-        if not len(prompts):
-            return {"data_loss": 0.0}
-        keys = [(prompt.prompt_id, place) for place, prompt in enumerate(prompts)]
-        sigma = logit_normal_sigmas(draw, keys).to(latents.device)
-        noisy, target = noised(latents, keyed_noise(draw, keys, latents), sigma)
-        loss = mean_square(policies.policy(noisy, sigma, self._encoder(prompts)) - target).mean()
+        if len(prompts):
+            keys = [(prompt.prompt_id, place) for place, prompt in enumerate(prompts)]
+            sigma = logit_normal_sigmas(draw, keys).to(latents.device)
+            yield NoisyBatch(latents, keyed_noise(draw, keys, latents), sigma, self._encoder(prompts))
+
+    def backward(self, batch: NoisyBatch, policies: Policies, *, scale: float) -> Mapping[str, float]:
+        """Add the gradient of scale x weight x mean loss; see `Regulariser.backward`."""
+        noisy, target = noised(batch.latents, batch.noise, batch.sigma)
+        loss = mean_square(policies.policy(noisy, batch.sigma, batch.cond) - target).mean()
         (scale * self._weight * loss).backward()
         return {"data_loss": float(loss.detach())}
 

@@ -9,6 +9,7 @@ from generator_loop.adapters.base import OLD, POLICY, VideoGenerator
 from generator_loop.config import UpdateConfig
 from generator_loop.objectives.base import Objective, PixelReward, Regulariser
 from generator_loop.optim.ema import follow
+from generator_loop.optim.moments import Moments, WholeMoments
 from generator_loop.optim.step import Updater, policies_of
 from generator_loop.records import Draw, Rollout, Scored
 from generator_loop.rewards.advantages import Advantages
@@ -24,6 +25,7 @@ class Learner:
         *,
         reward: PixelReward,
         config: UpdateConfig,
+        moments: type[Moments] = WholeMoments,
         regularisers: Mapping[str, Regulariser] | None = None,
     ) -> None:
         """Start with empty moments.
@@ -33,6 +35,7 @@ class Learner:
             objective: plans the steps.
             reward: differentiable reward, for objectives that need it.
             config: rates, micro-batch size and how fast the sampling policy follows.
+            moments: where AdamW keeps its moments.
             regularisers: name -> loss beside the objective.
         """
         self.objective, self._generator, self._config = objective, generator, config
@@ -43,6 +46,7 @@ class Learner:
             lr=config.learning_rate,
             weight_decay=config.weight_decay,
             max_grad_norm=config.max_grad_norm,
+            moments=moments,
         )
 
     def learn(self, samples: Rollout, scored: Scored, advantages: Advantages, draw: Draw) -> dict[str, float]:

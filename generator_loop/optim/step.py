@@ -13,28 +13,19 @@ from torch import Tensor, nn
 
 from generator_loop.adapters.base import OLD, POLICY, REFERENCE, VideoGenerator, predict_with
 from generator_loop.objectives.base import Batch, Objective, PixelReward, Policies, Regulariser
+from generator_loop.optim.moments import Moments, Rates, WholeMoments
+from generator_loop.processes import all_sum, in_step
 from generator_loop.records import Draw
+
+
+def _add(sums: dict[str, float], metrics: Mapping[str, float], weight: float) -> None:
+    """Add metrics to their sums, each times the number of samples that it speaks for; a borrowed batch speaks for none."""
+    for name, value in metrics.items() if weight else ():
+        sums[name] += value * weight
 
 
 class NonFiniteError(RuntimeError):
     """A loss or gradient is NaN or infinite; raised on all processes at once, before any weight has changed."""
-
-
-def all_sum(values: Tensor) -> Tensor:
-    """Sum a tensor over processes.
-
-    Args:
-        values: any tensor, of the same shape on every process.
-
-    Returns:
-        The sum; the tensor itself where torch.distributed is not initialised.
-    """
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        # NCCL carries tensors of the GPU alone
-        carried = values.cuda() if torch.distributed.get_backend() == "nccl" else values.clone()
-        torch.distributed.all_reduce(carried)
-        return carried.to(values.device)
-    return values
 
 
 def policies_of(generator: VideoGenerator, reward: PixelReward) -> Policies:
@@ -67,6 +58,7 @@ class Updater:
         betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 0.0,
         max_grad_norm: float = 1.0,
+        moments: type[Moments] = WholeMoments,
     ) -> None:
         """Start with empty moments.
 
@@ -76,10 +68,12 @@ class Updater:
             betas: AdamW's decay rates.
             weight_decay: decoupled weight decay.
             max_grad_norm: gradients with a larger norm are scaled down to it.
+            moments: where AdamW keeps its moments.
         """
         self._parameters = dict(parameters)
         self._max_grad_norm = max_grad_norm
-        self._optimizer = torch.optim.AdamW(self._parameters.values(), lr=lr, betas=betas, weight_decay=weight_decay)
+        self._device = next(iter(self._parameters.values())).device
+        self._moments = moments(self._parameters, Rates(lr=lr, betas=betas, weight_decay=weight_decay))
 
     def step(
         self,
@@ -106,24 +100,26 @@ class Updater:
         Raises:
             NonFiniteError: on all processes, if any loss or gradient is not finite; no weight has changed then.
         """
-        self._optimizer.zero_grad(set_to_none=True)
+        self._drop_gradients()
         names = [*objective.metrics, *(name for one in regularisers for name in one.metrics)]
         num_samples, sums = 0, dict.fromkeys(names, 0.0)
-        for batch in batches:
-            num_samples += len(batch)
-            for name, value in objective.backward(batch, policies, scale=float(len(batch))).items():
-                sums[name] += value * len(batch)
-        for regulariser in regularisers if num_samples else ():
+        for batch, is_own in in_step(batches, device=self._device):
+            weight = len(batch) if is_own else 0
+            metrics = objective.backward(batch, policies, scale=float(weight))
+            num_samples += weight
+            _add(sums, metrics, weight)
+        for regulariser in regularisers:
             assert draw is not None, "regularisers draw"
-            for name, value in regulariser.backward(policies, draw, scale=float(num_samples)).items():
-                sums[name] += value * num_samples
+            for noisy, is_own in in_step(regulariser.batches(draw), device=self._device):
+                weight = num_samples if is_own else 0
+                _add(sums, regulariser.backward(noisy, policies, scale=float(weight)), weight)
         total, sums = self._sum_over_processes(float(num_samples), sums)
         if total == 0:
             return {"num_samples": 0.0}
         metrics = {name: value / total for name, value in sums.items()}
         norm = float(nn.utils.clip_grad_norm_(self._parameters.values(), self._max_grad_norm))
         self._check_finite({**metrics, "grad_norm": norm})
-        self._optimizer.step()
+        self._moments.step()
         return {**metrics, "grad_norm": norm, "num_samples": total}
 
     def _sum_over_processes(self, num_samples: float, sums: Mapping[str, float]) -> tuple[float, dict[str, float]]:
@@ -138,24 +134,23 @@ class Updater:
             parameter.grad = part.view_as(parameter)
         return total, dict(zip(sums, totals, strict=True))
 
+    def _drop_gradients(self) -> None:
+        for parameter in self._parameters.values():
+            parameter.grad = None
+
     def _check_finite(self, metrics: Mapping[str, float]) -> None:
         bad = {name: value for name, value in metrics.items() if not torch.tensor(value).isfinite()}
         if bad:
-            self._optimizer.zero_grad(set_to_none=True)
+            self._drop_gradients()
             raise NonFiniteError(f"not finite: {bad}; no weight was changed. Lower the learning rate or resume earlier")
 
     def state(self) -> dict[str, Tensor]:
-        """Return the moments and step counts as plain tensors, for a safetensors file.
+        """Return the moments and step counts as plain tensors, for a safetensors file; all processes call it together.
 
         Returns:
             `<parameter>.<entry>` to tensor; empty before the first step.
         """
-        states = self._optimizer.state
-        return {
-            f"{name}.{entry}": value.detach().clone()
-            for name, parameter in self._parameters.items()
-            for entry, value in states.get(parameter, {}).items()
-        }
+        return self._moments.state()
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Continue from a state, exactly.
@@ -166,18 +161,4 @@ class Updater:
         Raises:
             ValueError: if it belongs to other parameters.
         """
-        entries: dict[str, dict[str, Tensor]] = {}
-        for key, value in state.items():
-            name, entry = key.rsplit(".", 1)
-            entries.setdefault(name, {})[entry] = value
-        if state and entries.keys() != self._parameters.keys():
-            unknown = sorted(entries.keys() ^ self._parameters.keys())[:3]
-            raise ValueError(f"the optimiser state belongs to other parameters: {unknown}")
-        self._optimizer.state.clear()
-        for name, parts in entries.items():
-            parameter = self._parameters[name]
-            # AdamW keeps its step count on the CPU, as a scalar
-            self._optimizer.state[parameter] = {
-                entry: value.detach().clone().to("cpu" if entry == "step" else parameter.device)
-                for entry, value in parts.items()
-            }
+        self._moments.load_state(state)

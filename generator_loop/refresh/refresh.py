@@ -173,8 +173,13 @@ def load_adapter_tensors(judge: VideoJudgeReward, tensors: Mapping[str, Tensor])
 
     Raises:
         ValueError: the tensors belong to another adapter.
+        RuntimeError: the role has no weights.
     """
     parameters = judge.judge.role_parameters(judge.role)
+    if not parameters:
+        raise RuntimeError(
+            f"role {judge.role!r} of the judge has no weights, so that none would reach it; the run stops"
+        )
     if [tuple(p.shape) for p in parameters] != [tuple(tensors[name].shape) for name in sorted(tensors)]:
         raise ValueError(f"the stored judge adapter does not fit role {judge.role!r}; was the judge's folder changed?")
     for parameter, name in zip(parameters, sorted(tensors), strict=True):

@@ -25,6 +25,7 @@ from generator_loop.objectives.base import Regulariser
 from generator_loop.optim.adaptive_kl import AdaptiveKL
 from generator_loop.optim.data_loss import Clips, DataLoss, FileClips
 from generator_loop.optim.learner import Learner
+from generator_loop.processes import any_process
 from generator_loop.real_clips import RealClips
 from generator_loop.records import Draw, Prompt
 from generator_loop.refresh import PAIR_SOURCES, pair_source_configs
@@ -36,8 +37,9 @@ from generator_loop.refresh.trainees import READOUTS
 from generator_loop.rewards import COLUMNS, column_configs
 from generator_loop.rewards.column import RewardColumn
 from generator_loop.rewards.scorer import RemoteJudge, Scorer, load_term
-from generator_loop.run.launch import Processes, any_process
+from generator_loop.run.launch import Processes
 from generator_loop.run.session import Progress, RewardingJudge, Session
+from generator_loop.run.sharding import Layout
 from generator_loop.sampling.prompts import open_prompts
 from generator_loop.sampling.rollout import PromptEncoder, rollout
 from generator_loop.sampling.sampler import Sampler
@@ -93,8 +95,8 @@ def open_session(
         ValueError: the config names a model, file or role that does not exist.
     """
     served = partial(_served, config, before_pause=before_pause)
-    generator = open_generator(config, processes.device)
-    judge, initial_judge = _open_judge(config, processes.device, served)
+    generator = open_generator(config, processes.device, processes.layout)
+    judge, initial_judge = _open_judge(config, processes, served)
     train_prompts, held_out = open_prompts(config.prompts, seed=config.run.seed)
     encoder, objective = PromptEncoder(generator), OBJECTIVES[config.objective.name](config.objective)
     if config.run.keep_rounds != "none" and (objective.tail_span or objective.random_steps is not None):
@@ -127,6 +129,7 @@ def open_session(
             objective,
             reward=scorer.differentiable,
             config=config.update,
+            moments=processes.layout.moments,
             regularisers=_regularisers(config, generator, train_prompts, encoder, processes),
         ),
         refresher=_refresher(config, judge, initial_judge, train_prompts),
@@ -141,13 +144,18 @@ def open_session(
     )
 
 
-def open_generator(config: JointConfig, device: torch.device) -> VideoGenerator:
+def open_generator(config: JointConfig, device: torch.device, layout: Layout | None = None) -> VideoGenerator:
     """Return the generator that a config names, which as yet is its base."""
-    generator = config.generator
+    layout = layout or Layout()
+    generator = layout.with_precision(config.generator)
+    if generator.compile and layout.is_sharded:
+        raise ValueError(
+            "generator.compile=true is untried on a transformer that is sharded; set generator.compile=false"
+        )
     family = generator_class(generator.family)
     if generator.path == TOY:
         generator = replace(generator, path=str(embedded("generator_loop", "toy_wan")))
-    return family.from_pretrained(generator, device=device, lora_seed=config.run.seed)
+    return family.from_pretrained(generator, device=device, lora_seed=config.run.seed, place=layout.place)
 
 
 def _load_judge(config: JointConfig, path: Path | str, device: torch.device) -> VideoJudgeReward:
@@ -168,13 +176,13 @@ def _served(config: JointConfig, url: str, *, before_pause: Callable[[], None]) 
     return RemoteJudge(url, token=token, before_pause=before_pause)
 
 
-def _open_judge(config: JointConfig, device: torch.device, served: Served) -> tuple[RewardingJudge, RewardingJudge]:
+def _open_judge(config: JointConfig, processes: Processes, served: Served) -> tuple[RewardingJudge, RewardingJudge]:
     """Return the judge that learns and a frozen view of its present state; both share the base, or the server."""
     path = config.judge.path
     if config.judge.is_served:
         remote = served(path)
         return remote, remote
-    base = _load_judge(config, embedded("reward_model", "toy_judge") if path == TOY else path, device)
+    base = _load_judge(config, embedded("reward_model", "toy_judge") if path == TOY else path, processes.device)
     role = config.judge.role
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.run.seed)  # new adapter weights are the same on all processes and in a resumed run
@@ -189,8 +197,15 @@ def _open_judge(config: JointConfig, device: torch.device, served: Served) -> tu
         if config.refresh.is_on:
             for learning in {READOUTS[name].compares: None for name in config.refresh.readouts}:
                 base.judge.widen_role(config.refresh.comparator_role if learning else role, config.refresh.targets)
-    base.judge.requires_grad_(False)
+    _freeze(config, base, processes)
     return base.with_role(role), initial
+
+
+def _freeze(config: JointConfig, judge: VideoJudgeReward, processes: Processes) -> None:
+    """Let no weight of a judge learn until a refresh says so, and spread them over the processes where that is asked for."""
+    judge.judge.requires_grad_(False)
+    if config.judge.shard:
+        processes.layout.shard_judge(judge.judge.model, processes.device)
 
 
 def _scorer(config: JointConfig, judge: RewardingJudge, processes: Processes, served: Served) -> Scorer:
@@ -260,7 +275,7 @@ def _watcher(config: JointConfig, path: str | Path, processes: Processes, served
     if is_address(str(path)):
         return served(str(path))
     other = _load_judge(config, path, processes.device)
-    other.judge.requires_grad_(False)
+    _freeze(config, other, processes)
     return other.with_role(config.judge.role if config.judge.role in other.judge.roles else None)
 
 

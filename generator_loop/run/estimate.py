@@ -15,9 +15,13 @@ from generator_loop.config import GeneratorConfig
 from generator_loop.optim.step import policies_of
 from generator_loop.records import Draw
 from generator_loop.rewards.advantages import group_advantages
+from generator_loop.run.memory import PROCESSES, Footprint, footprint_of
 from generator_loop.run.session import Session
+from reward_model import VideoJudgeReward
 
 Result = TypeVar("Result")
+NUM_COPIES = 2
+"""Copies of the trained weights beside the live ones: old and reference."""
 
 
 def estimate(session: Session) -> str:
@@ -56,6 +60,8 @@ def estimate(session: Session) -> str:
         f"{'in all':<12}{sum(seconds.values()) / 3600:>12.2f} hours on {processes} process(es), refreshes apart"
     )
     lines.append(f"{'memory':<12}{_peak_gigabytes(generator.device):>12.2f} GB per process at the peak of these steps")
+    if config.generator.train == "lora":  # else nothing can be spread, and the lines below say it all
+        lines += memory_lines(session)
     lines += trained_lines(generator.trainable_parameters(), config.generator)
     return "\n".join(lines)
 
@@ -79,6 +85,30 @@ def trained_lines(trained: Mapping[str, nn.Parameter], config: GeneratorConfig) 
         f"{'trained':<12}{sum(parameter.numel() for parameter in parameters):>12,} parameters, generator.train={config.train}",
         f"{'kept':<12}{sum(kept.values()) * size:>12.2f} GB of these for the whole run: {parts}{place}",
     ]
+
+
+def memory_lines(session: Session) -> list[str]:
+    """Return lines with the memory that weights and moments take on each process, by layout and number of processes."""
+    heads = "".join(f"{num:>9}" for num in PROCESSES)
+    return [
+        f"weights and moments in GB per process, by layout and number of processes:{heads}",
+        *(
+            f"  {name:<71}" + "".join(f"{size:>9.2f}" for size in sizes)
+            for name, sizes in run_footprint(session).table()
+        ),
+    ]
+
+
+def run_footprint(session: Session) -> Footprint:
+    """Return the footprint of a run's models, whole or spread."""
+    adapter = sum(p.numel() * p.element_size() for p in session.generator.trainable_parameters().values())
+    judges = {id(one.judge.model): one.judge.model for one in judges_of(session) if isinstance(one, VideoJudgeReward)}
+    return footprint_of(session.generator.models(), judges.values(), adapter=adapter, num_copies=NUM_COPIES)
+
+
+def judges_of(session: Session) -> list[object]:
+    """Return the judges of a run, some of which may share their weights."""
+    return [session.judge, *session.scorer.others, *session.evaluator.judges.values()]
 
 
 def num_clips(session: Session) -> dict[str, int]:

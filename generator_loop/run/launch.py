@@ -6,26 +6,26 @@ import itertools
 import signal
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Literal, TypeVar
+from typing import Literal
 
 import torch
 
-from generator_loop.tracking.metric_log import is_distributed
+from generator_loop.processes import any_process, is_distributed, wait
+from generator_loop.run.sharding import Layout, requested
 from reward_model.files import Lock
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those of the run: its device, its place, and how many there are."""
+    """This process among those of the run: its device, its place, how many there are, and what of the weights each holds."""
 
     device: torch.device
     rank: int = 0
     count: int = 1
+    layout: Layout = field(default_factory=Layout)
 
     @property
     def is_main(self) -> bool:
@@ -34,17 +34,7 @@ class Processes:
 
     def wait(self) -> None:
         """Return once every process has come here."""
-        if is_distributed():
-            torch.distributed.barrier()
-
-
-def gather(items: list[Item]) -> list[Item]:
-    """Return the items of all processes, in the order of their ranks; they are pickled on the way."""
-    if not is_distributed():
-        return items
-    shares: list[list[Item]] = [[] for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather_object(shares, items)
-    return [item for share in shares for item in share]
+        wait()
 
 
 def refuse_lost_processes(environ: Mapping[str, str]) -> None:
@@ -77,25 +67,28 @@ def set_threads(num_threads: int | None) -> int:
     return torch.get_num_threads()
 
 
-def start_processes(device: Literal["auto", "cpu", "cuda"]) -> Processes:
+def start_processes(device: Literal["auto", "cpu", "cuda"], environ: Mapping[str, str]) -> Processes:
     """Join the process group if there is one, and choose the device of this process.
 
     Args:
         device: `run.device`.
+        environ: the environment of this process, in which accelerate's launcher says how the weights are laid out.
 
     Returns:
         This process among the others.
 
     Raises:
-        ValueError: a GPU was asked for and there is none.
+        ValueError: a GPU was asked for and there is none; or accelerate asks for something that a run does not do.
     """
     from accelerate import PartialState  # type: ignore[import-untyped]
 
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("run.device=cuda, but torch sees no GPU; use run.device=cpu or a CUDA build of torch")
+    layout = requested(environ)
     use_cpu = device == "cpu" or not torch.cuda.is_available()
     state = PartialState(cpu=True) if use_cpu else PartialState()
-    return Processes(device=state.device, rank=state.process_index, count=state.num_processes)
+    layout.check()
+    return Processes(device=state.device, rank=state.process_index, count=state.num_processes, layout=layout)
 
 
 class Stopped(Exception):
@@ -143,17 +136,6 @@ class CheckpointClock:
     def restart(self) -> None:
         """Count from now on."""
         self._last = time.monotonic()
-
-
-def any_process(flag: bool) -> bool:
-    """Return whether the flag of any process is set; all processes call it together."""
-    if not is_distributed():
-        return flag
-    value = torch.tensor(float(flag))
-    if torch.distributed.get_backend() == "nccl":
-        value = value.cuda()
-    torch.distributed.all_reduce(value, op=torch.distributed.ReduceOp.MAX)
-    return bool(value)
 
 
 def claim_output(folder: str, *, is_main: bool, resume: bool) -> tuple[str, Lock | None]:

@@ -19,11 +19,12 @@ from generator_loop.evaluation.held_out import Evaluator
 from generator_loop.evaluation.probes import Probes
 from generator_loop.guards.base import Watch
 from generator_loop.optim.learner import Learner
+from generator_loop.processes import gather
 from generator_loop.records import Draw, Prompt
 from generator_loop.refresh.base import Candidate, PairTools
 from generator_loop.refresh.refresh import JudgeRefresher
 from generator_loop.rewards.scorer import RemoteJudge, Scorer, weighted
-from generator_loop.run.launch import Processes, gather
+from generator_loop.run.launch import Processes
 from generator_loop.sampling.sampler import Sampler
 from generator_loop.tracking.metric_log import MetricLog, ProgressBar
 from reward_model import VideoJudgeReward

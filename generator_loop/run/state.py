@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from generator_loop.config import JointConfig
 from generator_loop.evaluation.columns import INITIAL, Evaluation
 from generator_loop.run.build import read_config
 from generator_loop.run.session import Progress, Session
+from generator_loop.run.sharding import collected
 from generator_loop.tracking import checkpoint
 from reward_model import VideoJudgeReward
 from reward_model.config import save_config
@@ -43,14 +43,17 @@ def save(session: Session) -> Path:
     progress = session.progress
     name = f"round-{progress.round:03d}" + (f"-iteration-{progress.iteration:04d}" if progress.iteration else "")
     root = session.output / "checkpoints"
+    writer = _writer(session)
     if session.processes.is_main:
-        checkpoint.save(root, name, _writer(session), keep=session.config.run.keep_checkpoints)
+        checkpoint.save(root, name, writer, keep=session.config.run.keep_checkpoints)
     session.processes.wait()
     return root / name
 
 
 def _writer(session: Session) -> Callable[[Path], None]:
-    progress = session.progress
+    progress, base, moments = session.progress, None, session.learner.updater.state()
+    if isinstance(session.judge, VideoJudgeReward) and session.config.judge.shard:
+        base = collected(session.judge.judge.base_state())
 
     def write(folder: Path) -> None:
         """Write everything that a resumed run needs into `folder`."""
@@ -58,11 +61,10 @@ def _writer(session: Session) -> Callable[[Path], None]:
         state = folder / "state"
         state.mkdir()
         if isinstance(session.judge, VideoJudgeReward):
-            session.judge.save_pretrained(folder / "judge")
-            shutil.rmtree(folder / "judge" / "adapters" / INITIAL, ignore_errors=True)
+            session.judge.save_pretrained(folder / "judge", base=base, without=[INITIAL])
         for name in (POLICY, OLD, REFERENCE):
             checkpoint.write_tensors(state / f"{name}.safetensors", session.generator.weights(name))
-        checkpoint.write_tensors(state / "optimizer.safetensors", session.learner.updater.state())
+        checkpoint.write_tensors(state / "optimizer.safetensors", moments)
         checkpoint.write_tensors(state / "rng.safetensors", {"torch": torch.get_rng_state()})
         if session.refresher is not None:
             checkpoint.write_tensors(state / "refresher.safetensors", session.refresher.state())
@@ -187,10 +189,11 @@ def _refuse_other_settings(config: JointConfig, path: Path) -> None:
         written,
         run=replace(config.run, seed=written.run.seed),
         loop=replace(written.loop, num_rounds=config.loop.num_rounds),
+        judge=replace(written.judge, shard=config.judge.shard),
     )
     if allowed != config:
         changed = [name for name in vars(config) if getattr(allowed, name) != getattr(config, name)]
         raise ValueError(
             f"resume= continues the run of {path}, but these sections differ from it: {', '.join(changed)}; "
-            "only loop.num_rounds and run.* but the seed may change"
+            "only loop.num_rounds, judge.shard and run.* but the seed may change"
         )

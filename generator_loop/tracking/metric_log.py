@@ -8,8 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from generator_loop.processes import gather
 from reward_model.files import write_text
 
 
@@ -95,18 +94,9 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
 
 def mean_over_processes(metrics: Mapping[str, float]) -> dict[str, float]:
     """Return the mean of each metric over the processes that have a finite one; NaN where none has."""
-    names = sorted(metrics)
-    shares = [metrics]
-    if is_distributed():
-        shares = [{} for _ in range(torch.distributed.get_world_size())]
-        torch.distributed.all_gather_object(shares, dict(metrics))
-        names = sorted({name for share in shares for name in share})
+    shares = gather([dict(metrics)])
+    names = sorted({name for share in shares for name in share})
     return {name: _mean(share[name] for share in shares if name in share) for name in names}
-
-
-def is_distributed() -> bool:
-    """Return whether several processes run together."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def finite_or_none(value: float) -> float | None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from reward_model.judge.attention.tree import attend_in_trees
 from reward_model.judge.attention.windows import batch_windows
@@ -110,20 +110,32 @@ class JudgeParts(nn.Module):
         if missing := sorted(set(self.config.reasoned) - {"", *self.roles}):
             raise ValueError(f"{folder / ADAPTERS_FOLDER / missing[0]} is missing: the judge was taught in that role")
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write configuration, tokenizer, adapters and, for a judge trained from scratch, the base."""
+    def save_pretrained(
+        self, folder: str | Path, *, base: Mapping[str, Tensor] | None = None, without: Collection[str] = ()
+    ) -> None:
+        """Write configuration, tokenizer, adapters and, for a judge trained from scratch, the base.
+
+        Args:
+            folder: a new or existing folder.
+            base: weights of the base, for a judge that holds only a part of them here; None takes its own.
+            without: roles that are left out.
+        """
         place = Path(folder)
         place.mkdir(parents=True, exist_ok=True)
         if self.config.base in (BASE_FOLDER, SAME_FOLDER):
             with quiet():
-                self.model.save_pretrained(place / self.config.base, state_dict=base_state(self.model))
+                self.model.save_pretrained(place / self.config.base, state_dict=base or self.base_state())
         if self.motion is not None:
             self.motion.save(place)
         if self.head is not None:
             self.head.save(place)
-        self._roles.save(place)
+        self._roles.save(place, without=without)
         self.tokenizer.save_pretrained(place)
         self.config.save(place)
+
+    def base_state(self) -> dict[str, Tensor]:
+        """Return the base's weights under the names of a stock checkpoint, without any adapter."""
+        return base_state(self.model)
 
     def release(self) -> nn.Module:
         """Give the model back with the attention implementations that it came with, and return it.

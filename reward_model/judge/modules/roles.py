@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import RLock
@@ -125,14 +125,16 @@ class Roles:
         # ...q_proj.lora_A.<name>.weight
         return [p for key, p in self._model.named_parameters() if ".lora_" in key and key.split(".")[-2] == name]
 
-    def save(self, folder: Path) -> None:
-        """Write adapters/<role>/ in PEFT's own layout."""
+    def save(self, folder: Path, *, without: Collection[str] = ()) -> None:
+        """Write adapters/<role>/ in PEFT's own layout, but for the roles of `without`."""
         if not self._configs:
             return
         from peft import get_peft_model_state_dict
         from safetensors.torch import save_file
 
         for name, config in self._configs.items():
+            if name in without:
+                continue
             place = folder / ADAPTERS_FOLDER / name
             place.mkdir(parents=True, exist_ok=True)
             config.save_pretrained(place)

@@ -40,6 +40,7 @@ FLOORS = {
         ("dry_run",),
     ),
     "generator_loop": (
+        ("processes",),
         ("config", "records", "tracking"),
         ("adapters", "flow", "guards", "real_clips", "rewards"),
         ("objectives", "refresh", "sampling"),

@@ -9,7 +9,8 @@ from torch.testing import assert_close
 
 from generator_loop.objectives import OBJECTIVES
 from generator_loop.objectives.base import backward_of
-from generator_loop.optim.step import NonFiniteError, Updater, all_sum, policies_of
+from generator_loop.optim.step import NonFiniteError, Updater, policies_of
+from generator_loop.processes import all_sum
 from generator_loop.records import Draw, LossOutput
 from generator_loop.rewards.advantages import group_advantages
 from tests.toy_flow import LinearField, policies, toy_rollout, toy_scores, with_walk

@@ -144,10 +144,13 @@ class Regulariser(Protocol):
         ...
 
     def batches(self, draw: Draw) -> Iterator[NoisyBatch]:
-        """Yield this process's share of one optimiser step: one batch, or none.
+        """Return this process's share of one optimiser step.
 
         Args:
             draw: random streams of the optimiser step.
+
+        Returns:
+            One batch, or none.
         """
         ...
 

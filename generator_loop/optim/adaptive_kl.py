@@ -72,7 +72,9 @@ class AdaptiveKL:
     def backward(self, batch: NoisyBatch, policies: Policies, *, scale: float) -> Mapping[str, float]:
         """Add the gradient of scale x coefficient x mean distance; see `Regulariser.backward`."""
         noisy, _ = noised(batch.latents, batch.noise, batch.sigma)
-        policy, reference = (predict(noisy, batch.sigma, batch.cond) for predict in (policies.policy, policies.reference))
+        policy, reference = (
+            predict(noisy, batch.sigma, batch.cond) for predict in (policies.policy, policies.reference)
+        )
         difference = policy - reference
         distance = mean_square(difference).mean()
         (scale * self.coefficient * distance).backward()

@@ -138,6 +138,21 @@ def test_all_that_was_written_is_flushed_before_the_rename_and_the_rename_after_
     assert sorted(flushed[:3]) == expected[:3] and flushed[3:] == expected[3:]
 
 
+def test_a_file_alone_is_flushed_whole_before_the_rename_and_the_rename_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_text(tmp_path / "out", "old")
+    flushed: list[tuple[str, str, str]] = []
+
+    def flush(handle: int) -> None:
+        name = Path(os.readlink(f"/proc/self/fd/{handle}"))
+        flushed.append((name.name, name.read_text() if name.is_file() else "", (tmp_path / "out").read_text()))
+
+    monkeypatch.setattr(os, "fsync", flush)
+    write_text(tmp_path / "out", "new")
+    assert flushed == [(f"{UNFINISHED}out", "new", "old"), (tmp_path.name, "", "new")]
+
+
 def test_many_writers_of_one_file_do_not_take_each_others_work(tmp_path: Path) -> None:
     def write(path: Path) -> None:
         make_file(path, "mine")

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from generator_loop.adapters.base import OLD, POLICY, REFERENCE, predict_with
+from generator_loop.adapters.lora import LORA_FILE
 from generator_loop.records import Conditioning
 from tests.tiny_wan import build_generator, build_wan, randomise_lora
 
@@ -122,3 +124,17 @@ def test_selecting_rows_keeps_each_rows_prediction(generator, inputs):
     alone = generator.predict(latents[row], sigma[row], cond.select(row))
     torch.testing.assert_close(alone, generator.predict(*inputs)[row], atol=1e-5, rtol=0)
     assert isinstance(cond, Conditioning)
+
+
+@pytest.mark.parametrize("kind", ["2.1", "2.2 A14B"])
+def test_weights_are_named_as_in_the_saved_files_those_of_a_second_transformer_after_its_name(tmp_path, kind):
+    generator = build_generator(pipeline=build_wan(kind=kind))
+    randomise_lora(generator)
+    generator.save(tmp_path)
+    saved = {name.removeprefix("transformer."): value for name, value in load_file(tmp_path / LORA_FILE).items()}
+    if kind == "2.2 A14B":
+        second = load_file(tmp_path / "transformer_2" / LORA_FILE)
+        saved |= {f"transformer_2.{name.removeprefix('transformer.')}": value for name, value in second.items()}
+    weights = generator.weights(POLICY)
+    assert weights.keys() == generator.trainable_parameters().keys() == saved.keys()
+    assert all(torch.equal(weights[name], saved[name]) for name in saved)

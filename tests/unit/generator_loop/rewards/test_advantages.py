@@ -89,6 +89,13 @@ def test_one_reward_by_itself_is_the_plain_case():
     assert torch.equal(parts.usable, plain.usable)
 
 
+def test_one_reward_of_weight_1_is_the_plain_case_to_the_last_bit():
+    rewards = torch.rand(600, generator=torch.Generator().manual_seed(0))
+    for std in ("global", "group"):
+        plain = group_advantages(rewards, group_size=6, std=std)
+        assert torch.equal(part_advantages([(1.0, rewards)], group_size=6, std=std).values, plain.values)
+
+
 def test_a_sample_that_lacks_one_reward_is_not_usable_and_leaves_the_means():
     advantages = part_advantages(
         [(1.0, torch.tensor([1.0, 2.0, 9.0])), (1.0, torch.tensor([1.0, 2.0, NAN]))], group_size=3

@@ -65,6 +65,14 @@ def test_bad_json_names_its_line(tmp_path):
         read_manifest(write(tmp_path, "a.jsonl", '{"video": "a", "overall": 1}\n{oops\n'))
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
+def test_text_that_is_no_utf_8_is_refused_with_its_file_and_byte(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(b"video,overall\nGr\xfcn.mp4,0.5\n")
+    with pytest.raises(ValueError, match=f"{name}: not UTF-8 text \\(invalid start byte at byte 16\\)$"):
+        read_manifest(path)
+
+
 def test_files_of_other_kinds_and_missing_ones_are_refused(tmp_path):
     with pytest.raises(ValueError, match="expected a .csv or .jsonl"):
         read_manifest(write(tmp_path, "a.txt", ""))

@@ -15,6 +15,7 @@ from reward_model.judge.exchange.merge import merge_role
 from reward_model.judge.families.tiny import build_tiny
 from reward_model.judge.model import VideoJudge
 from reward_model.judge.modules.score_head import HEAD_FILE, HeadConfig, ScoreHead
+from reward_model.weights import digest
 from tests.tiny_judge import FAMILIES
 
 BASE, GENERATED = "base/model.safetensors", "adapters/generated/adapter_model.safetensors"
@@ -281,6 +282,17 @@ def test_a_folder_whose_checksums_were_taken_out_is_not_taken_for_an_older_one(w
     folder = copied(whole, tmp_path, recorded=True)
     settings("judge_config.json", files=files)(folder)
     assert names("judge_config.json", refusal(folder))
+
+
+@pytest.mark.parametrize("name", ["../outside", "base/../../outside", "absolute"])
+def test_a_checksum_of_a_file_outside_the_folder_is_refused_though_the_file_has_it(whole, tmp_path, name):
+    folder, outside = copied(whole, tmp_path, recorded=True), tmp_path / "outside"
+    outside.write_text("not of the judge")
+    listed = str(outside) if name == "absolute" else name
+    assert (folder / listed).samefile(outside)
+    files = json.loads((folder / "judge_config.json").read_text())["files"]
+    settings("judge_config.json", files={**files, listed: digest(outside)})(folder)
+    assert names(f"judge_config.json names '{listed}', which is no path inside the folder", refusal(folder))
 
 
 @pytest.mark.parametrize("version", [2, -1, "1", True, 1.0, []])

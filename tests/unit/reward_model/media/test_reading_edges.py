@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import sys
 from fractions import Fraction
+from types import ModuleType, SimpleNamespace
 
 import av
 import numpy as np
 import pytest
 import torch
+from einops import rearrange
 
 from reward_model.media.decoders import open_video
 from reward_model.media.frame_sampling import FramePolicy
@@ -23,20 +26,23 @@ def ramp(num: int = 8, height: int = 64, width: int = 96) -> torch.Tensor:
     return across + torch.linspace(0, 0.4, num)[:, None, None, None]
 
 
-def encode(name: str, codec: str, *, sizes: tuple[int, ...] = (96,), **settings: str) -> bytes:
-    """Return a file of eight pictures with a video stream of each width."""
+def encode(name: str, codec: str, *, sizes: tuple[int, ...] = (96,), marks_keys: bool = True, **settings: str) -> bytes:
+    """Return a file of eight pictures with a video stream of each width, whose packets may not be marked as key frames."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=name) as file:
-        streams = [file.add_stream(codec, rate=8, options=settings) for _ in sizes]
+        streams, packets = [file.add_stream(codec, rate=8, options=settings) for _ in sizes], []
         for stream, width in zip(streams, sizes, strict=True):
             stream.width, stream.height, stream.pix_fmt = width, 64, "yuv420p"
         for number in range(8):
             for stream, width in zip(streams, sizes, strict=True):
                 picture = av.VideoFrame.from_ndarray(np.full((64, width, 3), 20 * number, np.uint8), format="rgb24")
                 picture.pts, picture.time_base = number, Fraction(1, 8)
-                file.mux(stream.encode(picture.reformat(format="yuv420p")))
+                packets += stream.encode(picture.reformat(format="yuv420p"))
         for stream in streams:
-            file.mux(stream.encode())
+            packets += stream.encode()
+        for packet in packets:
+            packet.is_keyframe = packet.is_keyframe and marks_keys
+            file.mux(packet)
     return buffer.getvalue()
 
 
@@ -72,6 +78,42 @@ def test_a_stream_that_begins_with_a_whole_picture_has_no_remark():
     for options in ({"g": "4", "bf": "0"}, {"g": "4", "bf": "2"}):
         video, plan = read_video(encode("mpegts", "mpeg2video", **options))
         assert len(plan.times) == 8 and video.remarks == ()
+
+
+@pytest.mark.parametrize(("name", "codec"), [("flv", "flv"), ("matroska", "msmpeg4"), ("matroska", "libx265")])
+def test_a_file_that_marks_no_key_frame_is_read_from_its_first_picture(name, codec):
+    data = encode(name, codec, marks_keys=False)
+    with av.open(io.BytesIO(data)) as file:
+        assert not any(packet.is_keyframe for packet in file.demux(video=0))
+    video, plan = read_video(data)
+    brightness = [round(float(frame.mean()) * 255 / 20) for frame in video.frames]
+    assert brightness == [*range(8)] and len(plan.times) == 8 and video.remarks == ()
+
+
+@pytest.mark.parametrize("max_side", [None, 96, 48])
+def test_pictures_of_torchcodec_are_left_as_they_are_but_where_they_are_too_large(monkeypatch, max_side):
+    """Torchcodec itself is stood in for: it gives pictures of the stored size, and the adapter fits them."""
+    stored = torch.randint(256, (4, 64, 96, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+    class VideoDecoder:
+        def __init__(self, source: bytes, *, dimension_order: str) -> None:
+            assert source and dimension_order == "NHWC"
+
+        def __len__(self) -> int:
+            return len(stored)
+
+        def get_frames_at(self, indices: list[int]) -> SimpleNamespace:
+            return SimpleNamespace(data=stored[indices])
+
+    module = ModuleType("torchcodec.decoders")
+    monkeypatch.setattr(module, "VideoDecoder", VideoDecoder, raising=False)
+    monkeypatch.setitem(sys.modules, "torchcodec", ModuleType("torchcodec"))
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", module)
+    frames = read_video(encode_video(ramp(4), 8.0), decoder="torchcodec", max_side=max_side)[0].frames
+    expected = rearrange(stored, "n h w c -> n c h w") / 255
+    if max_side == 48:
+        expected = torch.nn.functional.interpolate(expected, (32, 48), mode="bilinear", antialias=True)
+    torch.testing.assert_close(frames, expected, atol=0.51 / 255 if max_side == 48 else 0, rtol=0)
 
 
 def test_no_videos_are_no_clips():

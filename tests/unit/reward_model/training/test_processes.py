@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from reward_model.files import Lock
+from reward_model.records import RatedClip
 from reward_model.training.processes import (
     TrainingStopped,
     TrainingStopRequest,
@@ -19,6 +20,7 @@ from reward_model.training.processes import (
     refuse_other_files,
     together,
 )
+from reward_model.training.tasks.quarantine import FILE, Quarantine
 
 
 def worker(rank, port, work, folder):
@@ -99,6 +101,22 @@ def one_is_stopped(rank, folder):
     return "never"
 
 
+def read_media(rank, folder):
+    """Return the media that this process read, and the examples that both may use."""
+    examples = [RatedClip(folder / f"{i}.mp4", None, {"overall": 0.5}, str(i), place="a.csv:1") for i in range(6)]
+    read = []
+
+    def plan(file):
+        read.append(int(file.stem))
+        if file.stem in "14":
+            raise ValueError("damaged")
+
+    quarantine = Quarantine(folder, max_unreadable=0.5)
+    kept = quarantine.keep("a.csv", examples, [], plan=plan, attempt=lambda example, clip_of: None)
+    gathered(rank)
+    return sorted(read), [one.source_id for one in kept], len((folder / FILE).read_text().splitlines())
+
+
 WORK = {
     work.__name__: work
     for work in (
@@ -110,6 +128,7 @@ WORK = {
         a_file_less,
         equal_files,
         one_is_stopped,
+        read_media,
     )
 }
 
@@ -152,6 +171,11 @@ def test_a_lock_that_only_the_second_process_sees_ends_both(tmp_path):
 def test_what_one_process_refuses_all_refuse(tmp_path, work, said):
     first, second = both(work, tmp_path)
     assert first == second and said in first
+
+
+def test_two_processes_read_half_of_the_media_each_and_both_leave_out_what_either_cannot_read(tmp_path):
+    kept = "['0', '2', '3', '5']"
+    assert both("read_media", tmp_path) == [f"([0, 2, 4], {kept}, 2)", f"([1, 3, 5], {kept}, 2)"]
 
 
 def test_a_signal_to_one_process_stops_both_after_the_same_step(tmp_path):

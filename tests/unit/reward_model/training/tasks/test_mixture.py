@@ -2,18 +2,19 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from reward_model.datasets.readers import DataConfig, open_source
-from reward_model.datasets.sources import is_held_out
+from reward_model.datasets.sources import Listed, is_held_out
 from reward_model.media.video_io import write_video
 from reward_model.records import RatedClip, VideoPair, VideoQuestion
 from reward_model.training.fit import FitConfig
 from reward_model.training.recipe import StageConfig
 from reward_model.training.stages import make_examples
-from reward_model.training.tasks.mixture import clip_planner, open_mixture
+from reward_model.training.tasks.mixture import Mixture, clip_planner, open_mixture
 from reward_model.training.tasks.supervised import choices_of, closed_example
 from tests.tiny_judge import build_judge
 
@@ -205,3 +206,13 @@ def test_dimensions_that_cannot_be_rated_are_refused(changes, said):
 def test_images_of_a_file_are_refused():
     with pytest.raises(ValueError, match=r"data\.images is read for moving_shapes only"):
         DataConfig(kind="manifest", path="x.csv", images=True)
+
+
+def test_stages_of_other_seeds_and_steps_of_one_stage_draw_from_sections_of_their_own():
+    sections = [Listed([RatedClip(Path(f"{i}.mp4"), None, {"overall": 0.5}, str(i))]) for i in range(64)]
+    drawn = set()
+    for seed in range(4):
+        mixture = Mixture(sections, [1.0] * len(sections))
+        for step in range(32):
+            drawn.add(tuple(one.source_id for one in mixture.draw(seed, step, 64)))
+    assert len(drawn) == 4 * 32

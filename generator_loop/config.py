@@ -473,7 +473,8 @@ class JointConfig:
             )
         if self.refresh.is_on and self.prompts.world is None and self.refresh.anchors.path is None:
             raise ValueError(
-                "refresh.every > 0 needs labelled clips of your domain: set refresh.anchors.path, or refresh.every=0"
+                "the judge's refresh needs labelled clips of your domain: set refresh.anchors.path, or refresh.every=0 without "
+                "refresh.triggers"
             )
         for name, source in self.refresh.sources.items():
             if self.refresh.is_on and source.needs_world and self.prompts.world is None:

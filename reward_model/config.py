@@ -266,7 +266,9 @@ def _variant(choices: Mapping[str, type], value: Any, *, key: str, default: Any,
     if "name" not in value and called in choices:
         value["name"] = called
     if "name" not in value and default is None:
-        raise ValueError(f"{key}.name is missing; expected one of {', '.join(sorted(choices))}")
+        near = difflib.get_close_matches(called, choices, n=1)
+        instead = f"; did you mean the key {key.removesuffix(called)}{near[0]}?" if near else ""
+        raise ValueError(f"{key}.name is missing; expected one of {', '.join(sorted(choices))}{instead}")
     name = str(value["name"]) if "name" in value else default.name
     if name not in choices:
         raise ValueError(f"{key}.name is {name!r}{did_you_mean(name, list(choices))}")

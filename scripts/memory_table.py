@@ -8,6 +8,7 @@ table of `joint_train.py --dry-run`, which measures the peak of a step beside it
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -189,13 +190,15 @@ All on one GPU, by part; the adapter is counted with its gradients, their messag
 """
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> int:
     """Write the page and the comments of the recipes."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(argv)
     found = footprints()
     PAGE.write_text(page(found), encoding="utf-8")
     for recipe in {recipe for recipe, _ in GENERATORS.values()}:
         recipe_path(recipe).write_text(recipe_text(recipe, found), encoding="utf-8")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

@@ -74,7 +74,8 @@ def read_config(path: str | Path, overrides: list[str]) -> JointConfig:
     generator_class(config.generator.family)
     for name in config.refresh.readouts:
         if name not in READOUTS:
-            raise ValueError(f"refresh.readouts holds {name!r}{did_you_mean(name, list(READOUTS))}")
+            place = f"{path}: " if path else ""
+            raise ValueError(f"{place}refresh.readouts holds {name!r}{did_you_mean(name, list(READOUTS))}")
     return config
 
 

@@ -55,6 +55,7 @@ def pixel_loss(
             causes = {
                 name: [f"video {index}: {reason}" for index, reason in enumerate(reasons) if reason]
                 for name, reasons in out.reasons.items()
+                if any(reasons)
             }
             raise RuntimeError(f"{int(missing.sum())} of {len(missing)} rewards could not be computed: {causes}")
         value = out.rewards if space == "expectation" else torch.logit(out.rewards, eps=1e-4)

@@ -85,6 +85,11 @@ def test_a_key_that_is_no_setting_is_refused_by_its_full_name(section: str) -> N
         (["reward.pessimism=0.5"], "needs other judges: name them in judge.ensemble"),
         (["judge.ensemble=[other]"], "judge.ensemble serves reward.pessimism or guards.kl_fraction"),
         (["reward.pessimism=1", "judge.ensemble=[a]", "update.advantages=per_reward"], "set reward.pessimism=0"),
+        (
+            ["refresh.every=0", "refresh.triggers={uncertainty: 2}", "prompts.world=null", "prompts.path=prompts.txt"],
+            r"set refresh\.anchors\.path, or refresh\.every=0 without refresh\.triggers",
+        ),
+        (["refresh.readouts=[levles]"], r"toy\.yaml: refresh\.readouts holds 'levles'; did you mean 'levels'"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(overrides: list[str], message: str) -> None:

@@ -110,7 +110,8 @@ def test_variants_of_a_section_are_named_by_their_keys(tmp_path: Path, overrides
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("section.ways={a: {patience: 1}}", r"section\.ways\.a\.name is missing; expected one of fast, slow"),
+        ("section.ways={a: {patience: 1}}", r"section\.ways\.a\.name is missing; expected one of fast, slow$"),
+        ("section.ways={fats: {patience: 1}}", r"one of fast, slow; did you mean the key section\.ways\.fast\?$"),
         ("section.ways={a: {name: fats}}", r"section\.ways\.a\.name is 'fats'; did you mean 'fast'"),
         ("section.ways={slow: {patienc: 1}}", r"section\.ways\.slow\.patienc"),
         ("section.ways={fast: {speed: -1}}", r"section\.ways\.fast.*speed must be > 0"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -95,12 +96,26 @@ def test_a_dry_run_says_what_each_layout_takes(tmp_path: Path) -> None:
     assert all(f"{size:.2f}" == line.split()[-1] for (_, (*_, size)), line in zip(table.items(), lines, strict=True))
 
 
-@pytest.mark.slow
-def test_the_page_is_up_to_date() -> None:
+def memory_table() -> Any:
     spec = importlib.util.spec_from_file_location("memory_table", ROOT / "scripts" / "memory_table.py")
     assert spec is not None and spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
+    return script
+
+
+@pytest.mark.parametrize(("option", "status"), [("--help", 0), ("--dry-run", 2)])
+def test_help_and_unknown_options_write_no_page(option: str, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = memory_table()
+    monkeypatch.setattr(script, "footprints", lambda: pytest.fail("the table was made"))
+    with pytest.raises(SystemExit) as ended:
+        script.main([option])
+    assert ended.value.code == status
+
+
+@pytest.mark.slow
+def test_the_page_is_up_to_date() -> None:
+    script = memory_table()
     found = script.footprints()
     assert script.PAGE.read_text(encoding="utf-8") == script.page(found), "run python scripts/memory_table.py"
     for recipe in ("nft_wan", "nft_hunyuan_video"):

@@ -56,6 +56,15 @@ def test_an_unavailable_reward_stops_the_loss_with_its_reason():
         pixel_loss(brightness, None, **PLAIN)(grey(0.5, 0.0), fps=8.0)
 
 
+def test_the_reason_of_a_missing_reward_leaves_out_dimensions_that_have_none():
+    def partly(videos, prompts, **settings):
+        out = brightness(videos, prompts, **settings)
+        return SimpleNamespace(rewards=out.rewards, reasons={"motion_quality": ["", ""], **out.reasons})
+
+    with pytest.raises(RuntimeError, match=r"computed: \{'overall': \['video 1: too dark'\]\}$"):
+        pixel_loss(partly, None, **PLAIN)(grey(0.5, 0.0), fps=8.0)
+
+
 def steep(videos, prompts, *, fps, layout, weights, differentiable):
     """Return rewards whose slope at a black video is infinite: the square root of its brightness, plus a half."""
     frames = torch.stack([getattr(video, "frames", video) for video in videos])

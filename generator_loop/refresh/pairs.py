@@ -103,11 +103,12 @@ class PairCollector:
         self._rejected, self._remembered = {}, {name: [] for name in self._sources}
         pairs: dict[tuple[str, str], dict[str, Tensor]] = {}
         for key in sorted(state):
-            kind, *rest = key.split(".")
+            kind, rest = key.split(".", 1)
             if kind == "rejected":
-                self._rejected[int(rest[1])] = state[key]
+                self._rejected[int(rest.split(".")[1])] = state[key]
             else:
-                pairs.setdefault((rest[1], rest[0]), {})[rest[2]] = state[key]
+                name, number, part = rest.rsplit(".", 2)  # a source's name may hold dots
+                pairs.setdefault((number, name), {})[part] = state[key]
         for (_, name), parts in pairs.items():
             self._remembered[name].append(_from_tensors(parts))
 

@@ -245,7 +245,9 @@ def _regularisers(
         path = guards.data_path
         clips: Clips = partial(_rendered, generator, prompts)
         if path is not None:
-            clips = FileClips(RealClips(path), generator)
+            listed = RealClips(path)
+            listed.refuse_unusable(size=(generator.num_frames, *generator.size), fps=generator.fps)
+            clips = FileClips(listed, generator)
         regularisers["data"] = DataLoss(
             clips, encoder, weight=guards.data_weight, batch_size=guards.data_batch_size, **shares
         )

@@ -114,6 +114,19 @@ def kl(**changes: Any) -> AdaptiveKL:
     return AdaptiveKL(**{"target": 0.1, "coefficient": 2.0, "fraction": 1.0, "batch_size": 4, **changes})
 
 
+def test_the_coefficient_comes_back_soon_after_any_time_beside_the_reference() -> None:
+    penalty = kl(coefficient=2.0)
+    for _ in range(3000):
+        penalty.adapt({"held_distance": 0.0})
+    assert penalty.coefficient == 2.0 / 1024
+    for _ in range(10):
+        penalty.adapt({"held_distance": 1.0})
+    assert penalty.coefficient == 2.0
+    for _ in range(3000):
+        penalty.adapt({"held_distance": 1.0})
+    assert penalty.coefficient == 2048.0
+
+
 def test_the_penalty_is_the_weighted_distance_to_the_reference_on_the_samples() -> None:
     rollout, field, naive, reference = (
         toy_rollout(num_prompts=1),

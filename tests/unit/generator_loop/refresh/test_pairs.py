@@ -216,3 +216,13 @@ def test_a_restored_collector_gives_the_same_pairs_in_the_same_order() -> None:
     first, second = one.collect(tools()).pairs, other.collect(tools()).pairs
     assert [pair.prompt for pair in first] == [pair.prompt for pair in second] == [FIRST.text, SECOND.text]
     assert brightness(first) == brightness(second)
+
+
+def test_the_name_of_a_source_may_hold_dots() -> None:
+    def named() -> PairCollector:
+        return PairCollector(PROMPTS, {"raters.of.may": (Counted([0.2, 0.4]), 1.0)}, num_remembered=9)
+
+    one, other = named(), named()
+    one.collect(tools())
+    other.load_state(one.state())
+    assert brightness(other.collect(tools()).pairs) == brightness(one.collect(tools()).pairs)

@@ -76,7 +76,9 @@ class SimulatedRater:
         measure = self._chances if self._config.choose == "random" else self._margins
         siblings = [(one.place, *pair) for one in candidates for pair in combinations(range(len(one.frames)), 2)]
         # a process may have no candidate; sorted, so that sums do not depend on the number of processes
-        offers = sorted(tools.gather(list(zip(siblings, measure(candidates, tools), strict=True))), key=lambda one: one[0])
+        offers = sorted(
+            tools.gather(list(zip(siblings, measure(candidates, tools), strict=True))), key=lambda one: one[0]
+        )
         if not offers:
             return []
         table = {name: torch.tensor([values[name] for _, values in offers]) for name in offers[0][1]}

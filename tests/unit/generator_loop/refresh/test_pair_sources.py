@@ -265,24 +265,22 @@ def test_disagreement_is_the_variance_of_margins_in_each_judges_own_unit() -> No
     assert sibling_margins(torch.tensor([1.0, 3.0, 6.0])).tolist() == [-2.0, -5.0, -3.0]
 
 
-def test_the_budget_is_that_of_all_processes_and_goes_to_the_best_offers() -> None:
+@pytest.mark.parametrize(("choose", "number"), [("disagreement", 1), ("random", 1), ("random", 2)])
+def test_the_budget_is_that_of_all_processes_and_goes_to_the_best_offers(choose: str, number: int) -> None:
     easy, hard = (
         candidate(0, FIRST, [0.1, 0.9], rewards=[0.0, 5.0]),
         candidate(1, SECOND, [0.1, 0.2], rewards=[0.0, 0.1]),
     )
-    for choose, number in (("disagreement", 1), ("random", 1), ("random", 2)):
-        ask = rater(num_labels=number, choose=choose)
-        offers: list[list[Any]] = []
-        for own in ([easy], [hard], []):
-            ask.pairs(own, tools(oracle=quality, gather=lambda items: offers.append(items) or items))
-        everyone = [item for items in offers for item in items]
-        both = tools(oracle=quality, gather=lambda items: everyone)
-        shares = [ask.pairs(own, both) for own in ([easy], [hard], [])]
-        alone = ask.pairs([easy, hard], tools(oracle=quality))
-        assert sorted(place for share in shares for place, _ in share) == [place for place, _ in alone]
-        assert len(alone) == number and [len(share) for share in shares][2] == 0
-        if choose == "disagreement":
-            assert [len(share) for share in shares] == [0, 1, 0]
+    ask, offers = rater(num_labels=number, choose=choose), list[Any]()
+    for own in ([easy], [hard], []):
+        ask.pairs(own, tools(oracle=quality, gather=lambda items: offers.extend(items) or items))
+    everyone = tools(oracle=quality, gather=lambda items: list(offers))
+    shares = [ask.pairs(own, everyone) for own in ([easy], [hard], [])]
+    alone = ask.pairs([easy, hard], tools(oracle=quality))
+    assert sorted(place for share in shares for place, _ in share) == [place for place, _ in alone]
+    assert len(alone) == number and shares[2] == []
+    if choose == "disagreement":
+        assert [len(share) for share in shares] == [0, 1, 0]
 
 
 @pytest.mark.parametrize("choose", ["disagreement", "random"])

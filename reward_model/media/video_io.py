@@ -164,11 +164,14 @@ def read_video(
 
 
 def _as_float(pictures: Pictures, indices: Sequence[int]) -> Tensor:
-    """Return pictures [H, W, C] of 8 bits as frames [N, C, H, W] in [0, 1]; each leaves the dict, so that memory holds it once."""
+    """Return pictures [H, W, C] of 8 bits as frames [N, C, H, W] in [0, 1]; each leaves the dict at its last use, so that memory
+    holds it once."""
     height, width, channels = pictures[indices[0]].shape
     frames = torch.empty(len(indices), channels, height, width)
-    for frame, index in zip(frames, indices, strict=True):
-        frame.copy_(rearrange(torch.from_numpy(pictures.pop(index)), "h w c -> c h w")).div_(255)
+    last = {index: place for place, index in enumerate(indices)}  # a frozen picture is shown more than once
+    for place, (frame, index) in enumerate(zip(frames, indices, strict=True)):
+        picture = pictures.pop(index) if last[index] == place else pictures[index]
+        frame.copy_(rearrange(torch.from_numpy(picture), "h w c -> c h w")).div_(255)
     return frames
 
 

@@ -9,7 +9,7 @@ import pytest
 from reward_model.commands.progress import EVERY, ProgressLine, duration
 
 
-class Terminal(io.StringIO):
+class TerminalText(io.StringIO):
     """A stream that is a terminal."""
 
     def isatty(self) -> bool:
@@ -54,7 +54,7 @@ def test_a_file_gets_a_line_every_few_seconds_and_the_last() -> None:
 
 
 def test_a_terminal_is_redrawn_at_every_report() -> None:
-    stream = Terminal()
+    stream = TerminalText()
     reported(stream, [(0.5, 0), (1.0, 4)])
     assert stream.getvalue() == (
         "\r\x1b[K0/100 clips, 0.00 per second, starting\r\x1b[K4/100 clips, 4.00 per second, 24 s left"

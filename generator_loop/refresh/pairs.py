@@ -140,8 +140,9 @@ class PairCollector:
             return {}
         right = []
         for pair in pairs:
-            is_known = isinstance(pair.first, Video) and isinstance(pair.second, Video)
-            if is_known and pair.prompt in self._texts:  # an oracle knows no captions of other clips
+            if pair.prompt not in self._texts:  # an oracle knows no captions of other clips
+                continue
+            if isinstance(pair.first, Video) and isinstance(pair.second, Video):
                 first, second = (tools.oracle(side.frames, pair.prompt) for side in (pair.first, pair.second))
                 right.append((first > second) == (pair.preference["overall"] > 0.5))
         return {f"confirmed_{name}": sum(right) / len(right)} if right else {}

@@ -55,7 +55,7 @@ def run(session: Session, stop: Callable[[], bool]) -> Path | None:
     try:
         if not progress.rounds:
             evaluate(session, refreshed=None, check=check)
-            act_on_round(session, check)
+            act_on_round(session)
         while progress.round < loop.num_rounds and not progress.ended:
             if progress.iteration < loop.num_iterations:
                 iterate(session)
@@ -67,6 +67,7 @@ def run(session: Session, stop: Callable[[], bool]) -> Path | None:
                 save(session)
                 clock.restart()
                 rounds.forget(session)
+        measure_result(session, check)
     except Stopped:
         save(session)
         return None
@@ -131,26 +132,30 @@ def end_round(session: Session, check: Callable[[], None]) -> None:
     before = None if refresher is None else refresher.state()
     number, num_iterations, num_records = progress.round, progress.iteration, len(progress.rounds)
     num_alarms, after = len(progress.alarms), progress.after
+    seconds, started, randomness = progress.seconds, session.started, torch.get_rng_state()
     progress.round, progress.iteration = number + 1, 0
     try:
         is_due = refresher is not None and refresher.is_due(progress.round)
         evaluate(session, refreshed=refresh_judge(session, check) if is_due else None, check=check)
         if not is_due:
             refresh_where_measures_ask(session, check)
-        act_on_round(session, check)
     except Stopped:
         progress.round, progress.iteration, progress.after = number, num_iterations, after
+        progress.seconds, session.started = seconds, started
+        torch.set_rng_state(randomness)
         del progress.rounds[num_records:], progress.alarms[num_alarms:]
         if refresher is not None and before is not None:
             refresher.load_state(before)
         raise
+    act_on_round(session)
     if session.config.loop.reset_reference:
         session.generator.set_weights(REFERENCE, session.generator.weights(POLICY))
 
 
 def refresh_where_measures_ask(session: Session, check: Callable[[], None]) -> None:
     """Refresh the judge, outside its turn, where a measure of the round has passed its limit."""
-    asked = triggered(session.progress.rounds[-1], session.config.refresh.triggers)
+    limits = session.config.refresh.triggers
+    asked = triggered(session.progress.rounds[-1], limits) if limits else ()
     if not asked:
         return
     warn(session, asked)
@@ -160,8 +165,11 @@ def refresh_where_measures_ask(session: Session, check: Callable[[], None]) -> N
     session.progress.rounds[-1]["judge_kept"] = bool(refreshed["kept"])
 
 
-def act_on_round(session: Session, check: Callable[[], None]) -> None:
-    """Remember a good round; from a bad one return to the last good one, or end the run there."""
+def act_on_round(session: Session) -> None:
+    """Remember a good round; from a bad one return to the last good one, or end the run there.
+
+    Nothing here asks whether to stop: models that were returned from are gone, so that a round's end could not be undone.
+    """
     progress, guards = session.progress, session.config.guards
     if not guards.watch_rounds:
         return
@@ -175,9 +183,18 @@ def act_on_round(session: Session, check: Callable[[], None]) -> None:
     warn(session, (decision.reason,))
     return_to_good(session)
     progress.ended = decision.reason if decision.action == "stop" else ""
-    if progress.is_over(session.config.loop.num_rounds):
-        evaluate(session, refreshed=None, check=check)
+    progress.after = None
+
+
+def measure_result(session: Session, check: Callable[[], None]) -> None:
+    """Measure the models with which a run ends, where its last round did not: it was returned from, or was no last one then."""
+    progress = session.progress
+    if progress.after is not None:
+        return
+    evaluate(session, refreshed=None, check=check)
+    if session.config.guards.watch_rounds:
         progress.rounds[-1]["is_good"] = True
+    save(session)
 
 
 def refresh_judge(session: Session, check: Callable[[], None]) -> dict[str, float] | None:

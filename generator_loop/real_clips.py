@@ -32,15 +32,30 @@ class RealClips:
             path: CSV or JSONL with the columns `video` (relative to its folder) and `prompt`.
 
         Raises:
-            ValueError: it lacks a column, or a line lacks a value.
+            ValueError: it lacks a column, or a line lacks a value or has one too many.
         """
-        path = Path(path)
+        self._path = path = Path(path)
         self._clips: list[tuple[Prompt, Path]] = []
         for number, record in enumerate(read_records(path)):
             video, text = (str(record.get(name) or "").strip() for name in ("video", "prompt"))
             if not video or not text:
                 raise ValueError(f"{path}: entry {number + 1} needs a video and a prompt (columns video and prompt)")
             self._clips.append((Prompt(FIRST_ID + number, text), path.parent / video))
+
+    def refuse_unusable(self, *, size: tuple[int, int, int], fps: float) -> None:
+        """Refuse a list of which no clip can be used.
+
+        Args:
+            size: T, H and W.
+            fps: rate in Hz.
+
+        Raises:
+            ValueError: none can; the log says why.
+        """
+        if all(self.read(path, size=size, fps=fps) is None for _, path in self._clips):
+            raise ValueError(
+                f"{self._path}: none of its {len(self._clips)} clips can be read with {size[0]} frames at {fps:g} Hz"
+            )
 
     def choose(self, num: int, draw: Draw) -> list[tuple[Prompt, Path]]:
         """Return up to `num` distinct clips with their captions, the same for the same `draw`."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
 import types
 import typing
@@ -47,7 +48,7 @@ def load_config(
         The checked settings.
 
     Raises:
-        ValueError: Unreadable YAML, malformed override, unknown key, wrong type, value out of range, missing required field, or
+        ValueError: Unreadable YAML, malformed override, unknown key, wrong type, value out of range or not finite, missing required field, or
             a reference to the environment or another setting; the message names the file and the key.
     """
     from omegaconf import OmegaConf
@@ -61,6 +62,7 @@ def load_config(
         _refuse_references(written, "")
         _check_kinds(schema, written, "")
         config = _build(_merge(schema, OmegaConf.create(written), variants or {}))
+        _refuse_non_finite(config, "")
     except OmegaConfBaseException as error:
         raise ValueError(f"{source}: {_explain(error)}") from error
     except ValueError as error:
@@ -178,6 +180,20 @@ def _refuse_references(value: Any, key: str) -> None:
         )
 
 
+def _refuse_non_finite(value: Any, key: str) -> None:
+    """Refuse a number that is NaN or infinite: it passes every comparison with a limit, or none."""
+    if dataclasses.is_dataclass(value):
+        value = vars(value)
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            _refuse_non_finite(item, f"{key}.{name}".lstrip("."))
+    elif isinstance(value, (list, tuple)):
+        for number, item in enumerate(value):
+            _refuse_non_finite(item, f"{key}[{number}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{key} is {value}; expected a finite number")
+
+
 def _overlaid(base: Any, over: Any) -> Any:
     """Return `base` with the entries of `over` put in; anything but a mapping over a mapping replaces it as a whole."""
     if not isinstance(base, dict) or not isinstance(over, dict):
@@ -249,7 +265,31 @@ def _merge(schema: type, raw: Any, variants: Variants) -> Any:
             else:
                 target[name] = _variant(choices, value, key=path, default=default)
         del given[name]
+    return _put_over(schema, typed, raw)
+
+
+def _put_over(schema: type, typed: Any, raw: Any) -> Any:
+    """Return the typed defaults overlaid with `raw`; a mapping of names that is written replaces its default as a whole."""
+    from omegaconf import OmegaConf
+
+    _drop_replaced(schema, typed, raw)
     return OmegaConf.merge(typed, raw)
+
+
+def _drop_replaced(schema: type, typed: Any, raw: Any) -> None:
+    """Empty the default mappings in `typed` that `raw` writes, or the default's entries would stay beside those written."""
+    from omegaconf import DictConfig, OmegaConf, read_write
+
+    for name, hint in typing.get_type_hints(schema).items():
+        if not isinstance(raw, DictConfig) or name not in raw or not isinstance(raw._get_node(name), DictConfig):
+            continue
+        with read_write(typed):
+            if dataclasses.is_dataclass(hint):
+                if OmegaConf.is_missing(typed, name):
+                    typed[name] = OmegaConf.structured(hint)
+                _drop_replaced(typing.cast(type, hint), typed[name], raw[name])
+            elif typing.get_origin(hint) is dict and not OmegaConf.is_missing(typed, name):
+                typed[name] = {}
 
 
 def _default_of(schema: type, name: str) -> Any:
@@ -274,7 +314,7 @@ def _variant(choices: Mapping[str, type], value: Any, *, key: str, default: Any,
         raise ValueError(f"{key}.name is {name!r}{did_you_mean(name, list(choices))}")
     _check_kinds(choices[name], OmegaConf.to_container(value), key)
     try:
-        return OmegaConf.merge(OmegaConf.structured(choices[name]), value)
+        return _put_over(choices[name], OmegaConf.structured(choices[name]), value)
     except OmegaConfBaseException as error:
         raise ValueError(f"{key}.{_explain(error)}") from error
 

@@ -17,6 +17,10 @@ from generator_loop.records import Draw, Rollout, Scored
 SLACK, FACTOR = 1.5, 2.0
 """The coefficient is halved or doubled where the distance leaves the target by this factor (PPO, arXiv 1707.06347, sec. 4)."""
 
+REACH = 2.0**10
+"""The coefficient stays within this factor of its first value, so that a policy that leaves the reference after a long time beside
+it meets the penalty within ten iterations."""
+
 
 class AdaptiveKL:
     """Adds coefficient x squared velocity difference to the reference, and moves the coefficient towards a target distance.
@@ -41,6 +45,7 @@ class AdaptiveKL:
             num_ranks: number of processes.
         """
         self.coefficient, self._target, self._fraction = coefficient, target, fraction
+        self._least, self._most = coefficient / REACH, coefficient * REACH
         self._num = len(range(rank, batch_size, num_ranks))
         self._samples: Rollout | None = None
         self._held = torch.zeros(0, dtype=torch.long)
@@ -84,9 +89,9 @@ class AdaptiveKL:
         """Double the coefficient where the iteration's mean distance is too large, halve it where it is small."""
         distance = metrics["held_distance"]
         if distance > self._target * SLACK:
-            self.coefficient *= FACTOR
+            self.coefficient = min(self.coefficient * FACTOR, self._most)
         elif distance < self._target / SLACK:
-            self.coefficient /= FACTOR
+            self.coefficient = max(self.coefficient / FACTOR, self._least)
 
     def state(self) -> Mapping[str, float]:
         """Return the coefficient."""

@@ -22,8 +22,9 @@ from generator_loop.objectives.base import NoisyBatch, Policies
 from generator_loop.real_clips import RealClips
 from generator_loop.records import Conditioning, Draw, Prompt, Rollout, Scored
 
-Clips = Callable[[int, Draw], tuple[Sequence[Prompt], Tensor]]
-"""clips(number, draw) -> prompts and clean latents [N, c, F, h, w] of real clips; fewer where some cannot be read."""
+Clips = Callable[[int, Draw, slice], tuple[Sequence[Prompt], Tensor]]
+"""clips(number, draw, share) -> prompts and clean latents [N, c, F, h, w] of a share of as many distinct real clips; fewer where
+some cannot be read."""
 
 
 class FileClips:
@@ -40,9 +41,9 @@ class FileClips:
         self._clips, self._generator, self._max_kept = clips, generator, max_kept
         self._kept: dict[int, Tensor | None] = {}
 
-    def __call__(self, num: int, draw: Draw) -> tuple[Sequence[Prompt], Tensor]:
-        """Return prompts and latents of up to `num` clips; see `Clips`."""
-        pairs = [(prompt, self._latents(prompt, path)) for prompt, path in self._clips.choose(num, draw)]
+    def __call__(self, num: int, draw: Draw, share: slice) -> tuple[Sequence[Prompt], Tensor]:
+        """Return prompts and latents of a share of up to `num` clips; see `Clips`."""
+        pairs = [(prompt, self._latents(prompt, path)) for prompt, path in self._clips.choose(num, draw)[share]]
         usable = [(prompt, latents) for prompt, latents in pairs if latents is not None]
         if not usable:
             return (), torch.zeros(0)
@@ -84,18 +85,19 @@ class DataLoss:
             num_ranks: number of processes; each takes its share of the clips.
         """
         self._clips, self._encoder, self._weight = clips, encoder, weight
-        self._num = len(range(rank, batch_size, num_ranks))
-        self._rank = rank
+        self._num, self._share = batch_size, slice(rank, None, num_ranks)
 
     def prepare(self, samples: Rollout, scored: Scored) -> None:
         """Look at nothing: real clips do not depend on the samples."""
 
     def batches(self, draw: Draw) -> Iterator[NoisyBatch]:
         """Yield real clips, unless none can be read; see `Regulariser.batches`."""
-        draw = draw.fork(f"data {self._rank}")
-        prompts, latents = self._clips(self._num, draw) if self._num else ((), torch.zeros(0))
+        if not range(self._num)[self._share]:
+            return
+        draw = draw.fork("data")
+        prompts, latents = self._clips(self._num, draw, self._share)
         if len(prompts):
-            keys = [(prompt.prompt_id, place) for place, prompt in enumerate(prompts)]
+            keys = [(prompt.prompt_id, 0) for prompt in prompts]
             sigma = logit_normal_sigmas(draw, keys).to(latents.device)
             yield NoisyBatch(latents, keyed_noise(draw, keys, latents), sigma, self._encoder(prompts))
 

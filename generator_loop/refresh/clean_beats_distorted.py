@@ -50,14 +50,17 @@ class CleanBeatsDistorted:
             distort(torch.zeros(1, 3, 8, 8), name, 0, generator=torch.Generator(), fps=1.0)
 
     def pairs(self, candidates: Sequence[Candidate], tools: PairTools) -> list[tuple[int, VideoPair]]:
-        """Return the pair of every prompt; see `PairSource.pairs`."""
-        return [(one.place, self._pair(one, tools)) for one in candidates]
+        """Return the pair of every prompt whose clip the damage changes; see `PairSource.pairs`."""
+        made = [(one.place, self._pair(one, tools)) for one in candidates]
+        return [(place, pair) for place, pair in made if pair is not None]
 
-    def _pair(self, candidate: Candidate, tools: PairTools) -> VideoPair:
+    def _pair(self, candidate: Candidate, tools: PairTools) -> VideoPair | None:
         draw = tools.draw.fork("clean beats distorted")
         clip, generator = any_clip(candidate, draw), draw.generator(candidate.prompt.prompt_id, 1)
         choose = random.Random(generator.initial_seed())
         defect = choose.choice(self._config.defects)
         severity = choose.uniform(self._config.min_severity, self._config.max_severity)
         damaged = distort(clip, defect, severity, generator=generator, fps=tools.fps)
+        if torch.equal(clip, damaged):  # a clip without motion cannot freeze
+            return None
         return preferred(clip, damaged, candidate.prompt, fps=tools.fps, source=f"clean beats {defect}")

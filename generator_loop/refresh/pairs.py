@@ -46,6 +46,7 @@ class PairCollector:
             rank_by: score by which the worst clip of the round's start and the best of its end are chosen.
         """
         self._prompts = {prompt.prompt_id: prompt for prompt in prompts}
+        self._texts = {prompt.text for prompt in prompts}
         self._sources, self._num_remembered, self._rank_by = dict(sources), num_remembered, rank_by
         self._rejected: dict[int, Tensor] = {}
         self._remembered: dict[str, list[VideoPair]] = {name: [] for name in sources}
@@ -82,7 +83,7 @@ class PairCollector:
             self._remembered[name] = self._to_remember(usable)
             pairs += usable
             chances += [self._sources[name][1] / len(usable) for _ in usable]
-            metrics |= {f"pairs_{name}": float(len(new)), **_confirmed(name, new, tools)}
+            metrics |= {f"pairs_{name}": float(len(new)), **self._confirmed(name, new, tools)}
         return WeightedPairs(tuple(pairs), tuple(chances), metrics)
 
     def state(self) -> Mapping[str, Tensor]:
@@ -103,11 +104,12 @@ class PairCollector:
         self._rejected, self._remembered = {}, {name: [] for name in self._sources}
         pairs: dict[tuple[str, str], dict[str, Tensor]] = {}
         for key in sorted(state):
-            kind, *rest = key.split(".")
+            kind, rest = key.split(".", 1)
             if kind == "rejected":
-                self._rejected[int(rest[1])] = state[key]
+                self._rejected[int(rest.split(".")[1])] = state[key]
             else:
-                pairs.setdefault((rest[1], rest[0]), {})[rest[2]] = state[key]
+                name, number, part = rest.rsplit(".", 2)  # a source's name may hold dots
+                pairs.setdefault((number, name), {})[part] = state[key]
         for (_, name), parts in pairs.items():
             self._remembered[name].append(_from_tensors(parts))
 
@@ -132,6 +134,19 @@ class PairCollector:
         kept = kept[max(0, len(kept) - self._num_remembered) :]
         return [_from_tensors(_to_tensors(pair)) for pair in kept]
 
+    def _confirmed(self, name: str, pairs: Sequence[VideoPair], tools: PairTools) -> dict[str, float]:
+        """Return the share of a source's new pairs of the world's prompts whose label its oracle confirms, where there are any."""
+        if tools.oracle is None:
+            return {}
+        right = []
+        for pair in pairs:
+            if pair.prompt not in self._texts:  # an oracle knows no captions of other clips
+                continue
+            if isinstance(pair.first, Video) and isinstance(pair.second, Video):
+                first, second = (tools.oracle(side.frames, pair.prompt) for side in (pair.first, pair.second))
+                right.append((first > second) == (pair.preference["overall"] > 0.5))
+        return {f"confirmed_{name}": sum(right) / len(right)} if right else {}
+
     @staticmethod
     def _ask(source: PairSource, candidates: Sequence[Candidate], tools: PairTools) -> list[VideoPair]:
         placed = tools.gather(source.pairs(candidates, tools))
@@ -148,18 +163,6 @@ def rejected_of(samples: Rollout, scored: Scored, *, by: str = "reward") -> list
         for place, (prompt, group) in enumerate(zip(samples.prompts, groups, strict=True))
         if bool(group.isfinite().any())
     ]
-
-
-def _confirmed(name: str, pairs: Sequence[VideoPair], tools: PairTools) -> dict[str, float]:
-    """Return the share of a source's new pairs whose label the world's oracle confirms, nothing without an oracle."""
-    if tools.oracle is None:
-        return {}
-    right = []
-    for pair in pairs:
-        if isinstance(pair.first, Video) and isinstance(pair.second, Video):
-            first, second = (tools.oracle(side.frames, pair.prompt or "") for side in (pair.first, pair.second))
-            right.append((first > second) == (pair.preference["overall"] > 0.5))
-    return {f"confirmed_{name}": sum(right) / len(right)} if right else {}
 
 
 def _to_tensors(pair: VideoPair) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -9,6 +10,8 @@ from typing import Any, ClassVar, Literal
 from generator_loop.refresh.base import Candidate, PairSourceConfig, PairTools
 from reward_model import read_pairs
 from reward_model.records import VideoPair
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +27,7 @@ class PreferencesConfig(PairSourceConfig):
 
 
 class Preferences:
-    """All pairs of the file, read anew at each refresh; ties count half, pairs without an overall label are left out."""
+    """All pairs of the file, read anew at each refresh by the first process; ties count half, pairs without an overall label are left out."""
 
     config_class: ClassVar[type[Any]] = PreferencesConfig
 
@@ -35,8 +38,20 @@ class Preferences:
 
     def pairs(self, candidates: Sequence[Candidate], tools: PairTools) -> list[tuple[int, VideoPair]]:
         """Return the file's pairs; see `PairSource.pairs`."""
-        return list(enumerate(self._read()))[tools.rank :: tools.num_ranks]
+        return list(enumerate(self._read_again())) if tools.rank == 0 else []
 
-    def _read(self) -> list[VideoPair]:
-        pairs = read_pairs(self._config.path, columns=self._config.columns or None)
+    def _read_again(self) -> list[VideoPair]:
+        """Return the pairs of a file that someone may be writing to: lines that cannot be read are left out, and named."""
+        faults: list[Any] = []
+        try:
+            pairs = self._read(faults)
+        except (ValueError, OSError) as error:
+            log.warning("this refresh goes without labelled pairs: %s", error)
+            return []
+        for fault in faults:
+            log.warning("labelled pair left out: %s, line %d: %s", fault.manifest, fault.line, fault.reason)
+        return pairs
+
+    def _read(self, faults: list[Any] | None = None) -> list[VideoPair]:
+        pairs = read_pairs(self._config.path, columns=self._config.columns or None, faults=faults)
         return [pair for pair in pairs if "overall" in pair.preference]

@@ -38,8 +38,10 @@ class RealBeatsGenerated:
     config_class: ClassVar[type[Any]] = RealBeatsGeneratedConfig
 
     def __init__(self, config: Any) -> None:
-        """Read which clips there are; ValueError as in `RealClips`."""
+        """Read which clips there are; ValueError as in `RealClips`, or where none of them can be read."""
         self._clips = None if config.path is None else RealClips(config.path)
+        if self._clips is not None:
+            self._clips.refuse_unusable(size=(1, 2, 2), fps=1.0)
 
     def pairs(self, candidates: Sequence[Candidate], tools: PairTools) -> list[tuple[int, VideoPair]]:
         """Return the pair of every prompt; see `PairSource.pairs`."""

@@ -52,8 +52,10 @@ class JudgeRefresher:
             config: readouts, steps, rates, when a refresh is due, and the accuracy that may be lost.
 
         Raises:
-            ValueError: the config names a role that the judge lacks.
+            ValueError: the config names a role that the judge lacks, or a readout for which the anchors hold no pair.
         """
+        for name in config.readouts:
+            READOUTS[name].refuse_unpaired(anchors)
         self.judge, self.collector, self.num_kept = judge, collector, 0
         self._anchors, self._weights, self._config = anchors, weights, config
         self._initial_rewards = weighted(anchor_scores(initial, anchors.held_out), weights)
@@ -99,6 +101,8 @@ class JudgeRefresher:
         self, trainee: Trainee, collected: WeightedPairs, *, seed: int, check: Callable[[], None]
     ) -> dict[str, float]:
         """Train one readout and keep it or put it back."""
+        from reward_model.training.methods.refresh import NoReadablePairError
+
         view, config = trainee.view, self._config
         assert view.role is not None, "a refresh trains an adapter"
         saved, before = adapter_tensors(view), trainee.readout.accuracy(view, self._anchors.held_out)
@@ -115,6 +119,10 @@ class JudgeRefresher:
                 seed=seed,
                 after_step=check,
             )
+        except NoReadablePairError as error:
+            log.warning("the judge is not refreshed: %s", error)
+            load_adapter_tensors(view, saved)
+            return {"accuracy_before": float(before), "accuracy_after": float(before), "kept": 0.0}
         finally:
             view.judge.requires_grad_(False)
         after = trainee.readout.accuracy(view, self._anchors.held_out)

@@ -18,6 +18,9 @@ from torch import Tensor
 from generator_loop.refresh.base import Candidate, PairSourceConfig, PairTools, preferred
 from reward_model.records import VideoPair
 
+CHANCE = "chance"
+"""Name of the random number by which siblings are shown in no judge's order."""
+
 MIN_SPREAD = 1e-6
 """Floor of a judge's deviation of margins."""
 
@@ -70,24 +73,37 @@ class SimulatedRater:
 
     def _shown(self, candidates: Sequence[Candidate], tools: PairTools) -> list[tuple[float, int, int, int]]:
         """Return (priority, place of the prompt, sibling, sibling) of the pairs with the highest priority anywhere."""
-        siblings = [(one, *pair) for one in candidates for pair in combinations(range(len(one.frames)), 2)]
-        if self._config.choose == "random":
-            draw = tools.draw.fork("siblings")
-            worth = torch.stack(
-                [torch.rand((), generator=draw.generator(one.prompt.prompt_id, a * 1000 + b)) for one, a, b in siblings]
-            )
-        else:
-            worth = self._disagreement(candidates, tools)
-        offers = [(float(value), one.place, a, b) for value, (one, a, b) in zip(worth, siblings, strict=True)]
-        return sorted(tools.gather(offers), key=lambda offer: (-offer[0], *offer[1:]))[: self._config.num_labels]
+        measure = self._chances if self._config.choose == "random" else self._margins
+        siblings = [(one.place, *pair) for one in candidates for pair in combinations(range(len(one.frames)), 2)]
+        # a process may have no candidate; sorted, so that sums do not depend on the number of processes
+        offers = sorted(
+            tools.gather(list(zip(siblings, measure(candidates, tools), strict=True))), key=lambda one: one[0]
+        )
+        if not offers:
+            return []
+        table = {name: torch.tensor([values[name] for _, values in offers]) for name in offers[0][1]}
+        worth = table[CHANCE] if CHANCE in table else disagreement(table)
+        valued = [(float(value), *place) for value, (place, _) in zip(worth, offers, strict=True)]
+        return sorted(valued, key=lambda offer: (-offer[0], *offer[1:]))[: self._config.num_labels]
 
-    def _disagreement(self, candidates: Sequence[Candidate], tools: PairTools) -> Tensor:
-        scores = tools.scores(candidates) if candidates else {}
-        margins = {
-            name: torch.cat([sibling_margins(values) for values in table]) if candidates else torch.zeros(0)
-            for name, table in scores.items()
-        }
-        return disagreement(margins)
+    @staticmethod
+    def _chances(candidates: Sequence[Candidate], tools: PairTools) -> list[dict[str, float]]:
+        """Return a random number for each two siblings."""
+        draw = tools.draw.fork("siblings")
+        return [
+            {CHANCE: float(torch.rand((), generator=draw.generator(one.prompt.prompt_id, a * 1000 + b)))}
+            for one in candidates
+            for a, b in combinations(range(len(one.frames)), 2)
+        ]
+
+    @staticmethod
+    def _margins(candidates: Sequence[Candidate], tools: PairTools) -> list[dict[str, float]]:
+        """Return each judge's margin for each two siblings."""
+        if not candidates:
+            return []
+        scores = tools.scores(candidates)
+        margins = {name: torch.cat([sibling_margins(values) for values in table]) for name, table in scores.items()}
+        return [dict(zip(margins, values, strict=True)) for values in torch.stack([*margins.values()], 1).tolist()]
 
     def _labelled(self, one: Candidate, first: int, second: int, tools: PairTools) -> VideoPair:
         assert tools.oracle is not None

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from generator_loop.refresh.anchors import anchor_scores, exact_accuracy
-from reward_model.records import RatedClip
+from generator_loop.refresh.anchors import Anchors, anchor_scores, exact_accuracy
+from reward_model.records import DIMENSIONS, RatedClip, VideoPair
 
 if TYPE_CHECKING:
     from reward_model.video_reward import VideoJudgeReward
@@ -27,6 +27,18 @@ class Readout:
     train: Callable[..., dict[str, float]]
     accuracy: Callable[[VideoJudgeReward, Sequence[RatedClip]], Fraction]
     compares: bool = False
+
+    def refuse_unpaired(self, anchors: Anchors) -> None:
+        """Refuse anchors of which no two make a pair that this readout could learn from or be measured by (ValueError)."""
+        if not self.compares:
+            exact_accuracy({name: torch.zeros(len(anchors.held_out)) for name in DIMENSIONS}, anchors.held_out)
+            return
+        for part, clips in vars(anchors).items():
+            if not decided_pairs(clips):
+                raise ValueError(
+                    f"the {part.replace('_', '-')} anchors hold no two neighbours of one prompt whose overall quality differs, "
+                    "which a comparator needs: order refresh.anchors.path by prompt, or raise their number"
+                )
 
 
 @dataclass(frozen=True)
@@ -59,6 +71,13 @@ def level_accuracy(judge: VideoJudgeReward, clips: Sequence[RatedClip]) -> Fract
     return exact_accuracy(anchor_scores(judge, clips), clips)
 
 
+def decided_pairs(clips: Sequence[RatedClip]) -> list[VideoPair]:
+    """Return the pairs of neighbouring clips of one prompt of which one is better overall."""
+    from reward_model.training.methods.refresh_comparator import labelled_pairs
+
+    return [pair for pair in labelled_pairs(clips) if pair.preference["overall"] != 0.5]
+
+
 def comparator_accuracy(judge: VideoJudgeReward, clips: Sequence[RatedClip]) -> Fraction:
     """Return the share of labelled pairs of anchors, ties left out, whose winner the comparator names, asked in both orders.
 
@@ -72,9 +91,7 @@ def comparator_accuracy(judge: VideoJudgeReward, clips: Sequence[RatedClip]) -> 
     Raises:
         ValueError: no two neighbouring anchors share a prompt and differ overall.
     """
-    from reward_model.training.methods.refresh_comparator import labelled_pairs
-
-    pairs = [pair for pair in labelled_pairs(clips) if pair.preference["overall"] != 0.5]
+    pairs = decided_pairs(clips)
     if not pairs:
         raise ValueError("the held-out anchors hold no two neighbours of one prompt whose overall quality differs")
     outcome = judge.compare([pair.first for pair in pairs], [pair.second for pair in pairs], [p.prompt for p in pairs])

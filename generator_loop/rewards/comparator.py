@@ -116,9 +116,10 @@ def knockout(num: int, margins: Margins) -> Tensor:
     first = [(place, place + 1) for place in range(0, num - 1, 2)]
     winners, losers = _split(first, margins(first))
     odd = [num - 1] if num % 2 else []
-    _play([*winners, *odd], margins, values, up=True)
-    # a clip without a first opponent may be the best or the worst
-    _play([*losers, *(clip for clip in odd if values[clip] < 1)], margins, values, up=False)
+    beaters = _play([*winners, *odd], margins, values, up=True)
+    # a clip without a first opponent may be the best, or the worst if it beat none
+    unbeaten = {clip for clip in odd if clip not in beaters and values[clip] < 1}
+    _play([*losers, *unbeaten], margins, values, up=False)
     return values
 
 
@@ -128,20 +129,26 @@ def _split(pairs: Sequence[tuple[int, int]], leads: Sequence[float]) -> tuple[li
     return [a for a, _ in decided], [b for _, b in decided]
 
 
-def _play(clips: list[int], margins: Margins, values: Tensor, *, up: bool) -> None:
-    """Play rounds until one clip is left; values rise (or fall) from .5 with the rounds that a clip survived."""
-    standing, sign = 1, 1 if up else -1
+def _play(clips: list[int], margins: Margins, values: Tensor, *, up: bool) -> set[int]:
+    """Play rounds until one clip is left, and return the clips that beat another.
+
+    Values rise (or fall) from .5 with the rounds that a clip survived; clips of a pair without an answer lose theirs.
+    """
+    standing, sign, beaters = 1, 1 if up else -1, set[int]()
     while clips:
         level = 1 - 2.0**-standing
         for clip in clips:
             values[clip] = 0.5 + sign * level / 2
         if len(clips) == 1:
             values[clips[0]] = 0.5 + sign / 2
-            return
+            break
         pairs = [(clips[place], clips[place + 1]) for place in range(0, len(clips) - 1, 2)]
         winners, losers = _split(pairs, margins(pairs))
+        values[sorted({clip for pair in pairs for clip in pair} - {*winners, *losers})] = torch.nan
         odd = [clips[-1]] if len(clips) % 2 else []
         clips, standing = (winners if up else losers) + odd, standing + 1
+        beaters.update(winners)
+    return beaters
 
 
 SCHEDULES: dict[str, Callable[[int, Margins], Tensor]] = {"round_robin": round_robin, "knockout": knockout}

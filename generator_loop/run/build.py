@@ -246,7 +246,9 @@ def _regularisers(
         path = guards.data_path
         clips: Clips = partial(_rendered, generator, prompts)
         if path is not None:
-            clips = FileClips(RealClips(path), generator)
+            listed = RealClips(path)
+            listed.refuse_unusable(size=(generator.num_frames, *generator.size), fps=generator.fps)
+            clips = FileClips(listed, generator)
         regularisers["data"] = DataLoss(
             clips, encoder, weight=guards.data_weight, batch_size=guards.data_batch_size, **shares
         )
@@ -262,11 +264,13 @@ def _regularisers(
 
 
 def _rendered(
-    generator: VideoGenerator, prompts: tuple[Prompt, ...], num: int, draw: Draw
+    generator: VideoGenerator, prompts: tuple[Prompt, ...], num: int, draw: Draw, share: slice
 ) -> tuple[list[Prompt], torch.Tensor]:
     """Return training prompts of the world with latents of clean clips; see `optim.data_loss.Clips`."""
     order = torch.randperm(len(prompts), generator=draw.generator(0, 0))[:num].tolist()
-    chosen = [prompts[place] for place in order]
+    chosen = [prompts[place] for place in order[share]]
+    if not chosen:
+        return [], torch.zeros(0)
     frames = world.clean_clips(chosen, draw, sample=0, num_frames=generator.num_frames, size=generator.size)
     return chosen, generator.encode(frames)
 

@@ -101,13 +101,16 @@ class _Stored:
         return tensors, facts
 
     def write(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Write the file whole or not at all."""
+        """Write the file whole or not at all; where that fails, as on a full disk, the log says so and the run goes on without."""
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
         metadata = {"facts": json.dumps({**facts, "digest": _digest(own)})}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_beside(self.path, lambda beside: save_file(own, str(beside), metadata=metadata))
+        try:
+            write_beside(self.path, lambda beside: save_file(own, str(beside), metadata=metadata))
+        except (OSError, SafetensorError) as error:
+            log.warning("%s is not kept: it cannot be written (%s)", self.path, error)
 
 
 def _file(session: Session, kind: str, key: str) -> _Stored:

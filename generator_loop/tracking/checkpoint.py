@@ -31,7 +31,12 @@ def save(root: str | Path, name: str, write: Callable[[Path], None], *, keep: in
 
     Returns:
         The finished folder.
+
+    Raises:
+        OSError: it cannot be written; the checkpoints before it stay.
     """
+    from safetensors import SafetensorError
+
     root = Path(root)
     _complete_renames(root)
     for leftover in root.glob(f"{UNFINISHED}*"):
@@ -40,7 +45,10 @@ def save(root: str | Path, name: str, write: Callable[[Path], None], *, keep: in
     def fill(folder: Path) -> None:
         """Make the folder, let the caller fill it, and note the checksums."""
         folder.mkdir()
-        write(folder)
+        try:
+            write(folder)
+        except SafetensorError as error:  # a full disk, which for all other files is an OSError
+            raise OSError(f"checkpoint {root / name} cannot be written: {error}") from error
         write_checksums(folder)
 
     final = write_beside(root / name, fill)

@@ -210,8 +210,21 @@ def _refuse_shifted(record: Mapping[Any, object], place: str) -> None:
 
 
 def read_records(path: str | Path) -> list[dict[str, object]]:
-    """Read the records of an annotation file, without their line numbers; see `read_numbered_records`."""
-    return [record for _, record in read_numbered_records(path)]
+    """Read the records of an annotation file, without their line numbers; see `read_numbered_records`.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Column name -> value of each record.
+
+    Raises:
+        ValueError: as there, or a line has more cells than the header.
+    """
+    records = read_numbered_records(path)
+    for line, record in records:
+        _refuse_shifted(record, f"{path}, line {line}")
+    return [record for _, record in records]
 
 
 def read_numbered_records(

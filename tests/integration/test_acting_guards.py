@@ -14,7 +14,7 @@ from generator_loop.adapters.base import POLICY
 from generator_loop.run import state
 from generator_loop.run.build import read_config
 from generator_loop.run.session import Session
-from tests.tiny_runs import Recipe, never, opened, tiny_recipe
+from tests.tiny_runs import Recipe, never, opened, scores, tiny_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -135,6 +135,64 @@ def test_a_resumed_run_returns_to_the_round_that_was_good_before_the_kill(
     state.restore(resumed)
     loop.run(resumed, never)
     assert [record["is_good"] for record in summary(tmp_path / "run")["rounds"]] == [True, True, False, True]
+
+
+@pytest.mark.parametrize("stopped_at", [1, 2, 3, 4])
+def test_a_run_stopped_while_it_measures_the_round_that_it_returned_to_ends_as_a_whole_one(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped_at: int
+) -> None:
+    changes = {"guards__max_anchor_drop": 1.0, "refresh__every": 1, "loop__num_iterations": 1, "loop__num_rounds": 2}
+    record = loop.round_record
+    falling = {"reward_audit": 0.5}
+
+    def fallen(number: int, *given: Any, **how: Any) -> dict[str, Any]:
+        """Return a record whose audit is lower where the policy is that of round 2."""
+        return record(number, *given, **how) | {"reward_audit": 0.5 - 0.4 * float(falling["is_moved"]())}
+
+    ends = []
+    for name, stops in (("whole", False), ("run", True)):
+        options = recipe(tmp_path / name, guards__max_audit_drop=0.1, **changes)
+        session = begun(options)
+        good: list[torch.Tensor] = []
+        falling["is_moved"] = lambda: len(good) == 2 and not torch.equal(weights(current[0]), good[1])  # type: ignore[assignment]  # noqa: B023
+        keep = loop.save_good
+
+        def kept(session: Session) -> None:
+            good.append(weights(session))  # noqa: B023
+            keep(session)  # noqa: B023
+
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "round_record", fallen)
+            patch.setattr(loop, "save_good", kept)
+            current = [session]
+            asked = [0]
+
+            def stop() -> bool:
+                """Stop at one question of the last evaluations."""
+                asked[0] += is_late()  # noqa: B023
+                return stops and asked[0] == stopped_at  # noqa: B023
+
+            def is_late() -> bool:
+                return len(good) == 2 and current[0].progress.round == 2  # noqa: B023
+
+            outcome = loop.run(session, stop)
+            if stops:
+                assert outcome is None
+                current[0] = resumed = opened(options)
+                state.restore(resumed)
+                loop.run(resumed, never)
+            ends.append(weights(current[0]))
+            assert torch.equal(ends[-1], good[1])
+    assert scores(tmp_path / "run") == scores(tmp_path / "whole")
+
+
+def test_a_run_may_end_at_the_round_that_it_has_reached(recipe: Recipe, tmp_path: Path) -> None:
+    session = begun(recipe(tmp_path / "run", refresh__every=0, loop__num_rounds=2))
+    assert loop.run(session, lambda: session.progress.round == 1 and session.progress.iteration == 1) is None
+    shorter = opened(recipe(tmp_path / "run", refresh__every=0, loop__num_rounds=1))
+    shorter.progress = session.progress
+    shorter.progress.iteration = 0
+    assert loop.run(shorter, never) is not None and summary(tmp_path / "run")["num_prompts"] == 4
 
 
 def test_a_measure_beyond_its_limit_refreshes_the_judge_out_of_turn(recipe: Recipe, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from generator_loop import loop
 from generator_loop.adapters.base import OLD, POLICY
@@ -162,6 +163,20 @@ def test_a_damaged_file_is_made_anew(recipe: Recipe, tmp_path: Path, damage: str
     )
     assert torch.equal(rounds.sampled(session).latents, first.latents)
     assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("No space left")])
+def test_a_full_disk_costs_what_would_have_been_kept_alone(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    session = begun(recipe(tmp_path / "run", run__keep_rounds="all"))
+
+    def full(path: Path, write: Any) -> Path:
+        raise error
+
+    monkeypatch.setattr(rounds, "write_beside", full)
+    assert bool(rounds.scored(session, rounds.sampled(session)).valid.all()) and files(session) == []
+    assert caplog.text.count("is not kept: it cannot be written") == 2
 
 
 def test_rewards_that_lack_a_failed_term_are_asked_for_again(recipe: Recipe, tmp_path: Path) -> None:

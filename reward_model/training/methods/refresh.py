@@ -9,6 +9,7 @@ learns the same pairs through the fidelity loss of VQAThinker (Thurstone's model
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
 
@@ -18,11 +19,13 @@ from torch import Tensor
 from reward_model.judge.engine import readouts
 from reward_model.judge.model import VideoJudge
 from reward_model.language.requests import score_request
-from reward_model.records import LevelReadout, RatedClip, VideoPair
+from reward_model.records import LevelReadout, RatedClip, Video, VideoError, VideoPair
 from reward_model.training.fit import FitConfig, fit
 from reward_model.training.methods.sft import example_loss
 from reward_model.training.tasks.mixture import clip_planner
 from reward_model.training.tasks.supervised import ToClip, clip_example
+
+log = logging.getLogger(__name__)
 
 MIN_SPREAD = 0.05
 """Floor of a rating's standard deviation in quality units, so that a sure judge still has a gradient."""
@@ -45,6 +48,49 @@ def fidelity_loss(probability: Tensor, target: Tensor) -> Tensor:
     p = probability.clamp(1e-6, 1 - 1e-6)
     # roots apart: the root of a product that is 0 has no gradient, and targets are often 0 or 1
     return 1 - p.sqrt() * target.sqrt() - (1 - p).sqrt() * (1 - target).sqrt()
+
+
+class NoReadablePairError(ValueError):
+    """No pair of a refresh has videos that can be read."""
+
+
+class PairDraws:
+    """Draws pairs by their chances; one whose video cannot be read is named once and never drawn again."""
+
+    def __init__(self, pairs: Sequence[VideoPair], chances: Sequence[float] | None, planner: ToClip) -> None:
+        """Start with all pairs.
+
+        Args:
+            pairs: videos in memory or files.
+            chances: relative chance of each; None draws all alike.
+            planner: reads a video.
+        """
+        self._pairs, self._planner = tuple(pairs), planner
+        self._chances = list(chances) if chances is not None else [1.0] * len(self._pairs)
+        self._read = {place for place, pair in enumerate(pairs) if isinstance(pair.first, Video)}
+
+    def __call__(self, num: int, draw: random.Random) -> list[VideoPair]:
+        """Return `num` pairs, with replacement; NoReadablePairError where none is left."""
+        chosen: list[int] = []
+        while len(chosen) < num:
+            if not any(self._chances):
+                raise NoReadablePairError("no pair has videos that can be read")
+            places = draw.choices(range(len(self._pairs)), weights=self._chances, k=num - len(chosen))
+            chosen += [place for place in places if self._is_readable(place)]
+        return [self._pairs[place] for place in chosen]
+
+    def _is_readable(self, place: int) -> bool:
+        pair = self._pairs[place]
+        if place not in self._read and self._chances[place]:
+            try:
+                for video in (pair.first, pair.second):
+                    self._planner(video)
+            except VideoError as error:
+                log.warning("pair left out: %s: %s", pair.place or pair.source_id, error)
+                self._chances[place] = 0.0
+            else:
+                self._read.add(place)
+        return place in self._read
 
 
 def refresh_levels(
@@ -80,12 +126,12 @@ def refresh_levels(
         Last metrics: "nll_rate" of the anchors, "fidelity" and "pair_accuracy" of the pairs.
 
     Raises:
-        ValueError: no pairs or no anchors.
+        ValueError: no pairs or no anchors, or no pair that can be read.
     """
     if not pairs or not anchors:
         raise ValueError(f"a refresh needs pairs and anchors, got {len(pairs)} and {len(anchors)}")
     planner = clip_planner(judge)
-    half = max(1, batch_size // 2)
+    half, draws = max(1, batch_size // 2), PairDraws(pairs, chances, planner)
     config = FitConfig(
         num_steps=num_steps, learning_rate=learning_rate, batch_size=batch_size, warmup_steps=max(1, num_steps // 10)
     )
@@ -97,7 +143,7 @@ def refresh_levels(
         draw = random.Random(f"{seed}/{step}")
         examples = [clip_example(clip, planner, ["rate"]) for clip in draw.choices(anchors, k=half)]
         anchor_loss, metrics = example_loss(judge, examples, {"rate": 1.0})
-        chosen = draw.choices(pairs, weights=chances, k=half)
+        chosen = draws(half, draw)
         first, second = (_overall(judge, planner, side, chosen) for side in ("first", "second"))
         probability = preference_probability(first, second)
         target = torch.tensor([pair.preference["overall"] for pair in chosen], device=probability.device)

@@ -18,6 +18,7 @@ from reward_model.records import RatedClip, VideoPair
 from reward_model.rewards.choice import choice
 from reward_model.training.fit import FitConfig, fit
 from reward_model.training.methods.grpo import AnswerGRPOConfig, GRPOSteps
+from reward_model.training.methods.refresh import PairDraws
 from reward_model.training.methods.sft import example_loss
 from reward_model.training.tasks.mixture import clip_planner
 from reward_model.training.tasks.rollout_prompts import compare_prompt
@@ -66,7 +67,7 @@ def refresh_comparator(
         The last step's metrics.
 
     Raises:
-        ValueError: no new pair, or no labelled one.
+        ValueError: no new pair that can be read, or no labelled one.
     """
     known = labelled_pairs(anchors)
     if not pairs or not known:
@@ -74,12 +75,12 @@ def refresh_comparator(
             f"a comparator's refresh needs new and labelled pairs, got {len(pairs)} and {len(known)}: neighbouring anchors of "
             "one prompt, rated overall, make labelled pairs"
         )
-    half = max(1, batch_size // 2)
+    half, draws = max(1, batch_size // 2), PairDraws(pairs, chances, clip_planner(judge))
 
     def drawn(step: int) -> list[VideoPair]:
         """Return the pairs of one step, every second of them swapped."""
         draw = random.Random(f"{seed}/{step}")
-        chosen = [*draw.choices(pairs, weights=chances, k=half), *draw.choices(known, k=half)]
+        chosen = [*draws(half, draw), *draw.choices(known, k=half)]
         return turned(chosen, draw.randrange(2))
 
     def after(_num_steps: int) -> bool:

@@ -15,6 +15,7 @@ from reward_model.config import load_config, save_config
 class Slow:
     name: Literal["slow"] = "slow"
     patience: int = 3
+    parts: dict[str, float] = field(default_factory=lambda: {"whole": 1.0})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,7 @@ class Sizes:
     width: int = 4
     names: tuple[str, ...] = ("a",)
     weights: dict[str, float] = field(default_factory=dict)
+    shares: dict[str, float] = field(default_factory=lambda: {"overall": 1.0})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -316,3 +318,27 @@ def test_other_files_than_text_are_refused(tmp_path: Path) -> None:
     (tmp_path / "tower.yaml").write_bytes("layers: {low: {width: 1}} # \u00e9".encode("latin-1"))
     with pytest.raises(ValueError, match=r"tower\.yaml: must be a text file in UTF-8"):
         load_config(Tower, tmp_path / "tower.yaml")
+
+
+def test_a_mapping_that_is_written_replaces_its_default(tmp_path: Path) -> None:
+    text = (
+        "seed: 1\nsizes: {shares: {motion: 0.5}}\nway: {name: slow, parts: {half: 0.5}}\nstages: {slow: {parts: {}}}\n"
+    )
+    found = load(tmp_path, text, "sizes.shares.look=0.25")
+    assert found.sizes.shares == {"motion": 0.5, "look": 0.25} and found.way.parts == {"half": 0.5}
+    assert found.stages["slow"].parts == {}
+    assert load(tmp_path, "seed: 1\n").sizes.shares == {"overall": 1.0} and Slow().parts == {"whole": 1.0}
+
+
+@pytest.mark.parametrize("number", [".nan", ".inf", "-.inf", "nan", "1e999"])
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("sizes: {weights: {a: NUMBER}}", "sizes.weights.a"),
+        ("way: {name: fast, speed: NUMBER}", "way.speed"),
+        ("stages: {fast: {speed: NUMBER}}", "stages.fast.speed"),
+    ],
+)
+def test_a_number_that_is_not_finite_is_refused(tmp_path: Path, text: str, key: str, number: str) -> None:
+    with pytest.raises(ValueError, match=rf"{key} (is|must be)|must be > 0"):
+        load(tmp_path, "seed: 1\n" + text.replace("NUMBER", number))

@@ -32,9 +32,12 @@ def text(prompts: Sequence[Prompt]) -> Conditioning:
     return Conditioning({"text": torch.stack([torch.full((3,), float(prompt.prompt_id)) for prompt in prompts])})
 
 
-def clips(num: int, draw: Draw) -> tuple[Sequence[Prompt], Tensor]:
+ALL = slice(None)
+
+
+def clips(num: int, draw: Draw, share: slice = ALL) -> tuple[Sequence[Prompt], Tensor]:
     """Return the first prompts with fixed latents."""
-    return PROMPTS[:num], torch.arange(3.0 * num).view(num, 3) / 10
+    return PROMPTS[:num][share], torch.arange(3.0 * num).view(num, 3)[share] / 10
 
 
 def beside(regulariser: Any, who: Any, *, scale: float) -> dict[str, float]:
@@ -53,7 +56,7 @@ def test_the_data_loss_is_the_weighted_flow_loss_on_real_clips() -> None:
     loss = DataLoss(clips, text, weight=0.5, batch_size=4)
     metrics = beside(loss, policies(field), scale=3.0)
     prompts, latents = clips(4, DRAW)
-    draw, keys = DRAW.fork("data 0"), [(prompt.prompt_id, place) for place, prompt in enumerate(prompts)]
+    draw, keys = DRAW.fork("data"), [(prompt.prompt_id, 0) for prompt in prompts]
     sigma = logit_normal_sigmas(draw, keys)
     noisy, target = noised(latents, keyed_noise(draw, keys, latents), sigma)
     expected = mean_square(naive(noisy, sigma, text(prompts)) - target).mean()
@@ -66,14 +69,31 @@ def test_the_data_loss_is_the_weighted_flow_loss_on_real_clips() -> None:
 def test_the_data_loss_shares_clips_among_processes_and_goes_without_where_there_are_none() -> None:
     asked: list[int] = []
 
-    def noted(num: int, draw: Draw) -> tuple[Sequence[Prompt], Tensor]:
-        asked.append(num)
+    def noted(num: int, draw: Draw, share: slice) -> tuple[Sequence[Prompt], Tensor]:
+        asked.append(len(range(num)[share]))
         return (), torch.zeros(0)
 
-    for rank in range(3):
-        loss = DataLoss(noted, text, weight=1.0, batch_size=4, rank=rank, num_ranks=3)
+    for rank in range(5):
+        loss = DataLoss(noted, text, weight=1.0, batch_size=4, rank=rank, num_ranks=5 if rank > 2 else 3)
         assert list(loss.batches(DRAW)) == []
-    assert asked == [2, 1, 1]
+    assert asked == [2, 1, 1, 1]
+
+
+@pytest.mark.parametrize("num_ranks", [2, 4])
+def test_several_processes_learn_the_clips_and_noises_of_one(tmp_path: Path, num_ranks: int) -> None:
+    (tmp_path / "c.csv").write_text("video,prompt\n" + "".join(f"{n}.mp4,{n}\n" for n in range(50)))
+    generator: Any = SimpleNamespace(num_frames=5, size=(16, 16), fps=8.0)
+    listed = FileClips(RealClips(tmp_path / "c.csv"), generator)
+    listed._latents = lambda prompt, path: torch.full((1,), float(prompt.text))  # type: ignore[method-assign]
+
+    def batch(rank: int, num: int) -> Any:
+        (one,) = DataLoss(listed, text, weight=1.0, batch_size=8, rank=rank, num_ranks=num).batches(DRAW)
+        return one
+
+    whole, shares = batch(0, 1), [batch(rank, num_ranks) for rank in range(num_ranks)]
+    for name in ("latents", "noise", "sigma"):
+        joined = torch.stack([getattr(share, name) for share in shares], 1).flatten(0, 1)
+        torch.testing.assert_close(joined, getattr(whole, name), rtol=0, atol=0)
 
 
 def test_training_on_the_data_loss_fits_the_clips() -> None:
@@ -101,17 +121,30 @@ def test_clips_of_a_file_are_encoded_once_and_unreadable_ones_left_out(tmp_path:
     generator: Any = SimpleNamespace(num_frames=5, size=(16, 16), fps=8.0, encode=encode)
     source = FileClips(RealClips(tmp_path / "c.csv"), generator)
     for _ in range(2):
-        prompts, latents = source(3, DRAW)
+        prompts, latents = source(3, DRAW, ALL)
         assert sorted(prompt.text for prompt in prompts) == ["x", "z"] and latents.shape == (2, 1)
     assert encoded == [(1, 5, 3, 16, 16)] * 2
     small = FileClips(RealClips(tmp_path / "c.csv"), generator, max_kept=1)
-    small(3, DRAW)
+    small(3, DRAW, ALL)
     assert len(small._kept) == 1
 
 
 def kl(**changes: Any) -> AdaptiveKL:
     """Return a penalty of coefficient 2."""
     return AdaptiveKL(**{"target": 0.1, "coefficient": 2.0, "fraction": 1.0, "batch_size": 4, **changes})
+
+
+def test_the_coefficient_comes_back_soon_after_any_time_beside_the_reference() -> None:
+    penalty = kl(coefficient=2.0)
+    for _ in range(3000):
+        penalty.adapt({"held_distance": 0.0})
+    assert penalty.coefficient == 2.0 / 1024
+    for _ in range(10):
+        penalty.adapt({"held_distance": 1.0})
+    assert penalty.coefficient == 2.0
+    for _ in range(3000):
+        penalty.adapt({"held_distance": 1.0})
+    assert penalty.coefficient == 2048.0
 
 
 def test_the_penalty_is_the_weighted_distance_to_the_reference_on_the_samples() -> None:

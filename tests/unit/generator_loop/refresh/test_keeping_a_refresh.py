@@ -266,3 +266,42 @@ def test_ties_choose_the_first_clip_and_a_group_without_scores_none() -> None:
         Candidate(0, PROMPTS[0], samples.frames[place : place + 2], tied.rewards[place : place + 2]) for place in (0, 2)
     )
     assert float(first.best.mean()) == pytest.approx(0.1) and second.best is None  # type: ignore[union-attr]
+
+
+def test_pairs_whose_videos_are_gone_leave_the_judge_as_it_was(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def none_left(judge: ScoreTable, **settings: Any) -> dict[str, float]:
+        with torch.no_grad():
+            judge.values.zero_()
+        raise training.NoReadablePairError("no pair has videos that can be read")
+
+    monkeypatch.setattr(training, "refresh_levels", none_left)
+    judge = refresher(RIGHT)
+    metrics = judge.refresh(only(PAIR), seed=0)
+    assert metrics["kept"] == 0 and judge.num_kept == 0 and "the judge is not refreshed: no pair has" in caplog.text
+    assert judge.judge.judge.values.tolist() == pytest.approx(RIGHT)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("readout", "qualities", "message"),
+    [
+        ("levels", (0.5, 0.52), "no two clips whose quality differs by 0.1"),
+        ("comparator_sft", (0.5, 0.5), "the held-out anchors hold no two neighbours of one prompt"),
+        ("comparator_grpo", (0.5,), "the held-out anchors hold no two neighbours of one prompt"),
+    ],
+)
+def test_anchors_that_make_no_pair_for_a_readout_are_refused_at_the_start(
+    readout: str, qualities: tuple[float, ...], message: str
+) -> None:
+    good = tuple(RatedClip(CLIP, "x", {"overall": quality}, str(quality)) for quality in (0.0, 1.0))
+    poor = tuple(RatedClip(CLIP, "x", {"overall": quality}, str(n)) for n, quality in enumerate(qualities))
+    with pytest.raises(ValueError, match=message):
+        JudgeRefresher(
+            TableJudge(RIGHT),  # type: ignore[arg-type]
+            initial=TableJudge(RIGHT),  # type: ignore[arg-type]
+            collector=collector(),
+            anchors=Anchors(train=good, held_out=poor),
+            weights={"overall": 1.0},
+            config=RefreshConfig(readouts=[readout]),
+        )

@@ -100,6 +100,24 @@ def test_real_clips_of_a_file_beat_clips_that_are_drawn_for_their_captions(tmp_p
         assert mean(pair.first) == pytest.approx(0.25 if text == "a grey wall" else 0.75, abs=0.02)
 
 
+def test_a_list_whose_captions_hold_a_bare_comma_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "clips.csv").write_text('video,prompt\na.mp4,"a cat, sitting"\nb.mp4,a dog, running\n')
+    with pytest.raises(ValueError, match=r"clips\.csv, line 3: 1 more cells than the header"):
+        RealClips(tmp_path / "clips.csv")
+
+
+def test_a_list_of_which_no_clip_can_be_read_is_refused_at_the_start(tmp_path: Path) -> None:
+    (tmp_path / "broken.mp4").write_bytes(b"none")
+    write_video(tmp_path / "short.mp4", torch.full((4, 3, 32, 48), 0.5), fps=8.0)
+    (tmp_path / "broken.csv").write_text("video,prompt\nbroken.mp4,x\ngone.mp4,y\n")
+    with pytest.raises(ValueError, match="none of its 2 clips can be read"):
+        RealBeatsGenerated(RealBeatsGeneratedConfig(path=str(tmp_path / "broken.csv")))
+    (tmp_path / "short.csv").write_text("video,prompt\nbroken.mp4,x\nshort.mp4,y\n")
+    RealBeatsGenerated(RealBeatsGeneratedConfig(path=str(tmp_path / "short.csv")))
+    with pytest.raises(ValueError, match="none of its 2 clips can be read with 5 frames at 8 Hz"):
+        RealClips(tmp_path / "short.csv").refuse_unusable(size=(5, 16, 16), fps=8.0)
+
+
 def test_a_list_without_captions_is_refused(tmp_path: Path) -> None:
     (tmp_path / "clips.csv").write_text("video,prompt\na.mp4,\n")
     with pytest.raises(ValueError, match=r"clips\.csv: entry 1 needs a video and a prompt"):
@@ -135,6 +153,12 @@ def test_a_clip_beats_its_own_damaged_copy() -> None:
     ((place, pair),) = source.pairs([candidate(3, FIRST, [0.5, 0.5])], tools())
     assert place == 3 and mean(pair.first) == 0.5 and mean(pair.second) == pytest.approx(0.3)  # 40 % of the light away
     assert pair.source_id == "clean beats darken: prompt 7"
+
+
+@pytest.mark.parametrize("defect", ["freeze", "stutter"])
+def test_damage_that_changes_nothing_makes_no_pair(defect: str) -> None:
+    source = CleanBeatsDistorted(CleanBeatsDistortedConfig(defects=(defect,)))
+    assert source.pairs([candidate(0, FIRST, [0.5, 0.5])], tools()) == []  # nothing moves
 
 
 def test_kinds_and_severities_of_damage_vary_between_prompts_within_their_range() -> None:
@@ -173,7 +197,24 @@ def test_labelled_pairs_of_a_file_are_read_anew_at_each_refresh(tmp_path: Path) 
     assert [(place, pair.prompt, pair.preference["overall"]) for place, pair in pairs] == [(0, "x", 1.0), (1, "y", 0.5)]
     path.write_text(path.read_text() + "g.mp4,h.mp4,w,B\n")
     assert [pair.prompt for _, pair in source.pairs([], tools())] == ["x", "y", "w"]
-    assert [place for place, _ in source.pairs([], tools(rank=1, num_ranks=2))] == [1]
+    assert source.pairs([], tools(rank=1, num_ranks=2)) == []  # the first process reads for all
+
+
+def test_a_file_of_pairs_that_breaks_during_a_run_costs_its_broken_lines_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "pairs.jsonl"
+    line = '{"path_A": "a.mp4", "path_B": "b.mp4", "prompt": "x", "Overall": "A"}\n'
+    path.write_text(line)
+    source = Preferences(PreferencesConfig(path=str(path)))
+    path.write_text(line + line.replace('"A"', '"C"') + line[:30])
+    assert len(source.pairs([], tools())) == 1
+    assert "line 2: " in caplog.text and "line 3: " in caplog.text
+    for content in (b"", b"\xff\xfe"):
+        path.write_bytes(content)
+        assert source.pairs([], tools()) == []
+    path.unlink()
+    assert source.pairs([], tools()) == [] and "goes without labelled pairs" in caplog.text
 
 
 def test_a_file_of_pairs_that_is_not_there_is_refused_at_the_start(tmp_path: Path) -> None:
@@ -224,18 +265,44 @@ def test_disagreement_is_the_variance_of_margins_in_each_judges_own_unit() -> No
     assert sibling_margins(torch.tensor([1.0, 3.0, 6.0])).tolist() == [-2.0, -5.0, -3.0]
 
 
-def test_the_budget_is_that_of_all_processes_and_goes_to_the_best_offers() -> None:
+@pytest.mark.parametrize(("choose", "number"), [("disagreement", 1), ("random", 1), ("random", 2)])
+def test_the_budget_is_that_of_all_processes_and_goes_to_the_best_offers(choose: str, number: int) -> None:
     easy, hard = (
         candidate(0, FIRST, [0.1, 0.9], rewards=[0.0, 5.0]),
         candidate(1, SECOND, [0.1, 0.2], rewards=[0.0, 0.1]),
     )
-    offers: list[list[Any]] = []
-    for one in (easy, hard):
-        rater(num_labels=1).pairs([one], tools(oracle=quality, gather=lambda items: offers.append(items) or items))
-    everyone = [item for items in offers for item in items]
-    both = tools(oracle=quality, gather=lambda items: everyone)
-    ask = SimulatedRater(SimulatedRaterConfig(num_labels=1, choose="random"))
-    assert len(ask.pairs([easy], both)) + len(ask.pairs([hard], both)) == 1
+    ask, offers = rater(num_labels=number, choose=choose), list[Any]()
+    for own in ([easy], [hard], []):
+        ask.pairs(own, tools(oracle=quality, gather=lambda items: offers.extend(items) or items))
+    everyone = tools(oracle=quality, gather=lambda items: list(offers))
+    shares = [ask.pairs(own, everyone) for own in ([easy], [hard], [])]
+    alone = ask.pairs([easy, hard], tools(oracle=quality))
+    assert sorted(place for share in shares for place, _ in share) == [place for place, _ in alone]
+    assert len(alone) == number and shares[2] == []
+    if choose == "disagreement":
+        assert [len(share) for share in shares] == [0, 1, 0]
+
+
+@pytest.mark.parametrize("choose", ["disagreement", "random"])
+def test_a_rater_without_candidates_has_nothing_to_label(choose: str) -> None:
+    assert rater(choose=choose).pairs([], tools(oracle=quality)) == []
+
+
+def test_a_judges_unit_is_that_of_all_processes() -> None:
+    own, other = (candidate(0, FIRST, [0.1, 0.2, 0.3]), candidate(1, SECOND, [0.1, 0.2, 0.3]))
+    scores = {0: [[0.0, 1.0, 3.0], [0.0, 1.1, 2.5]], 1: [[0.0, 9.0, 9.5], [0.0, 0.2, 0.1]]}
+
+    def judged(candidates: Sequence[Candidate]) -> dict[str, Tensor]:
+        return {name: torch.tensor([scores[one.place][n] for one in candidates]) for n, name in enumerate("ab")}
+
+    offers: list[Any] = []
+    for one in (own, other):
+        rater().pairs([one], tools(oracle=quality, scores=judged, gather=lambda items: offers.extend(items) or items))
+    split = {}
+    for one in (own, other):
+        split |= dict(rater().pairs([one], tools(oracle=quality, scores=judged, gather=lambda items: [*offers])))
+    whole = dict(rater().pairs([own, other], tools(oracle=quality, scores=judged)))
+    assert {n: pair.prompt for n, pair in split.items()} == {n: pair.prompt for n, pair in whole.items()}
 
 
 def test_random_siblings_are_shown_where_the_config_says_so() -> None:

@@ -216,3 +216,30 @@ def test_a_restored_collector_gives_the_same_pairs_in_the_same_order() -> None:
     first, second = one.collect(tools()).pairs, other.collect(tools()).pairs
     assert [pair.prompt for pair in first] == [pair.prompt for pair in second] == [FIRST.text, SECOND.text]
     assert brightness(first) == brightness(second)
+
+
+def test_the_name_of_a_source_may_hold_dots() -> None:
+    def named() -> PairCollector:
+        return PairCollector(PROMPTS, {"raters.of.may": (Counted([0.2, 0.4]), 1.0)}, num_remembered=9)
+
+    one, other = named(), named()
+    one.collect(tools())
+    other.load_state(one.state())
+    assert brightness(other.collect(tools()).pairs) == brightness(one.collect(tools()).pairs)
+
+
+def test_the_oracle_of_a_world_is_not_asked_about_captions_of_other_clips() -> None:
+    class Captioned(Counted):
+        def pairs(self, candidates: Sequence[Candidate], tools: PairTools) -> list[tuple[int, VideoPair]]:
+            """Return pairs of which the second has another caption."""
+            plain = super().pairs(candidates, tools)
+            return [
+                (place, dataclasses.replace(pair, prompt=pair.prompt if place == 0 else "x")) for place, pair in plain
+            ]
+
+    def oracle(frames: Tensor, prompt: str) -> float:
+        assert prompt == FIRST.text
+        return float(frames.mean())
+
+    assert collector(a=(Captioned([0.2, 0.4]), 1.0)).collect(tools(oracle=oracle)).metrics["confirmed_a"] == 1.0
+    assert "confirmed_a" not in collector(a=(Captioned([]), 1.0)).collect(tools(oracle=oracle)).metrics

@@ -81,6 +81,21 @@ def test_a_knockout_leaves_out_clips_without_an_answer() -> None:
     assert standing.isnan().tolist() == [False, False, True, True] and standing[0] == 1 and standing[1] == 0
 
 
+def test_a_clip_that_beat_another_does_not_play_for_the_worst() -> None:
+    # 6 has no first opponent, beats 4, and loses the final to 0
+    asked: list[tuple[int, int]] = []
+    standing = knockout(7, by_quality([0.9, 0.1, 0.5, 0.2, 0.4, 0.3, 0.8], asked))
+    assert standing[0] == 1 and standing[1] == 0 and standing[6] == 0.875 and (4, 6) in asked
+
+
+def test_a_later_pair_without_an_answer_leaves_both_clips_out() -> None:
+    def margins(pairs: Sequence[tuple[int, int]]) -> list[float]:
+        return [NAN if pair == (0, 2) else 1.0 for pair in pairs]
+
+    standing = knockout(4, margins)
+    assert standing.isnan().tolist() == [True, False, True, False] and standing[3] == 0
+
+
 class PairJudge:
     """A judge that prefers the brighter clip and knows its roles."""
 

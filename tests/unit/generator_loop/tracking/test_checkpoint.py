@@ -191,3 +191,13 @@ def test_tensors_come_back_exactly_and_json_refuses_what_is_no_number(tmp_path: 
     torch.testing.assert_close(checkpoint.read_tensors(tmp_path / "x.safetensors"), tensors, rtol=0, atol=0)
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "x.json", {"score": float("nan")})
+
+
+def test_a_disk_that_is_full_is_an_error_of_the_system_and_leaves_the_checkpoint_before(tmp_path: Path) -> None:
+    def full(folder: Path) -> None:
+        checkpoint.write_tensors(folder / "gone" / "a.safetensors", {"a": torch.zeros(2)})
+
+    kept = checkpoint.save(tmp_path, "one", lambda folder: None, keep=1)
+    with pytest.raises(OSError, match="checkpoint .*two cannot be written"):
+        checkpoint.save(tmp_path, "two", full, keep=1)
+    assert checkpoint.latest(tmp_path) == kept

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+import random
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 
+from reward_model import write_video
 from reward_model.records import DIMENSIONS, RatedClip, Video, VideoPair
 from reward_model.training.methods import refresh_comparator as module
+from reward_model.training.methods.refresh import NoReadablePairError, PairDraws, refresh_levels
 from reward_model.training.methods.refresh_comparator import REFERENCE, labelled_pairs, refresh_comparator
 from reward_model.video_reward import VideoJudgeReward
 from tests.tiny_judge import build_judge
@@ -165,3 +170,30 @@ def test_a_refresh_that_is_stopped_leaves_no_reference_behind() -> None:
             after_step=stop,
         )
     assert judge.roles == ("comparator", "generated")
+
+
+def gone(folder: Path) -> VideoPair:
+    """Return a pair of files of which the second holds no video."""
+    write_video(folder / "a.mp4", torch.rand(8, 3, 32, 32), fps=8.0)
+    (folder / "b.mp4").write_bytes(b"none")
+    return VideoPair(folder / "a.mp4", folder / "b.mp4", "gone", {"overall": 1.0}, "a|b", place="pairs.csv, line 2")
+
+
+@pytest.mark.parametrize("method", ["sft", "grpo", "levels"])
+def test_a_pair_whose_video_is_gone_is_named_once_and_never_learned(
+    tmp_path: Path, method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    judge, bad = comparator(), gone(tmp_path)
+    settings = {"num_steps": 3, "learning_rate": 1e-3, "batch_size": 4, "anchors": ANCHORS, "role": "comparator"}
+    train = partial(refresh_comparator, method=method) if method != "levels" else refresh_levels
+    train(judge, pairs=[bad, NEW], chances=[100.0, 1.0], **settings)  # type: ignore[operator]
+    assert [record.getMessage().split(": ")[1] for record in caplog.records] == ["pairs.csv, line 2"]
+    with pytest.raises(NoReadablePairError, match="no pair has videos that can be read"):
+        train(judge, pairs=[bad], **settings)  # type: ignore[operator]
+    assert REFERENCE not in judge.roles
+
+
+def test_pairs_in_memory_are_drawn_as_by_their_chances_alone() -> None:
+    other = VideoPair(NEW.second, NEW.first, "b", {"overall": 0.0}, "other")
+    drawn = PairDraws([NEW, other], [1.0, 3.0], lambda video: pytest.fail("memory is not read"))(99, random.Random(5))
+    assert drawn == random.Random(5).choices([NEW, other], weights=[1.0, 3.0], k=99)

@@ -168,6 +168,7 @@ def test_a_checkpoint_is_written_at_each_rounds_end_and_nowhere_else(
     monkeypatch.setattr(
         loop, "save", lambda session: saved.append((session.progress.round, session.progress.iteration))
     )
+    monkeypatch.setattr(loop, "measure_result", lambda *_: None)
     monkeypatch.setattr(loop, "finish", lambda _session: tmp_path)
     assert loop.run(begun(recipe(tmp_path / "run", refresh__every=0)), never) == tmp_path
     assert saved == [(1, 0), (2, 0)]

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.testing import assert_close
 
 from generator_loop.objectives import OBJECTIVES
 from generator_loop.optim.step import Updater, policies_of
@@ -213,9 +212,9 @@ def test_a_process_with_fewer_scored_clips_or_none_steps_as_the_others_do(found,
     expected = step_of(whole, name, second, 0, 1)
     assert float((expected - before).abs().max()) > 1e-3
     for numbers in found:
-        assert_close(
-            numbers[f"{name} {second}"], expected, atol=2e-5, rtol=0
-        )  # Adam divides small gradients by themselves
+        # Adam divides a gradient by itself, so that one near 0 may step by any amount: the step is compared as a whole
+        apart = numbers[f"{name} {second}"] - expected
+        assert float(apart.norm() / (expected - before).norm()) < 1e-3
 
 
 def test_items_of_all_processes_come_in_the_order_of_one(found) -> None:

@@ -363,6 +363,10 @@ class RefreshConfig:
         _positive("refresh", self, "num_prompts", "num_steps", "batch_size", "learning_rate")
         if not self.readouts or len(set(self.readouts)) < len(self.readouts):
             raise ValueError(f"refresh.readouts must name readouts, each once, got {self.readouts}")
+        if {"comparator_sft", "comparator_grpo"} <= set(self.readouts):
+            raise ValueError(
+                "refresh.readouts: comparator_sft and comparator_grpo train the same comparison; name one of them"
+            )
         if self.num_remembered < 0:
             raise ValueError(f"refresh.num_remembered must be >= 0, got {self.num_remembered}")
         if not self.targets or not set(self.targets) <= {"text", "vision", "merger"}:

@@ -177,10 +177,10 @@ def act_on_round(session: Session) -> None:
     num_returns = sum(not record["is_good"] for record in progress.rounds[:-1])
     decision = decide(progress.rounds, guards, num_returns=num_returns)
     newest["is_good"] = decision.action == "go_on"
+    warn(session, tuple(filter(None, (decision.reason,))))
     if newest["is_good"]:
         save_good(session)
         return
-    warn(session, (decision.reason,))
     return_to_good(session)
     progress.ended = decision.reason if decision.action == "stop" else ""
     progress.after = None

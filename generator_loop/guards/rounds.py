@@ -30,9 +30,13 @@ def decide(rounds: Sequence[Mapping[str, Any]], config: GuardsConfig, *, num_ret
         num_returns: how often the run has returned so far.
 
     Returns:
-        return where a measure fell by more than its limit and the config allows another return, else stop; go_on otherwise.
+        return where a measure fell by more than its limit and the config allows another return, else stop; go_on otherwise, with a
+        reason where a measure that has a limit is missing.
     """
     *earlier, newest = rounds
+    missing = [
+        limit for limit, measure in MEASURES.items() if getattr(config, limit) is not None and newest[measure] is None
+    ]
     for limit, measure in MEASURES.items():
         allowed, value = getattr(config, limit), newest[measure]
         known = [record[measure] for record in earlier if record[measure] is not None and record.get("is_good", True)]
@@ -42,7 +46,8 @@ def decide(rounds: Sequence[Mapping[str, Any]], config: GuardsConfig, *, num_ret
         if num_returns < config.max_returns:
             return Decision("return", f"{fell}: the run returns to its last good round")
         return Decision("stop", f"{fell}, after {num_returns} returns: the run ends with its last good round")
-    return Decision("go_on")
+    unwatched = [f"guards.{limit} watches nothing in this round: {MEASURES[limit]} is missing" for limit in missing]
+    return Decision("go_on", "; ".join(unwatched))
 
 
 SIDES: Mapping[str, Literal["below", "above"]] = {

@@ -113,7 +113,8 @@ def held_samples(scored: Scored, fraction: float, *, num: int) -> Tensor:
     Returns:
         Ascending places; at least one. A sample that a judge could not score counts as the most uncertain.
     """
-    if fraction >= 1 or scored.disagreement is None:
+    if fraction >= 1:
         return torch.arange(num)
+    assert scored.disagreement is not None, "a fraction is held by the disagreement of several judges"
     doubt = torch.where(scored.disagreement.isfinite(), scored.disagreement, torch.inf)
     return doubt.argsort(descending=True, stable=True)[: max(1, round(fraction * num))].sort().values

@@ -268,6 +268,7 @@ def test_a_resumed_stage_3_ends_as_the_whole_one(recipe: Recipe, tmp_path: Path)
         ),
         ({"refresh__readouts": "[comparator]"}, "refresh.readouts holds 'comparator'; did you mean 'comparator_"),
         ({"refresh__readouts": "[levels,levels]"}, "refresh.readouts must name readouts, each once"),
+        ({"refresh__readouts": "[comparator_sft,comparator_grpo]"}, "train the same comparison; name one of them"),
         (
             {"reward__columns": "{overall: {name: comparator}, wins: {name: comparator}}"},
             "reward.columns.overall has the name of",

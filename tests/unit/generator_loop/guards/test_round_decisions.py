@@ -57,6 +57,16 @@ def test_either_measure_may_object_and_the_reason_names_it_with_its_numbers() ->
     )
 
 
+def test_a_guard_whose_measure_is_missing_says_that_it_watches_nothing() -> None:
+    config = GuardsConfig(max_audit_drop=0.1)
+    decision = decide(rounds(0.5, None), config, num_returns=0)
+    assert decision.action == "go_on" and decision.reason == (
+        "guards.max_audit_drop watches nothing in this round: reward_audit is missing"
+    )
+    assert decide(rounds(0.5, 0.5), config, num_returns=0).reason == ""
+    assert decide(rounds(0.5, None), GuardsConfig(), num_returns=0).reason == ""
+
+
 def test_measures_beyond_their_limit_ask_for_a_refresh() -> None:
     record = {"anchor_accuracy": 0.8, "audit_gap": 0.2, "uncertainty": None}
     assert triggered(record, {}) == ()

@@ -83,4 +83,5 @@ def test_a_wrong_section_is_refused_with_its_setting(settings: dict[str, Any], m
 
 def test_settings_at_the_edge_of_their_range_are_taken() -> None:
     for settings in ({"weight": 1e-6}, {"num_clips": 2}, {"images": True, "dimensions": ["visual_quality"]}):
-        DataConfig(kind="moving_shapes", **settings)  # type: ignore[arg-type]
+        section = DataConfig(kind="moving_shapes", **settings)  # type: ignore[arg-type]
+        assert all(getattr(section, name) == value for name, value in settings.items())
